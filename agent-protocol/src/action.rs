@@ -1,0 +1,339 @@
+//! What a process in the guest can do for lab.
+
+use std::{fmt, ops::BitOr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::FileId;
+
+/// What a process can do. A mapping is named by its address.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// open(2); answers with the file.
+    Open {
+        /// What to open.
+        path: String,
+        /// How.
+        flags: OpenFlags,
+    },
+    /// close(2).
+    Close(FileId),
+    /// pread(2); answers with the bytes, fewer at the end of the file.
+    ReadAt {
+        /// Where to read from.
+        file: FileId,
+        /// At what offset.
+        offset: u64,
+        /// How many bytes, at most [`MAX_DATA`](crate::MAX_DATA).
+        length: u32,
+    },
+    /// pwrite(2); answers with the number of bytes written.
+    WriteAt {
+        /// Where to write to.
+        file: FileId,
+        /// At what offset.
+        offset: u64,
+        /// What to write.
+        data: Vec<u8>,
+    },
+    /// pread(2) whose buffer is a mapping; answers with the number of bytes read.
+    ReadInto {
+        /// Where to read from.
+        file: FileId,
+        /// At what offset.
+        offset: u64,
+        /// The mapping to read into.
+        mapping: u64,
+        /// Where in the mapping.
+        at: u64,
+        /// How many bytes.
+        length: u32,
+    },
+    /// ioctl(2) whose argument is a number, not a pointer; answers with the number returned.
+    Ioctl {
+        /// On what.
+        file: FileId,
+        /// Which.
+        request: u32,
+        /// Its argument: too small to be the address of anything.
+        argument: u16,
+    },
+    /// mmap(2); answers with the address.
+    Map {
+        /// What to map; nothing for anonymous memory.
+        file: Option<FileId>,
+        /// From what offset.
+        offset: u64,
+        /// How many bytes.
+        length: u64,
+        /// For what.
+        protection: Protection,
+        /// Shared or private.
+        sharing: Sharing,
+    },
+    /// munmap(2) of a whole mapping.
+    Unmap(u64),
+    /// One load; answers with what it gave.
+    Peek {
+        /// The mapping.
+        mapping: u64,
+        /// Where in it.
+        offset: u64,
+        /// How wide.
+        width: Width,
+        /// Who makes the access.
+        victim: Victim,
+    },
+    /// One store.
+    Poke {
+        /// The mapping.
+        mapping: u64,
+        /// Where in it.
+        offset: u64,
+        /// How wide.
+        width: Width,
+        /// What to store; what exceeds the width is ignored.
+        value: u64,
+        /// Who makes the access.
+        victim: Victim,
+    },
+    /// Fill a mapping with a pattern of addresses and the seed.
+    Fill {
+        /// The mapping.
+        mapping: u64,
+        /// Tells one filling from the next.
+        seed: u64,
+    },
+    /// Compare a mapping with the pattern; answers with a verdict.
+    Verify {
+        /// The mapping.
+        mapping: u64,
+        /// As it was filled.
+        seed: u64,
+    },
+    /// Start threads that write, read and compare memory of their own until they are stopped.
+    StartHammer {
+        /// How many.
+        threads: u16,
+        /// How much memory each.
+        bytes: u64,
+    },
+    /// Stop them; answers with their report.
+    StopHammer,
+    /// Read an I/O port; answers with what it gave.
+    ReadPort {
+        /// Which.
+        port: u16,
+        /// How wide, up to 4 bytes.
+        width: Width,
+    },
+    /// Write an I/O port.
+    WritePort {
+        /// Which.
+        port: u16,
+        /// How wide, up to 4 bytes.
+        width: Width,
+        /// What.
+        value: u32,
+    },
+    /// Read a whole file; answers with its bytes.
+    ReadFile(String),
+    /// Write a file that exists with one write(2), as sysfs wants it; answers with the number of
+    /// bytes written.
+    WriteFile {
+        /// Which.
+        path: String,
+        /// What.
+        data: Vec<u8>,
+    },
+    /// List a directory; answers with names.
+    ListDirectory(String),
+    /// Load a module of the initramfs, after the modules that it needs.
+    LoadModule {
+        /// Its name.
+        name: String,
+        /// Its parameters, as on modprobe's command line.
+        parameters: String,
+    },
+    /// Unload a module, as rmmod does.
+    UnloadModule(String),
+    /// Load the kernel that a crash will start.
+    LoadCrashKernel {
+        /// A bzImage in the guest.
+        kernel: String,
+        /// Its initramfs.
+        initramfs: String,
+        /// Its command line.
+        command_line: String,
+    },
+    /// The kernel's log from this sequence number on; answers with records of /dev/kmsg.
+    ReadLog {
+        /// The first sequence number wanted.
+        from: u64,
+    },
+    /// The sequence number that the log's next record will have.
+    LogEnd,
+    /// Write dirty pages to disk.
+    Sync,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Open { path, flags } => write!(f, "open {path} with flags {:#o}", flags.0),
+            Self::Close(file) => write!(f, "close {file}"),
+            Self::ReadAt { file, offset, length } => {
+                write!(f, "read {length:#x} bytes at {offset:#x} of {file}")
+            }
+            Self::WriteAt { file, offset, data } => {
+                write!(f, "write {:#x} bytes at {offset:#x} of {file}", data.len())
+            }
+            Self::ReadInto { file, offset, mapping, at, length } => write!(
+                f,
+                "read {length:#x} bytes at {offset:#x} of {file} to {at:#x} of mapping {mapping:#x}"
+            ),
+            Self::Ioctl { file, request, argument } => {
+                write!(f, "ioctl {request:#x} of {file} with {argument:#x}")
+            }
+            Self::Map { file: Some(file), offset, length, protection, sharing } => write!(
+                f,
+                "map {length:#x} bytes at {offset:#x} of {file}, {protection:?}, {sharing:?}"
+            ),
+            Self::Map { file: None, length, .. } => write!(f, "allocate {length:#x} bytes"),
+            Self::Unmap(mapping) => write!(f, "unmap mapping {mapping:#x}"),
+            Self::Peek { mapping, offset, width, victim } => write!(
+                f,
+                "load {} bytes at {offset:#x} of mapping {mapping:#x} in {victim}",
+                width.bytes()
+            ),
+            Self::Poke { mapping, offset, width, value, victim } => write!(
+                f,
+                "store {value:#x}, {} bytes, at {offset:#x} of mapping {mapping:#x} in {victim}",
+                width.bytes()
+            ),
+            Self::Fill { mapping, seed } => {
+                write!(f, "fill mapping {mapping:#x} with the pattern of seed {seed}")
+            }
+            Self::Verify { mapping, seed } => {
+                write!(f, "compare mapping {mapping:#x} with the pattern of seed {seed}")
+            }
+            Self::StartHammer { threads, bytes } => {
+                write!(f, "hammer {bytes:#x} bytes with each of {threads} threads")
+            }
+            Self::StopHammer => write!(f, "stop the hammer"),
+            Self::ReadPort { port, width } => {
+                write!(f, "read {} bytes of port {port:#x}", width.bytes())
+            }
+            Self::WritePort { port, width, value } => {
+                write!(f, "write {value:#x}, {} bytes, to port {port:#x}", width.bytes())
+            }
+            Self::ReadFile(path) => write!(f, "read {path}"),
+            Self::WriteFile { path, data } => {
+                write!(f, "write {:?} to {path}", String::from_utf8_lossy(data))
+            }
+            Self::ListDirectory(path) => write!(f, "list {path}"),
+            Self::LoadModule { name, parameters } if parameters.is_empty() => {
+                write!(f, "load module {name}")
+            }
+            Self::LoadModule { name, parameters } => {
+                write!(f, "load module {name} with {parameters}")
+            }
+            Self::UnloadModule(name) => write!(f, "unload module {name}"),
+            Self::LoadCrashKernel { kernel, .. } => write!(f, "load {kernel} for a crash"),
+            Self::ReadLog { from } => write!(f, "read the kernel's log from record {from}"),
+            Self::LogEnd => write!(f, "find the end of the kernel's log"),
+            Self::Sync => write!(f, "sync"),
+        }
+    }
+}
+
+/// The flags of open(2), with Linux's values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenFlags(pub u32);
+
+impl OpenFlags {
+    /// Only to read.
+    pub const RDONLY: Self = Self(0);
+    /// Only to write.
+    pub const WRONLY: Self = Self(0o1);
+    /// To read and to write.
+    pub const RDWR: Self = Self(0o2);
+    /// Make it if it is not there.
+    pub const CREAT: Self = Self(0o100);
+    /// Empty it first.
+    pub const TRUNC: Self = Self(0o1000);
+    /// Never wait.
+    pub const NONBLOCK: Self = Self(0o4000);
+    /// For `/dev/mem`: map uncached.
+    pub const SYNC: Self = Self(0o4010000);
+}
+
+impl BitOr for OpenFlags {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// What a mapping may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Protection {
+    /// Loads.
+    Read,
+    /// Loads and stores.
+    ReadWrite,
+}
+
+/// Who sees what is stored in a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sharing {
+    /// Everyone.
+    Shared,
+    /// Only this process: a page is copied when it is first written.
+    Private,
+}
+
+/// Who makes a memory access, and so who dies if it raises a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Victim {
+    /// A child forked for it. The process and its mappings live on and can be asked again.
+    Child,
+    /// The process itself. Needed where fork(2) fails, as with copied pages of a private mapping
+    /// of device memory, and where the child would get a copy of its own.
+    Process,
+}
+
+impl fmt::Display for Victim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Child => "a child",
+            Self::Process => "the process itself",
+        })
+    }
+}
+
+/// How many bytes one access moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Width {
+    /// 1 byte.
+    Byte,
+    /// 2 bytes.
+    Word,
+    /// 4 bytes.
+    Long,
+    /// 8 bytes.
+    Quad,
+}
+
+impl Width {
+    /// The number of bytes.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Byte => 1,
+            Self::Word => 2,
+            Self::Long => 4,
+            Self::Quad => 8,
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! What the agent answers.
+
+use std::{fmt, io};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Errno, Fault, Signal};
+
+/// The answer to the request with the same id.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The request's id.
+    pub id: u32,
+    /// What came of it.
+    pub result: Result<Value, Failure>,
+}
+
+/// What a request that worked gives back.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Value {
+    /// Nothing but the fact that it worked.
+    Done,
+    /// A process id, a file, an address, a count, or what a register or memory held.
+    Word(u64),
+    /// What a file or a device held.
+    Bytes(Vec<u8>),
+    /// The entries of a directory, sorted.
+    Names(Vec<String>),
+    /// What a verification found.
+    Verdict(Verdict),
+    /// What a hammer did.
+    Hammer(HammerReport),
+}
+
+macro_rules! value_kinds {
+    ($($variant:ident => $kind:ty,)*) => {
+        $(
+            /// Gives back a value of another kind.
+            impl TryFrom<Value> for $kind {
+                type Error = Value;
+
+                fn try_from(value: Value) -> Result<Self, Value> {
+                    match value {
+                        Value::$variant(value) => Ok(value),
+                        other => Err(other),
+                    }
+                }
+            }
+        )*
+    };
+}
+
+value_kinds! {
+    Word => u64,
+    Bytes => Vec<u8>,
+    Names => Vec<String>,
+    Verdict => Verdict,
+    Hammer => HammerReport,
+}
+
+/// Gives back a value that is more than nothing.
+impl TryFrom<Value> for () {
+    type Error = Value;
+
+    fn try_from(value: Value) -> Result<Self, Value> {
+        if value == Value::Done { Ok(()) } else { Err(value) }
+    }
+}
+
+/// Why a request gave nothing back.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Failure {
+    /// The system call's error number.
+    Errno(Errno),
+    /// The access raised this signal, and whoever made it died of it.
+    Fault(Fault),
+    /// Whoever was to do it (the process, or the child that it forked for a memory access) had
+    /// ended, or ended meanwhile, for another reason.
+    Ended(End),
+    /// The request makes no sense, as this sentence says: a mistake of lab's, not of the guest's.
+    Refused(String),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(number) => Self::Errno(Errno(number)),
+            None => Self::Refused(error.to_string()),
+        }
+    }
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum End {
+    /// It exited with this status.
+    Exited(i32),
+    /// It was ended by this signal.
+    Killed(Signal),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(status) => write!(f, "exited with status {status}"),
+            Self::Killed(signal) => write!(f, "ended by {signal}"),
+        }
+    }
+}
+
+/// What became of a mapping that was filled with a pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// How many 8-byte words no longer hold the pattern.
+    pub wrong_words: u64,
+    /// The address of the first of them.
+    pub first_wrong: Option<u64>,
+}
+
+/// What the threads of a hammer did, all together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HammerReport {
+    /// How many times a whole buffer was written, then read and compared.
+    pub rounds: u64,
+    /// How many 8-byte words did not hold what had been written.
+    pub wrong_words: u64,
+}

@@ -1,0 +1,110 @@
+//! System calls that neither the standard library nor rustix offers safely.
+
+use std::{
+    ffi::CStr,
+    io, mem,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    ptr,
+};
+
+use agent_protocol::{End, Signal};
+use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
+
+/// On which side of a fork(2) one is.
+pub enum Fork {
+    /// In the process that asked for it.
+    Parent(Pid),
+    /// In the new process.
+    Child,
+}
+
+/// fork(2). The child of a process with threads must not allocate memory or take locks: another
+/// thread may have been holding one.
+pub fn fork() -> io::Result<Fork> {
+    // SAFETY: fork has no preconditions. Process 1 has no threads when it forks; the children
+    // that workers fork make one memory access, write to a pipe and exit.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(Pid::from_raw(pid).map_or(Fork::Child, Fork::Parent)),
+    }
+}
+
+/// Ends the process at once: no destructors, no exit handlers.
+pub fn exit(status: i32) -> ! {
+    // SAFETY: _exit has no preconditions.
+    unsafe { libc::_exit(status) }
+}
+
+/// Waits for a child to end.
+pub fn wait(pid: Pid) -> io::Result<End> {
+    loop {
+        match waitpid(Some(pid), WaitOptions::empty()) {
+            Ok(Some((_, status))) => return Ok(end(status)),
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// What a wait status says of a process that is not stopped but gone.
+pub fn end(status: WaitStatus) -> End {
+    match status.terminating_signal() {
+        Some(signal) => End::Killed(Signal(signal)),
+        None => End::Exited(status.exit_status().unwrap_or_default()),
+    }
+}
+
+/// A descriptor that is readable once a child has ended, instead of the signal.
+pub fn child_signals() -> io::Result<OwnedFd> {
+    // SAFETY: sigset_t is plain data, for which zeros are a valid value.
+    let mut signals: libc::sigset_t = unsafe { mem::zeroed() };
+    // SAFETY: the set is a live local, and SIGCHLD is a signal.
+    check(unsafe { libc::sigaddset(&mut signals, libc::SIGCHLD) })?;
+    // SAFETY: the set is a live local; the old mask is not asked for.
+    check(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &signals, ptr::null_mut()) })?;
+    // SAFETY: the set is a live local; -1 asks for a new descriptor.
+    let fd =
+        check(unsafe { libc::signalfd(-1, &signals, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// ioctl(2) whose argument is a small number.
+pub fn ioctl(file: BorrowedFd<'_>, request: u32, argument: u16) -> io::Result<u64> {
+    // SAFETY: the descriptor is open. A request that takes the argument for a pointer gets EFAULT:
+    // nothing is ever mapped below mmap_min_addr, which is 64 KiB.
+    let result =
+        unsafe { libc::ioctl(file.as_raw_fd(), request.into(), libc::c_ulong::from(argument)) };
+    check(result).map(|value| value as u64)
+}
+
+/// Lets this process use every I/O port.
+pub fn allow_ports() -> io::Result<()> {
+    // SAFETY: the call takes no pointer; it widens what in and out instructions may do.
+    check(unsafe { libc::iopl(3) }).map(drop)
+}
+
+/// Has the kernel start this kernel when it crashes.
+pub fn load_crash_kernel(
+    kernel: BorrowedFd<'_>,
+    initramfs: BorrowedFd<'_>,
+    command_line: &CStr,
+) -> io::Result<()> {
+    const KEXEC_FILE_ON_CRASH: libc::c_ulong = 2;
+    // SAFETY: both descriptors are open, and the length covers the string and its final zero.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_kexec_file_load,
+            kernel.as_raw_fd(),
+            initramfs.as_raw_fd(),
+            command_line.to_bytes_with_nul().len(),
+            command_line.as_ptr(),
+            KEXEC_FILE_ON_CRASH,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}

@@ -1,0 +1,233 @@
+//! A worker: a process that does what lab asks of it, one thing after the other, and holds the
+//! files, mappings and threads that come of it until it ends.
+
+use std::{
+    collections::BTreeMap,
+    ffi::CString,
+    fs::{self, File},
+    io::{Read, Write},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::{fs::FileExt, net::UnixStream},
+    },
+};
+
+use agent_protocol::{
+    Action, Failure, FileId, FrameReader, MAX_DATA, OpenFlags, Value, Victim, write_frame,
+};
+use rustix::fs::{Mode, OFlags};
+
+use crate::{
+    access::{self, Ports},
+    fault,
+    hammer::Hammer,
+    kernel_log,
+    mapping::Mapping,
+    modules, sys,
+};
+
+/// What a worker holds.
+#[derive(Default)]
+pub struct Worker {
+    files: BTreeMap<FileId, File>,
+    mappings: BTreeMap<u64, Mapping>,
+    hammer: Option<Hammer>,
+    ports: Option<Ports>,
+}
+
+/// Serves process 1 over a socket until it closes it. Faults are reported to the pipe.
+pub fn run(socket: UnixStream, faults: OwnedFd) -> ! {
+    let mut worker = Worker::default();
+    if fault::report_to(faults).is_ok() {
+        let mut actions = FrameReader::new(&socket);
+        while let Ok(action) = actions.read() {
+            if write_frame(&socket, &worker.perform(action)).is_err() {
+                break;
+            }
+        }
+    }
+    sys::exit(1)
+}
+
+impl Worker {
+    fn perform(&mut self, action: Action) -> Result<Value, Failure> {
+        Ok(match action {
+            Action::Open { path, flags } => Value::Word(self.open(&path, flags)?),
+            Action::Close(file) => {
+                self.files.remove(&file).ok_or_else(|| no_file(file))?;
+                Value::Done
+            }
+            Action::ReadAt { file, offset, length } => {
+                Value::Bytes(read_at(self.file(file)?, offset, length)?)
+            }
+            Action::WriteAt { file, offset, data } => {
+                Value::Word(self.file(file)?.write_at(&data, offset)? as u64)
+            }
+            Action::ReadInto { file, offset, mapping, at, length } => {
+                let (file, mapping) = (self.file(file)?, self.mapping(mapping)?);
+                Value::Word(mapping.read_from(file.as_fd(), offset, at, length)?)
+            }
+            Action::Ioctl { file, request, argument } => {
+                Value::Word(sys::ioctl(self.file(file)?.as_fd(), request, argument)?)
+            }
+            Action::Map { file, offset, length, protection, sharing } => {
+                let file = file.map(|file| self.file(file)).transpose()?;
+                let file: Option<BorrowedFd<'_>> = file.map(AsFd::as_fd);
+                let mapping = Mapping::new(file, offset, length, protection, sharing)?;
+                let address = mapping.address();
+                self.mappings.insert(address, mapping);
+                Value::Word(address)
+            }
+            Action::Unmap(address) => {
+                self.mappings.remove(&address).ok_or_else(|| no_mapping(address))?.unmap()?;
+                Value::Done
+            }
+            Action::Peek { mapping, offset, width, victim } => {
+                let cell = self.mapping(mapping)?.cell(offset, width)?;
+                Value::Word(attempt(victim, || cell.load())?)
+            }
+            Action::Poke { mapping, offset, width, value, victim } => {
+                let cell = self.mapping(mapping)?.cell(offset, width)?;
+                attempt(victim, || {
+                    cell.store(value);
+                    0
+                })?;
+                Value::Done
+            }
+            Action::Fill { mapping, seed } => {
+                self.mapping(mapping)?.fill(seed);
+                Value::Done
+            }
+            Action::Verify { mapping, seed } => Value::Verdict(self.mapping(mapping)?.verify(seed)),
+            Action::StartHammer { threads, bytes } => {
+                if self.hammer.is_some() {
+                    return Err(refused("this process has a hammer already"));
+                }
+                self.hammer = Some(Hammer::start(threads, bytes)?);
+                Value::Done
+            }
+            Action::StopHammer => {
+                let hammer = self.hammer.take().ok_or_else(|| refused("there is no hammer"))?;
+                Value::Hammer(hammer.stop()?)
+            }
+            Action::ReadPort { port, width } => {
+                let value = self.ports()?.read(port, width).ok_or_else(no_such_width)?;
+                Value::Word(value.into())
+            }
+            Action::WritePort { port, width, value } => {
+                self.ports()?.write(port, width, value).ok_or_else(no_such_width)?;
+                Value::Done
+            }
+            Action::ReadFile(path) => Value::Bytes(read_file(&path)?),
+            Action::WriteFile { path, data } => {
+                let mut file = File::options().write(true).truncate(true).open(path)?;
+                Value::Word(file.write(&data)? as u64)
+            }
+            Action::ListDirectory(path) => Value::Names(list_directory(&path)?),
+            Action::LoadModule { name, parameters } => {
+                modules::load(&name, &parameters)?;
+                Value::Done
+            }
+            Action::UnloadModule(name) => {
+                modules::unload(&name)?;
+                Value::Done
+            }
+            Action::LoadCrashKernel { kernel, initramfs, command_line } => {
+                let (kernel, initramfs) = (File::open(kernel)?, File::open(initramfs)?);
+                let command_line =
+                    CString::new(command_line).map_err(|error| refused(&error.to_string()))?;
+                sys::load_crash_kernel(kernel.as_fd(), initramfs.as_fd(), &command_line)?;
+                Value::Done
+            }
+            Action::ReadLog { from } => Value::Bytes(kernel_log::read(from)?),
+            Action::LogEnd => Value::Word(kernel_log::end()?),
+            Action::Sync => {
+                rustix::fs::sync();
+                Value::Done
+            }
+        })
+    }
+
+    fn open(&mut self, path: &str, flags: OpenFlags) -> Result<u64, Failure> {
+        let flags = OFlags::from_bits_retain(flags.0) | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let file = rustix::fs::open(path, flags, mode).map_err(std::io::Error::from)?;
+        let number = file.as_raw_fd() as u32;
+        self.files.insert(FileId(number), file.into());
+        Ok(number.into())
+    }
+
+    fn file(&self, file: FileId) -> Result<&File, Failure> {
+        self.files.get(&file).ok_or_else(|| no_file(file))
+    }
+
+    fn mapping(&self, address: u64) -> Result<&Mapping, Failure> {
+        self.mappings.get(&address).ok_or_else(|| no_mapping(address))
+    }
+
+    fn ports(&mut self) -> Result<Ports, Failure> {
+        match self.ports {
+            Some(ports) => Ok(ports),
+            None => Ok(*self.ports.insert(Ports::open()?)),
+        }
+    }
+}
+
+fn attempt(victim: Victim, access: impl FnOnce() -> u64) -> Result<u64, Failure> {
+    match victim {
+        Victim::Child => access::in_child(access),
+        Victim::Process => Ok(access()),
+    }
+}
+
+fn read_at(file: &File, offset: u64, length: u32) -> Result<Vec<u8>, Failure> {
+    let mut bytes = vec![0; carriable(length as usize)?];
+    let count = file.read_at(&mut bytes, offset)?;
+    bytes.truncate(count);
+    Ok(bytes)
+}
+
+/// In large reads: some files of the kernel refuse small ones.
+fn read_file(path: &str) -> Result<Vec<u8>, Failure> {
+    let mut file = File::open(path)?;
+    let mut bytes = Vec::new();
+    let mut chunk = vec![0; 64 << 10];
+    loop {
+        match file.read(&mut chunk)? {
+            0 => return Ok(bytes),
+            count => bytes.extend_from_slice(&chunk[..count]),
+        }
+        carriable(bytes.len())?;
+    }
+}
+
+fn list_directory(path: &str) -> std::io::Result<Vec<String>> {
+    let name =
+        |entry: std::io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into());
+    let mut names = fs::read_dir(path)?.map(name).collect::<std::io::Result<Vec<String>>>()?;
+    names.sort();
+    Ok(names)
+}
+
+fn carriable(length: usize) -> Result<usize, Failure> {
+    if length > MAX_DATA {
+        return Err(refused(&format!("{length} bytes are above the limit of {MAX_DATA}")));
+    }
+    Ok(length)
+}
+
+fn refused(why: &str) -> Failure {
+    Failure::Refused(why.to_owned())
+}
+
+fn no_file(file: FileId) -> Failure {
+    refused(&format!("this process has no {file} open"))
+}
+
+fn no_mapping(address: u64) -> Failure {
+    refused(&format!("this process has no mapping at {address:#x}"))
+}
+
+fn no_such_width() -> Failure {
+    refused("an I/O port is 1, 2 or 4 bytes wide")
+}

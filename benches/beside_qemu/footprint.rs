@@ -1,0 +1,54 @@
+//! What a VM costs its host in memory, booted and idle at /init: the resident pages of the VMM's
+//! process.
+//!
+//! The guest touches what it touches, the same in all. What a VMM adds are its own code and data, its
+//! firmware's work, and the untouched rest of every huge page that it had the host use for the guest.
+
+use std::fs;
+
+use anyhow::Context;
+
+use crate::{
+    contender::RAM_MIB,
+    report::{Figure, Unit},
+    vm::Vm,
+};
+
+pub const TOTAL: Figure = Figure { name: "resident memory, idle at /init", unit: Unit::Mebibytes };
+pub const NOT_GUEST_MEMORY: Figure =
+    Figure { name: "of it not guest memory", unit: Unit::Mebibytes };
+
+/// MiB.
+#[derive(Default)]
+pub struct Footprint {
+    pub total: f64,
+    pub not_guest_memory: f64,
+}
+
+/// The footprint of a VM as it is now.
+pub fn measure(vm: &Vm) -> anyhow::Result<Footprint> {
+    let path = format!("/proc/{}/smaps", vm.id());
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    parse(&text).with_context(|| format!("{path} is not of its documented form"))
+}
+
+/// Sums up smaps. Nothing of a VMM is as large as the guest's RAM, but the guest's RAM.
+fn parse(smaps: &str) -> Option<Footprint> {
+    let mut footprint = Footprint::default();
+    let mut is_guest_memory = false;
+    for line in smaps.lines() {
+        let Some((name, value)) = line.split_once(':') else { continue };
+        let mebibytes = || Some(value.trim().strip_suffix(" kB")?.parse::<f64>().ok()? / 1024.0);
+        match name {
+            "Size" => is_guest_memory = mebibytes()? >= RAM_MIB as f64,
+            "Rss" => {
+                footprint.total += mebibytes()?;
+                if !is_guest_memory {
+                    footprint.not_guest_memory += mebibytes()?;
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(footprint)
+}

@@ -1,0 +1,191 @@
+//! Medians, ratios, and what machine they are from.
+
+use std::{collections::BTreeMap, fmt, fs, process::Command};
+
+use anyhow::Context;
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+
+use crate::contender::{Contender, Programs};
+
+/// Something that is measured; less is better.
+#[derive(Clone, Copy)]
+pub struct Figure {
+    pub name: &'static str,
+    pub unit: Unit,
+}
+
+#[derive(Clone, Copy, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unit {
+    Seconds,
+    Mebibytes,
+}
+
+impl Unit {
+    fn show(self, value: f64) -> String {
+        match self {
+            Self::Seconds => format!("{value:.3}"),
+            Self::Mebibytes => format!("{value:.1}"),
+        }
+    }
+
+    fn symbol(self) -> &'static str {
+        match self {
+            Self::Seconds => "s",
+            Self::Mebibytes => "MiB",
+        }
+    }
+}
+
+/// All that was measured.
+#[derive(Serialize)]
+pub struct Report {
+    host: Host,
+    guest_kernel: String,
+    runs: usize,
+    figures: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Host {
+    processor: String,
+    processors: usize,
+    kernel: String,
+    emulated: bool,
+    qemu: String,
+}
+
+#[derive(Serialize)]
+struct Row {
+    name: &'static str,
+    unit: Unit,
+    samples: BTreeMap<&'static str, Samples>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case", untagged)]
+enum Samples {
+    Taken(Vec<f64>),
+    NotSupported(&'static str),
+}
+
+impl Report {
+    /// A report about this host, without any figure yet.
+    pub fn new(programs: &Programs, guest_kernel: &str, runs: usize) -> anyhow::Result<Self> {
+        let version = Command::new(&programs.qemu).arg("--version").output();
+        let version = version.context("cannot run QEMU; is qemu-system-x86 installed?")?.stdout;
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
+        let model =
+            cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+        let host = Host {
+            processor: model.map_or("unknown processor", |(_, name)| name).to_owned(),
+            processors: std::thread::available_parallelism()?.get(),
+            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+            emulated: std::env::var("MOAT_KVM_HOST").is_ok_and(|kind| kind == "emulated"),
+            qemu: String::from_utf8_lossy(&version).lines().next().unwrap_or_default().to_owned(),
+        };
+        Ok(Self { host, guest_kernel: guest_kernel.to_owned(), runs, figures: Vec::new() })
+    }
+
+    /// One sample.
+    pub fn add(&mut self, figure: Figure, contender: Contender, sample: f64) {
+        let samples = self.row(figure).entry(contender.name).or_insert(Samples::Taken(Vec::new()));
+        if let Samples::Taken(samples) = samples {
+            samples.push(sample);
+        }
+    }
+
+    /// A figure that a VMM cannot have.
+    pub fn not_supported(&mut self, figure: Figure, contender: Contender) {
+        self.row(figure).insert(contender.name, Samples::NotSupported("not supported"));
+    }
+
+    fn row(&mut self, figure: Figure) -> &mut BTreeMap<&'static str, Samples> {
+        let known = self.figures.iter().position(|row| row.name == figure.name);
+        let at = known.unwrap_or_else(|| {
+            let Figure { name, unit } = figure;
+            self.figures.push(Row { name, unit, samples: BTreeMap::new() });
+            self.figures.len() - 1
+        });
+        &mut self.figures[at].samples
+    }
+}
+
+impl Samples {
+    fn median(&self) -> Option<f64> {
+        let Self::Taken(samples) = self else { return None };
+        let mut sorted = samples.clone();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        match sorted.len() % 2 {
+            0 => Some((sorted.get(middle.checked_sub(1)?)? + sorted[middle]) / 2.0),
+            _ => Some(sorted[middle]),
+        }
+    }
+
+    fn show(&self, unit: Unit) -> String {
+        match (self, self.median()) {
+            (Self::Taken(samples), Some(median)) => {
+                let least = samples.iter().copied().fold(f64::INFINITY, f64::min);
+                let most = samples.iter().copied().fold(0.0, f64::max);
+                format!("{} ({} - {})", unit.show(median), unit.show(least), unit.show(most))
+            }
+            (Self::NotSupported(text), _) => (*text).to_owned(),
+            (Self::Taken(_), None) => String::new(),
+        }
+    }
+}
+
+impl Row {
+    /// What a VMM has, and how moat's median compares to it.
+    fn cells(&self, contender: Contender) -> [String; 2] {
+        let Some(samples) = self.samples.get(contender.name) else {
+            return [String::new(), String::new()];
+        };
+        let moat = self.samples.get(Contender::MOAT.name).and_then(Samples::median);
+        let ratio = match (moat, samples.median()) {
+            (Some(moat), Some(other)) if contender.name != Contender::MOAT.name => {
+                format!("{:.2}", moat / other)
+            }
+            _ => String::new(),
+        };
+        [samples.show(self.unit), ratio]
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Host { processor, processors, kernel, emulated, qemu } = &self.host;
+        writeln!(f, "Guest: Linux {}, 1 vCPU, 512 MiB. {qemu}.", self.guest_kernel)?;
+        writeln!(f, "Host: {processors} x {processor}, Linux {kernel}.")?;
+        if *emulated {
+            writeln!(f, "The host is emulated: compare the ratios, not the seconds.")?;
+        }
+        writeln!(
+            f,
+            "Median (least - most) of {} runs after a first one; \"moat is\" divides medians.\n",
+            self.runs
+        )?;
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_FULL_CONDENSED).set_header(["", "", "", "moat is"]);
+        for row in &self.figures {
+            let mut name = format!("{}, {}", row.name, row.unit.symbol());
+            for contender in Contender::ALL {
+                let [value, ratio] = row.cells(contender);
+                if !value.is_empty() {
+                    table.add_row([
+                        std::mem::take(&mut name),
+                        contender.name.to_owned(),
+                        value,
+                        ratio,
+                    ]);
+                }
+            }
+        }
+        if let Some(column) = table.column_mut(3) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        write!(f, "{table}")
+    }
+}

@@ -1,0 +1,168 @@
+//! `moat check`.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::bail;
+use comfy_table::{Table, presets};
+use lab::kernel::GuestKernel;
+use lab::report::{
+    KernelReport, Kind, Observation, Protection, Report, ScenarioReport, TroubledGuest, Unfinished,
+    Verdict,
+};
+use lab::runner::{self, Progress, Settings};
+use lab::scenarios::{self, Boot, CATALOGUE, Scenario};
+
+use crate::arguments::CheckArguments;
+use crate::output::answer;
+
+pub fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
+    if arguments.list {
+        print_list()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let scenarios = scenarios::select(&arguments.only)?;
+    let kernels = open_kernels(arguments)?;
+    let diagnosis = vmm::doctor::examine();
+    if !diagnosis.usable {
+        bail!(
+            "{}; `moat doctor` examines KVM, and scripts/kvm-host runs a command where it works",
+            diagnosis.reason
+        );
+    }
+    let protection =
+        if arguments.expect_unprotected { Protection::Absent } else { Protection::Present };
+    let settings = Settings { vcpus: arguments.cpus, protection };
+    let start = Instant::now();
+    let run = |kernel| runner::run(kernel, &scenarios, settings, &|progress| tell(progress, start));
+    let report = Report { kernels: kernels.iter().map(run).collect() };
+    if arguments.json {
+        answer(serde_json::to_string_pretty(&report)?)?;
+    } else {
+        print_for_people(&report)?;
+    }
+    Ok(if report.holds() { ExitCode::SUCCESS } else { ExitCode::from(crate::FAILURE) })
+}
+
+/// Directories as scripts/guest-kernel makes them, and images.
+fn open_kernels(arguments: &CheckArguments) -> anyhow::Result<Vec<GuestKernel>> {
+    let modules = arguments.modules.as_deref();
+    if modules.is_some() && arguments.kernel.iter().all(|path| path.is_dir()) {
+        bail!("--modules is for a bzImage; a kernel directory has its modules in it");
+    }
+    let open = |path: &PathBuf| match path.is_dir() {
+        true => GuestKernel::open(path),
+        false => GuestKernel::from_image(path, modules),
+    };
+    arguments.kernel.iter().map(|path| open(path).map_err(Into::into)).collect()
+}
+
+fn print_list() -> io::Result<()> {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    for Scenario { id, title, .. } in CATALOGUE {
+        table.add_row([id, title]);
+    }
+    answer(table)
+}
+
+/// Progress goes where it is in nobody's way.
+fn tell(progress: Progress, start: Instant) {
+    let seconds = start.elapsed().as_secs();
+    match progress {
+        Progress::Booting(kernel, boot, scenarios) => {
+            let ids: Vec<_> = scenarios.iter().map(|scenario| scenario.id).collect();
+            let (release, guest) = (kernel.release(), boot.name());
+            let _ = writeln!(
+                io::stderr(),
+                "{seconds:4} s  {release}: {guest} guest ({boot}): {}",
+                ids.join(" ")
+            );
+        }
+        Progress::Told(scenario, Verdict::Failed) => {
+            let _ = writeln!(io::stderr(), "{seconds:4} s  {} failed", scenario.id);
+        }
+        Progress::Told(..) => {}
+    }
+}
+
+fn print_for_people(report: &Report) -> io::Result<()> {
+    for kernel in &report.kernels {
+        print_kernel(kernel)?;
+    }
+    let totals = report.totals();
+    answer(format_args!(
+        "{} passed, {} failed, {} skipped",
+        totals.passed, totals.failed, totals.skipped
+    ))
+}
+
+fn print_kernel(kernel: &KernelReport) -> io::Result<()> {
+    answer(format_args!("Linux {}, {}", kernel.release, kernel.image.display()))?;
+    for boot in Boot::ALL {
+        answer(format_args!("  {} guest: {boot}", boot.name()))?;
+    }
+    answer(format_args!("\n{}\n", table(kernel)))?;
+    for (scenario, why) in unfinished(kernel) {
+        answer(format_args!("{scenario} {why}"))?;
+    }
+    for guest in &kernel.troubled_guests {
+        let TroubledGuest { boot, error, console } = guest;
+        answer(format_args!(
+            "\nThe console of the {} guest ({error}) ended with\n{console}",
+            boot.name()
+        ))?;
+    }
+    println!();
+    Ok(())
+}
+
+fn table(kernel: &KernelReport) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_header(["scenario", "guest", "tried", "expected", "observed", "verdict"]);
+    for report in &kernel.scenarios {
+        table.add_row(heading(report));
+        table.add_rows(report.observations.iter().map(|observed| row(report.scenario, observed)));
+    }
+    table
+}
+
+fn heading(report: &ScenarioReport) -> [&'static str; 6] {
+    let verdict = match report.verdict() {
+        Verdict::Passed => "passed",
+        Verdict::Failed => "FAILED",
+        Verdict::Skipped => "skipped",
+    };
+    [report.scenario.id, "", report.scenario.title, "", "", verdict]
+}
+
+fn row(scenario: &Scenario, observation: &Observation) -> [String; 6] {
+    let kind = match observation.kind {
+        Kind::Check => "",
+        Kind::Control => "control: ",
+        Kind::UnprotectedControl => "control, unprotected kernel: ",
+    };
+    [
+        scenario.id.to_owned(),
+        observation.boot.map(Boot::name).unwrap_or_default().to_owned(),
+        format!("  {kind}{}", observation.tried),
+        observation.expected.to_string(),
+        observation.observed.to_string(),
+        if observation.holds { "ok" } else { "FAILED" }.to_owned(),
+    ]
+}
+
+/// The scenarios that were not told to their end.
+fn unfinished(kernel: &KernelReport) -> impl Iterator<Item = (&'static str, String)> {
+    kernel.scenarios.iter().filter_map(|report| {
+        let why = match report.unfinished.as_ref()? {
+            Unfinished::Skipped(why) => format!("skipped: {why}"),
+            Unfinished::Failed(why) => format!("FAILED: {why}"),
+        };
+        Some((report.scenario.id, why))
+    })
+}

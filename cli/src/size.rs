@@ -1,0 +1,79 @@
+//! Sizes as people write them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+/// A number of bytes. Written as `4096`, `64K`, `512M`, `8G`, `1T`; `8GiB` and `8gb` mean the
+/// same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Size(pub u64);
+
+const UNITS: [(char, u32); 4] = [('T', 40), ('G', 30), ('M', 20), ('K', 10)];
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no size; write bytes, or a number with K, M, G or T");
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        let unit = unit.to_ascii_uppercase();
+        let unit = unit.strip_suffix("IB").or(unit.strip_suffix('B')).unwrap_or(&unit);
+        let shift = match unit.chars().collect::<Vec<_>>()[..] {
+            [] => 0,
+            [unit] => {
+                UNITS.iter().find(|(name, _)| *name == unit).map(|(_, s)| *s).ok_or_else(wrong)?
+            }
+            _ => return Err(wrong()),
+        };
+        number
+            .checked_mul(1 << shift)
+            .map(Self)
+            .ok_or_else(|| format!("{text:?} is more than 64 bits can say"))
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let exact = |shift: &u32| self.0 != 0 && self.0.is_multiple_of(1 << shift);
+        match UNITS.iter().find(|(_, shift)| exact(shift)) {
+            Some((unit, shift)) => write!(f, "{}{unit}", self.0 >> shift),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_as_people_write_them() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("4096", 4096),
+            ("64K", 64 << 10),
+            ("512m", 512 << 20),
+            ("8G", 8 << 30),
+            ("8GiB", 8 << 30),
+            ("8gb", 8 << 30),
+            ("1T", 1 << 40),
+        ] {
+            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
+        }
+        for text in ["", "G", "-1", "1.5G", "1X", "1GG", "1 G", "20000000T", "99999999999999999999"]
+        {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_shown_as_they_are_written() {
+        for text in ["0", "4095", "4K", "512M", "1536M", "8G", "1T"] {
+            assert_eq!(text.parse::<Size>().unwrap().to_string(), text);
+        }
+    }
+}

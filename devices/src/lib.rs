@@ -1,0 +1,18 @@
+//! Device models as plain state machines.
+//!
+//! Nothing here knows KVM, a file system or who runs the devices. What a device needs from the
+//! machine is a small trait that this crate owns and the machine implements: [`Signal`] to raise
+//! an interrupt, [`virtio::mem::BlockBackend`] to make memory appear and go away,
+//! [`dma::Reachability`] to say which guest memory exists at this moment.
+
+pub mod bus;
+pub mod dma;
+pub mod platform;
+pub mod serial;
+pub mod virtio;
+
+/// Something that can be signalled without waiting: an interrupt line or a doorbell.
+pub trait Signal: Send + Sync {
+    /// Signals once. An edge: there is nothing to take back.
+    fn signal(&self);
+}

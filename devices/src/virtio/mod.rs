@@ -1,0 +1,108 @@
+//! Virtio devices and the transports that carry them (virtio 1.3).
+
+pub mod mem;
+pub mod queue;
+pub mod rng;
+pub mod transport;
+
+#[cfg(test)]
+mod garbage_test;
+#[cfg(test)]
+mod hostile_queue;
+#[cfg(test)]
+mod test_driver;
+
+use bitflags::bitflags;
+use virtio_queue::DescriptorChain;
+
+use crate::dma::DmaView;
+
+/// A chain of descriptors that the driver made available.
+pub type Chain<'a> = DescriptorChain<&'a DmaView>;
+
+/// Device types (virtio 1.3, section 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum DeviceType {
+    /// Entropy device.
+    Entropy = 4,
+    /// Memory device.
+    Memory = 24,
+}
+
+bitflags! {
+    /// Feature bits that belong to no device type (virtio 1.3, section 6).
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Features: u64 {
+        /// VIRTIO_F_INDIRECT_DESC.
+        const INDIRECT_DESC = 1 << 28;
+        /// VIRTIO_F_EVENT_IDX.
+        const EVENT_IDX = 1 << 29;
+        /// VIRTIO_F_VERSION_1.
+        const VERSION_1 = 1 << 32;
+        // Device-specific bits pass through.
+        const _ = !0;
+    }
+
+    /// Device status field (virtio 1.3, section 2.1).
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    pub struct DeviceStatus: u8 {
+        /// The guest has noticed the device.
+        const ACKNOWLEDGE = 1;
+        /// The guest knows how to drive it.
+        const DRIVER = 2;
+        /// The driver is ready.
+        const DRIVER_OK = 4;
+        /// Feature negotiation is complete.
+        const FEATURES_OK = 8;
+        /// The device is in an error that only a reset mends.
+        const DEVICE_NEEDS_RESET = 64;
+        /// The guest has given up on the device.
+        const FAILED = 128;
+    }
+}
+
+/// What every virtio device is to its transport.
+///
+/// The transport owns queues, features, status and interrupts. A device gets descriptor chains and
+/// answers them, and never knows which transport it is on.
+pub trait VirtioDevice: Send {
+    /// The device's type.
+    fn device_type(&self) -> DeviceType;
+
+    /// The device type's own feature bits on offer.
+    fn features(&self) -> u64 {
+        0
+    }
+
+    /// The largest size of each queue.
+    fn queue_max_sizes(&self) -> &'static [u16];
+
+    /// Fills `data` from the configuration space at `offset`; zeros past its end.
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let _ = offset;
+        data.fill(0);
+    }
+
+    /// Takes the features that the driver accepted. False refuses them: FEATURES_OK stays clear.
+    fn accept_features(&mut self, features: u64) -> bool {
+        let _ = features;
+        true
+    }
+
+    /// Answers one chain of `queue`, and returns how many bytes were written to it.
+    fn process_chain(&mut self, queue: u16, memory: &DmaView, chain: Chain<'_>) -> u32;
+
+    /// The driver reset the device.
+    fn reset(&mut self) {}
+}
+
+/// Fills `data` from `config` at `offset`, with zeros past the end of `config`: how a device's
+/// configuration space reads at any width and offset.
+pub fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    let from = usize::try_from(offset).map_or(config.len(), |offset| offset.min(config.len()));
+    let available = &config[from..];
+    let copied = available.len().min(data.len());
+    data[..copied].copy_from_slice(&available[..copied]);
+    data[copied..].fill(0);
+}

@@ -1,0 +1,105 @@
+//! The entropy device (virtio 1.3, section 5.4).
+
+use std::io::Read;
+
+use super::{Chain, DeviceType, VirtioDevice};
+use crate::dma::DmaView;
+
+/// Fills the driver's buffers from a source of randomness.
+pub struct Rng {
+    source: Box<dyn Read + Send>,
+}
+
+impl Rng {
+    /// At most this many bytes answer one chain, so that a guest cannot keep the machine busy
+    /// with one huge buffer. A driver asks again for more.
+    const MAX_BYTES_A_CHAIN: u64 = 64 << 10;
+
+    /// An entropy device that reads from `source`.
+    pub fn new(source: Box<dyn Read + Send>) -> Self {
+        Self { source }
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn device_type(&self) -> DeviceType {
+        DeviceType::Entropy
+    }
+
+    fn queue_max_sizes(&self) -> &'static [u16] {
+        &[256]
+    }
+
+    fn process_chain(&mut self, _queue: u16, memory: &DmaView, chain: Chain<'_>) -> u32 {
+        let Ok(mut writer) = chain.writer(memory) else {
+            return 0;
+        };
+        let wanted = (writer.available_bytes() as u64).min(Self::MAX_BYTES_A_CHAIN);
+        // What was copied before a failing source gave up is still good.
+        let _ = std::io::copy(&mut self.source.by_ref().take(wanted), &mut writer);
+        writer.bytes_written() as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use crate::virtio::hostile_queue::{Subject, hostile_queue_tests};
+    use crate::virtio::test_driver::memory::BUFFERS;
+    use crate::virtio::test_driver::{Buffer, Rings, TestDriver};
+
+    fn driver(source: impl Read + Send + 'static) -> TestDriver {
+        let mut driver = TestDriver::new(Arc::new(Mutex::new(Rng::new(Box::new(source)))));
+        driver.bring_up(0, Rings::default());
+        driver
+    }
+
+    fn subject() -> Subject {
+        let request = vec![Buffer::writable(BUFFERS, 40)];
+        Subject { driver: driver(io::repeat(0x5a)), request, answer: 40 }
+    }
+
+    hostile_queue_tests!(subject());
+
+    #[test]
+    fn buffers_are_filled_from_the_source_and_no_further() {
+        let mut driver = driver(&b"0123456789"[..]);
+        driver.store(BUFFERS, [b'.'; 16]);
+        let chain = [Buffer::writable(BUFFERS, 3), Buffer::writable(BUFFERS + 8, 4)];
+        assert_eq!(driver.send(&chain), 7);
+        assert_eq!(&driver.load::<[u8; 16]>(BUFFERS), b"012.....3456....");
+    }
+
+    #[test]
+    fn a_source_that_ends_or_fails_leaves_what_it_gave() {
+        struct Failing;
+        impl Read for Failing {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::Other.into())
+            }
+        }
+        let mut driver = driver((&b"01234"[..]).chain(Failing));
+        assert_eq!(driver.send(&[Buffer::writable(BUFFERS, 8)]), 5);
+        assert_eq!(&driver.load::<[u8; 8]>(BUFFERS), b"01234\0\0\0");
+        assert_eq!(driver.send(&[Buffer::writable(BUFFERS, 8)]), 0);
+    }
+
+    #[test]
+    fn one_huge_buffer_is_filled_in_part() {
+        let mut driver = driver(io::repeat(0x5a));
+        assert_eq!(driver.send(&[Buffer::writable(BUFFERS, 1 << 20)]), 64 << 10);
+        assert_eq!(driver.load::<u8>(BUFFERS + (64 << 10) - 1), 0x5a);
+        assert_eq!(driver.load::<u8>(BUFFERS + (64 << 10)), 0);
+    }
+
+    #[test]
+    fn readable_buffers_are_left_alone() {
+        let mut driver = driver(io::repeat(0x5a));
+        let chain = [Buffer::readable(BUFFERS, 8), Buffer::writable(BUFFERS + 8, 8)];
+        assert_eq!(driver.send(&chain), 8);
+        assert_eq!(driver.load::<u64>(BUFFERS), 0);
+    }
+}

@@ -1,0 +1,196 @@
+//! How a driver reaches a device: the state common to all transports, and virtio-mmio.
+
+mod mmio;
+#[cfg(test)]
+mod mmio_test;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use log::debug;
+
+pub use mmio::MmioTransport;
+
+use super::queue::{Progress, Virtqueue};
+use super::{DeviceStatus, Features, VirtioDevice};
+use crate::dma::DmaView;
+
+/// A device's transport, as the machine's worker sees it.
+pub trait Transport: Send {
+    /// Processes every queue once. True if a queue may hold more: call again after other work.
+    fn process_queues(&mut self) -> bool;
+
+    /// The device's configuration has changed by the machine's doing: tells the driver.
+    fn config_changed(&mut self);
+}
+
+/// What a driver sets and reads whatever the transport (the fields of virtio 1.3, section
+/// 4.1.4.3, `virtio_pci_common_cfg`, which virtio-mmio has too).
+struct CommonConfig {
+    device: Arc<Mutex<dyn VirtioDevice>>,
+    memory: DmaView,
+    status: DeviceStatus,
+    device_feature_select: u32,
+    driver_feature_select: u32,
+    driver_features: u64,
+    queue_select: u16,
+    queues: Vec<Virtqueue>,
+    config_generation: u32,
+}
+
+/// What the transport has to tell the driver after something happened.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Notification {
+    used_buffer: bool,
+    config_change: bool,
+}
+
+impl CommonConfig {
+    fn new(device: Arc<Mutex<dyn VirtioDevice>>, memory: DmaView) -> Self {
+        let queues =
+            lock(&device).queue_max_sizes().iter().map(|&size| Virtqueue::new(size)).collect();
+        Self {
+            device,
+            memory,
+            status: DeviceStatus::empty(),
+            device_feature_select: 0,
+            driver_feature_select: 0,
+            driver_features: 0,
+            queue_select: 0,
+            queues,
+            config_generation: 0,
+        }
+    }
+
+    fn device(&self) -> MutexGuard<'_, dyn VirtioDevice + 'static> {
+        lock(&self.device)
+    }
+
+    fn offered_features(&self) -> u64 {
+        let common = Features::INDIRECT_DESC | Features::EVENT_IDX | Features::VERSION_1;
+        common.bits() | self.device().features()
+    }
+
+    /// The 32 offered feature bits that the driver selected.
+    fn device_features(&self) -> u32 {
+        match self.device_feature_select {
+            0 => self.offered_features() as u32,
+            1 => (self.offered_features() >> 32) as u32,
+            _ => 0,
+        }
+    }
+
+    /// The driver accepts 32 feature bits. Too late once FEATURES_OK is set (section 2.2).
+    fn set_driver_features(&mut self, bits: u32) {
+        if self.status.contains(DeviceStatus::FEATURES_OK) {
+            return;
+        }
+        let bits = u64::from(bits);
+        match self.driver_feature_select {
+            0 => self.driver_features = self.driver_features & !0xffff_ffff | bits,
+            1 => self.driver_features = self.driver_features & 0xffff_ffff | bits << 32,
+            _ => {}
+        }
+    }
+
+    /// The driver writes the status field: 0 resets, anything else only adds bits.
+    fn set_status(&mut self, value: u32) {
+        if value == 0 {
+            self.reset();
+            return;
+        }
+        let wanted = DeviceStatus::from_bits_truncate(value as u8);
+        let mut added = wanted - self.status - DeviceStatus::DEVICE_NEEDS_RESET;
+        if added.contains(DeviceStatus::FEATURES_OK) && !self.features_acceptable() {
+            added -= DeviceStatus::FEATURES_OK;
+        }
+        self.status |= added;
+    }
+
+    fn features_acceptable(&self) -> bool {
+        let features = self.driver_features;
+        features & !self.offered_features() == 0
+            && features & Features::VERSION_1.bits() != 0
+            && self.device().accept_features(features)
+    }
+
+    fn reset(&mut self) {
+        self.status = DeviceStatus::empty();
+        self.device_feature_select = 0;
+        self.driver_feature_select = 0;
+        self.driver_features = 0;
+        self.queue_select = 0;
+        self.queues.iter_mut().for_each(Virtqueue::reset);
+        self.device().reset();
+    }
+
+    fn selected_queue(&mut self) -> Option<&mut Virtqueue> {
+        self.queues.get_mut(usize::from(self.queue_select))
+    }
+
+    /// The driver makes the selected queue ready, or takes that back.
+    fn set_queue_ready(&mut self, ready: bool) -> Notification {
+        let event_idx = self.driver_features & Features::EVENT_IDX.bits() != 0;
+        let memory = self.memory.clone();
+        let negotiated = self.status.contains(DeviceStatus::FEATURES_OK);
+        let Some(queue) = self.selected_queue() else {
+            return Notification::default();
+        };
+        if !ready {
+            queue.reset();
+        } else if negotiated
+            && !queue.is_ready()
+            && let Err(error) = queue.enable(&memory, event_idx)
+        {
+            return self.needs_reset(&error);
+        }
+        Notification::default()
+    }
+
+    /// Processes every queue once. The flag says whether one may hold more.
+    fn process_queues(&mut self) -> (Notification, bool) {
+        let mut notification = Notification::default();
+        let mut more = false;
+        let working = self.status.contains(DeviceStatus::DRIVER_OK)
+            && !self.status.contains(DeviceStatus::DEVICE_NEEDS_RESET);
+        if !working {
+            return (notification, more);
+        }
+        let device = Arc::clone(&self.device);
+        for (index, queue) in (0..).zip(&mut self.queues) {
+            match queue.process(index, &mut *lock(&device), &self.memory) {
+                Ok(Progress { interrupt, more: queue_more }) => {
+                    notification.used_buffer |= interrupt;
+                    more |= queue_more;
+                }
+                Err(error) => {
+                    let notification = Notification {
+                        used_buffer: notification.used_buffer,
+                        ..self.needs_reset(&error)
+                    };
+                    return (notification, false);
+                }
+            }
+        }
+        (notification, more)
+    }
+
+    /// The device cannot go on until the driver resets it (section 2.1.2).
+    fn needs_reset(&mut self, error: &dyn std::error::Error) -> Notification {
+        debug!("{:?} device needs a reset: {error}", self.device().device_type());
+        self.status |= DeviceStatus::DEVICE_NEEDS_RESET;
+        self.config_changed()
+    }
+
+    fn config_changed(&mut self) -> Notification {
+        self.config_generation = self.config_generation.wrapping_add(1);
+        Notification {
+            used_buffer: false,
+            config_change: self.status.contains(DeviceStatus::DRIVER_OK),
+        }
+    }
+}
+
+/// A device that panicked half-way is still better answered than taken down with its VM.
+fn lock(device: &Mutex<dyn VirtioDevice>) -> MutexGuard<'_, dyn VirtioDevice + 'static> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,138 @@
+//! The story that scripts/demo tells: a guest gets memory and gives it back, and nobody but its
+//! kernel may touch it. Arguments: directories of guest kernels, the first for the first act.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use lab::guest::{Errno, Observe, OpenFlags, Protection as Access, Sharing};
+use lab::kernel::GuestKernel;
+use lab::report::{Protection, Report, Verdict};
+use lab::runner::{self, Progress, Settings};
+use lab::scenarios;
+use lab::vm::{ADDED_MEMORY, MODULES, Vm, VmConfig};
+
+type AnyError = Box<dyn std::error::Error>;
+
+const MIB: u64 = 1 << 20;
+const GROWN: u64 = 1024 * MIB;
+
+fn main() -> ExitCode {
+    let kernels: Result<Vec<_>, _> =
+        std::env::args().skip(1).map(|path| GuestKernel::open(Path::new(&path))).collect();
+    match kernels.map_err(AnyError::from).and_then(|kernels| tell(&kernels)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "demo: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn tell(kernels: &[GuestKernel]) -> Result<bool, AnyError> {
+    let first = kernels.first().ok_or("name at least one directory of a guest kernel")?;
+    host()?;
+    grow_and_shrink(first)?;
+    checks(kernels)
+}
+
+fn host() -> io::Result<()> {
+    let emulated = std::env::var_os("MOAT_KVM_HOST").is_some_and(|host| host == "emulated");
+    let what = if emulated { "an emulated host, for want of a usable KVM" } else { "this machine" };
+    let mut out = io::stdout();
+    writeln!(out, "host      {what}: {}", vmm::doctor::examine().reason)
+}
+
+/// A guest gets a GiB and gives it back.
+fn grow_and_shrink(kernel: &GuestKernel) -> Result<(), AnyError> {
+    let mut out = io::stdout();
+    let config =
+        VmConfig { vcpus: 1, parameters: "memhp_default_state=online_movable", requested: 0 };
+    let vm = Vm::boot(kernel, kernel.modules(&MODULES)?, config).map_err(|t| t.error)?;
+    writeln!(out, "guest     Linux {}, 1 vCPU, 512 MiB", vm.guest.kernel_release())?;
+    let region = vm.region();
+    writeln!(
+        out,
+        "device    virtio-mem, {:#x}-{:#x}, nothing plugged",
+        region.start,
+        region.end - 1
+    )?;
+    let show = |when: &str| -> Result<(), AnyError> {
+        let mut out = io::stdout();
+        let total = vm.guest.meminfo()?.total() / MIB;
+        let added = vm.guest.iomem()?.size_of(ADDED_MEMORY) / MIB;
+        let device = vm.device();
+        let requests = device.requests;
+        writeln!(
+            out,
+            "{when:<10}MemTotal {total:>4} MiB, of it {added:>4} from the device; \
+             {:>3} PLUG and {:>3} UNPLUG requests so far",
+            requests.plug, requests.unplug
+        )?;
+        Ok(())
+    };
+    let process = vm.guest.spawn()?;
+    let dev_mem = process.open("/dev/mem", OpenFlags::RDWR)?;
+    let map = || dev_mem.mmap(region.start, 4096, Access::Read, Sharing::Shared).outcome();
+    show("before")?;
+    writeln!(out, "/dev/mem  before the driver owns the region, mmap of it: {}", allowed(&map()?))?;
+    vm.start_driver()?;
+    vm.resize(GROWN)?;
+    show("grown")?;
+    writeln!(out, "/dev/mem  mmap of a plugged page: {}", allowed(&map()?))?;
+    vm.resize(0)?;
+    show("shrunk")?;
+    writeln!(out, "/dev/mem  mmap of the same page, unplugged: {}", allowed(&map()?))?;
+    let violations = vm.device().violations;
+    writeln!(
+        out,
+        "host saw  {} reads and {} writes of unplugged memory\n",
+        violations.reads, violations.writes
+    )?;
+    Ok(vm.power_off()?)
+}
+
+fn allowed<T>(outcome: &lab::guest::Outcome<T>) -> &'static str {
+    match outcome.denial() {
+        None => "allowed",
+        Some(denial) if denial == Errno::EPERM.into() => "refused, EPERM",
+        Some(_) => "refused",
+    }
+}
+
+/// Every scenario on every kernel, a line each.
+fn checks(kernels: &[GuestKernel]) -> Result<bool, AnyError> {
+    let mut out = io::stdout();
+    let scenarios = scenarios::select(&[])?;
+    let settings = Settings { vcpus: 1, protection: Protection::Present };
+    let progress = |progress: Progress<'_>| {
+        if let Progress::Booting(kernel, boot, _) = progress {
+            let _ = writeln!(io::stderr(), "demo: {}: {boot}", kernel.release());
+        }
+    };
+    let run = |kernel| runner::run(kernel, &scenarios, settings, &progress);
+    let report = Report { kernels: kernels.iter().map(run).collect() };
+    for kernel in &report.kernels {
+        writeln!(out, "checks    Linux {}", kernel.release)?;
+    }
+    for (index, scenario) in scenarios.iter().enumerate() {
+        let verdicts: Vec<_> = report
+            .kernels
+            .iter()
+            .map(|kernel| match kernel.scenarios[index].verdict() {
+                Verdict::Passed => "ok     ",
+                Verdict::Failed => "FAILED ",
+                Verdict::Skipped => "skipped",
+            })
+            .collect();
+        writeln!(out, "  {:<6}  {}  {}", scenario.id, verdicts.join(" "), scenario.title)?;
+    }
+    let totals = report.totals();
+    writeln!(
+        out,
+        "\n{} passed, {} failed, {} skipped; `moat check` shows what was tried and observed",
+        totals.passed, totals.failed, totals.skipped
+    )?;
+    Ok(report.holds())
+}

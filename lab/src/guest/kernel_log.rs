@@ -1,0 +1,105 @@
+//! The kernel's log, as /dev/kmsg gives it: Linux's Documentation/ABI/testing/dev-kmsg.
+
+use std::time::Duration;
+
+use super::GuestError;
+
+const PATH: &str = "/dev/kmsg";
+
+/// One record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogRecord {
+    /// How grave it is.
+    pub level: Level,
+    /// Its place in the log.
+    pub sequence: u64,
+    /// When it was written, since boot.
+    pub time: Duration,
+    /// What it says.
+    pub text: String,
+}
+
+/// How grave a record is; the gravest is the least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// The system is unusable.
+    Emergency,
+    /// Something must be done at once.
+    Alert,
+    /// A critical condition.
+    Critical,
+    /// An error.
+    Error,
+    /// A warning; every WARN and stack trace is at least this.
+    Warning,
+    /// Normal, but worth noting.
+    Notice,
+    /// Information.
+    Info,
+    /// For debugging.
+    Debug,
+}
+
+/// Reads records, a line each.
+pub(super) fn parse(text: &str) -> Result<Vec<LogRecord>, GuestError> {
+    let record = |line: &str| {
+        parse_line(line).ok_or_else(|| GuestError::Unparsed { path: PATH, line: line.to_owned() })
+    };
+    text.lines().map(record).collect()
+}
+
+/// `priority,sequence,microseconds,flags;text`; the level is the priority's low three bits.
+fn parse_line(line: &str) -> Option<LogRecord> {
+    const LEVELS: [Level; 8] = [
+        Level::Emergency,
+        Level::Alert,
+        Level::Critical,
+        Level::Error,
+        Level::Warning,
+        Level::Notice,
+        Level::Info,
+        Level::Debug,
+    ];
+    let (header, text) = line.split_once(';')?;
+    let mut fields = header.split(',');
+    let priority: usize = fields.next()?.parse().ok()?;
+    Some(LogRecord {
+        level: LEVELS[priority % LEVELS.len()],
+        sequence: fields.next()?.parse().ok()?,
+        time: Duration::from_micros(fields.next()?.parse().ok()?),
+        text: text.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_has_level_sequence_time_and_text() {
+        let log =
+            parse("4,870,9123456,-;virtio_mem virtio0: device still has memory; added\n").unwrap();
+        assert_eq!(
+            log,
+            [LogRecord {
+                level: Level::Warning,
+                sequence: 870,
+                time: Duration::from_micros(9_123_456),
+                text: "virtio_mem virtio0: device still has memory; added".to_owned(),
+            }]
+        );
+    }
+
+    #[test]
+    fn a_users_record_has_a_level_too() {
+        assert_eq!(parse("12,1,0,-;from a program\n").unwrap()[0].level, Level::Warning);
+        assert!(Level::Error < Level::Warning);
+    }
+
+    #[test]
+    fn a_line_of_another_form_is_an_error() {
+        for text in ["no semicolon\n", "x,1,0,-;text\n", "4,1;text\n"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}

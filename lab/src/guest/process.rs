@@ -1,0 +1,240 @@
+//! Processes in a guest, the files they have open and the mappings they hold.
+//!
+//! None of these ends when it is dropped: what a process still holds when a driver comes is what
+//! the checks are about.
+
+use std::sync::Arc;
+
+use agent_protocol::{
+    Action, Command, FileId, HammerReport, OpenFlags, ProcessId, Protection, Sharing, Value,
+    Verdict, Victim, Width,
+};
+
+use super::{Denial, GuestError, channel::Channel, outcome::Show};
+
+/// A process in the guest.
+#[derive(Clone, Debug)]
+pub struct Process {
+    channel: Arc<Channel>,
+    id: ProcessId,
+}
+
+/// A file that a process has open.
+#[derive(Clone, Debug)]
+pub struct File {
+    process: Process,
+    id: FileId,
+}
+
+/// A mapping that a process holds.
+#[derive(Clone, Debug)]
+pub struct Mapping {
+    process: Process,
+    address: u64,
+    length: u64,
+    victim: Victim,
+}
+
+impl Show for File {}
+impl Show for Mapping {}
+
+impl Process {
+    pub(super) fn spawn(channel: &Arc<Channel>) -> Result<Self, GuestError> {
+        let id: u64 = channel.ask(Command::Spawn)?;
+        Ok(Self { channel: Arc::clone(channel), id: ProcessId(id as u32) })
+    }
+
+    pub(super) fn perform<T: TryFrom<Value>>(&self, action: Action) -> Result<T, GuestError> {
+        self.channel.ask(Command::Perform(self.id, action))
+    }
+
+    /// open(2).
+    pub fn open(&self, path: &str, flags: OpenFlags) -> Result<File, GuestError> {
+        let id: u64 = self.perform(Action::Open { path: path.to_owned(), flags })?;
+        Ok(File { process: self.clone(), id: FileId(id as u32) })
+    }
+
+    /// Anonymous memory.
+    pub fn allocate(&self, length: u64) -> Result<Mapping, GuestError> {
+        self.map(None, 0, length, Protection::ReadWrite, Sharing::Private)
+    }
+
+    /// Starts threads that write, read and compare memory of their own until they are stopped.
+    pub fn start_hammer(&self, threads: u16, bytes: u64) -> Result<(), GuestError> {
+        self.perform(Action::StartHammer { threads, bytes })
+    }
+
+    /// Stops them.
+    pub fn stop_hammer(&self) -> Result<HammerReport, GuestError> {
+        self.perform(Action::StopHammer)
+    }
+
+    /// Reads an I/O port.
+    pub fn read_port(&self, port: u16, width: Width) -> Result<u32, GuestError> {
+        self.perform::<u64>(Action::ReadPort { port, width }).map(|value| value as u32)
+    }
+
+    /// Writes an I/O port.
+    pub fn write_port(&self, port: u16, width: Width, value: u32) -> Result<(), GuestError> {
+        self.perform(Action::WritePort { port, width, value })
+    }
+
+    /// Reads a whole file.
+    pub fn read_file(&self, path: &str) -> Result<Vec<u8>, GuestError> {
+        self.perform(Action::ReadFile(path.to_owned()))
+    }
+
+    /// Writes a file that exists, with one write(2); gives the number of bytes written.
+    pub fn write_file(&self, path: &str, data: impl AsRef<[u8]>) -> Result<u64, GuestError> {
+        let data = data.as_ref().to_vec();
+        self.perform(Action::WriteFile { path: path.to_owned(), data })
+    }
+
+    /// The names in a directory, sorted.
+    pub fn list_directory(&self, path: &str) -> Result<Vec<String>, GuestError> {
+        self.perform(Action::ListDirectory(path.to_owned()))
+    }
+
+    /// Ends it, and with it all that it holds.
+    pub fn kill(self) -> Result<(), GuestError> {
+        self.channel.ask(Command::Kill(self.id))
+    }
+
+    fn map(
+        &self,
+        file: Option<FileId>,
+        offset: u64,
+        length: u64,
+        protection: Protection,
+        sharing: Sharing,
+    ) -> Result<Mapping, GuestError> {
+        let address = self.perform(Action::Map { file, offset, length, protection, sharing })?;
+        Ok(Mapping { process: self.clone(), address, length, victim: Victim::Child })
+    }
+}
+
+impl File {
+    /// pread(2).
+    pub fn read_at(&self, offset: u64, length: u32) -> Result<Vec<u8>, GuestError> {
+        self.process.perform(Action::ReadAt { file: self.id, offset, length })
+    }
+
+    /// pwrite(2); gives the number of bytes written.
+    pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<u64, GuestError> {
+        self.process.perform(Action::WriteAt { file: self.id, offset, data: data.to_vec() })
+    }
+
+    /// ioctl(2) whose argument is a number.
+    pub fn ioctl(&self, request: u32, argument: u16) -> Result<u64, GuestError> {
+        self.process.perform(Action::Ioctl { file: self.id, request, argument })
+    }
+
+    /// mmap(2).
+    pub fn mmap(
+        &self,
+        offset: u64,
+        length: u64,
+        protection: Protection,
+        sharing: Sharing,
+    ) -> Result<Mapping, GuestError> {
+        self.process.map(Some(self.id), offset, length, protection, sharing)
+    }
+
+    /// close(2). Mappings of it stay.
+    pub fn close(self) -> Result<(), GuestError> {
+        self.process.perform(Action::Close(self.id))
+    }
+}
+
+macro_rules! accesses {
+    ($($number:ty, $width:ident, $peek:ident, $poke:ident;)*) => {
+        $(
+            #[doc = concat!("One load of a `", stringify!($number), "`.")]
+            pub fn $peek(&self, offset: u64) -> Result<$number, GuestError> {
+                self.peek(offset, Width::$width).map(|value| value as $number)
+            }
+
+            #[doc = concat!("One store of a `", stringify!($number), "`.")]
+            pub fn $poke(&self, offset: u64, value: $number) -> Result<(), GuestError> {
+                self.poke(offset, Width::$width, value.into())
+            }
+        )*
+    };
+}
+
+impl Mapping {
+    /// Where it is in the process.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// The same mapping, whose accesses are made by the process itself and not by a child forked
+    /// for each: a fault then ends the process. Needed for copied pages of a private mapping of
+    /// device memory, with which fork(2) fails.
+    pub fn in_process(&self) -> Self {
+        Self { victim: Victim::Process, ..self.clone() }
+    }
+
+    accesses! {
+        u8, Byte, peek_u8, poke_u8;
+        u16, Word, peek_u16, poke_u16;
+        u32, Long, peek_u32, poke_u32;
+        u64, Quad, peek_u64, poke_u64;
+    }
+
+    /// pread(2) of a file of the same process, with a part of the mapping for the buffer; gives the
+    /// number of bytes read.
+    pub fn read_from(
+        &self,
+        file: &File,
+        offset: u64,
+        at: u64,
+        length: u32,
+    ) -> Result<u64, GuestError> {
+        let (file, mapping) = (file.id, self.address);
+        self.process.perform(Action::ReadInto { file, offset, mapping, at, length })
+    }
+
+    /// Fills it with a pattern of addresses and the seed.
+    pub fn fill(&self, seed: u64) -> Result<(), GuestError> {
+        self.access(0, self.length, Action::Fill { mapping: self.address, seed })
+    }
+
+    /// Compares it with the pattern.
+    pub fn verify(&self, seed: u64) -> Result<Verdict, GuestError> {
+        self.access(0, self.length, Action::Verify { mapping: self.address, seed })
+    }
+
+    /// munmap(2).
+    pub fn munmap(self) -> Result<(), GuestError> {
+        self.process.perform(Action::Unmap(self.address))
+    }
+
+    fn peek(&self, offset: u64, width: Width) -> Result<u64, GuestError> {
+        let (mapping, victim) = (self.address, self.victim);
+        self.access(offset, width.bytes(), Action::Peek { mapping, offset, width, victim })
+    }
+
+    fn poke(&self, offset: u64, width: Width, value: u64) -> Result<(), GuestError> {
+        let (mapping, victim) = (self.address, self.victim);
+        self.access(offset, width.bytes(), Action::Poke { mapping, offset, width, value, victim })
+    }
+
+    /// A fault of the access itself is a denial; one elsewhere would be the agent's own.
+    fn access<T: TryFrom<Value>>(
+        &self,
+        offset: u64,
+        length: u64,
+        action: Action,
+    ) -> Result<T, GuestError> {
+        let start = self.address.saturating_add(offset);
+        let accessed = start..start.saturating_add(length);
+        self.process.perform(action).map_err(|error| match error {
+            GuestError::Faulted { asked, fault } if accessed.contains(&fault.address) => {
+                let denial = Denial::Signal { signal: fault.signal, code: fault.code };
+                GuestError::Denied { asked, denial }
+            }
+            error => error,
+        })
+    }
+}

@@ -1,0 +1,153 @@
+//! The initramfs of a guest: the agent, its modules and the few things that must be there before
+//! the agent has mounted anything.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+};
+
+use cpio::newc::{self, Builder, ModeFileType};
+
+use crate::kernel::ModuleSet;
+
+/// The agent: static, because nothing else is in the initramfs.
+const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/agent"));
+
+const DIRECTORIES: [&str; 5] = ["dev", "modules", "proc", "sys", "tmp"];
+
+/// Character devices that a program needs before devtmpfs is mounted: name, major and minor.
+const DEVICES: [(&str, u32, u32); 2] = [("dev/console", 5, 1), ("dev/null", 1, 3)];
+
+/// What an initramfs holds besides the agent.
+#[derive(Clone, Debug, Default)]
+pub struct Initramfs {
+    files: BTreeMap<String, Vec<u8>>,
+}
+
+impl Initramfs {
+    /// The agent alone.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds modules, with the index by which the agent loads them.
+    pub fn with_modules(mut self, modules: ModuleSet) -> Self {
+        self.files.insert("modules/index".to_owned(), modules.index.to_string().into_bytes());
+        for (name, image) in modules.images {
+            self.files.insert(format!("modules/{name}.ko"), image);
+        }
+        self
+    }
+
+    /// Adds a file to the root directory, or to one of the directories that are always there.
+    pub fn with_file(mut self, path: &str, contents: Vec<u8>) -> Self {
+        self.files.insert(path.trim_start_matches('/').to_owned(), contents);
+        self
+    }
+
+    /// The archive, uncompressed: unpacking would cost the guest more time than reading.
+    pub fn build(&self) -> Vec<u8> {
+        self.write().expect("writing to memory does not fail")
+    }
+
+    fn write(&self) -> io::Result<Vec<u8>> {
+        let mut archive = Vec::new();
+        for name in DIRECTORIES {
+            let directory = entry(name, ModeFileType::Directory, 0o755).nlink(2);
+            archive = directory.write(archive, 0).finish()?;
+        }
+        for (name, major, minor) in DEVICES {
+            let device = entry(name, ModeFileType::Char, 0o600);
+            archive = device.rdev_major(major).rdev_minor(minor).write(archive, 0).finish()?;
+        }
+        archive = file(archive, "init", 0o755, AGENT)?;
+        for (path, contents) in &self.files {
+            archive = file(archive, path, 0o644, contents)?;
+        }
+        newc::trailer(archive)
+    }
+}
+
+fn entry(name: &str, kind: ModeFileType, permissions: u32) -> Builder {
+    Builder::new(name).mode(permissions).set_mode_file_type(kind)
+}
+
+fn file(archive: Vec<u8>, name: &str, permissions: u32, contents: &[u8]) -> io::Result<Vec<u8>> {
+    let size = u32::try_from(contents.len())
+        .map_err(|_| io::Error::other(format!("{name} has more than 4 GiB")))?;
+    let mut writer = entry(name, ModeFileType::Regular, permissions).write(archive, size);
+    writer.write_all(contents)?;
+    writer.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use agent_protocol::{ModuleEntry, ModuleIndex};
+    use cpio::newc::Reader;
+
+    use super::*;
+
+    /// Name, mode and contents of every entry.
+    fn entries(archive: &[u8]) -> BTreeMap<String, (u32, Vec<u8>)> {
+        let mut entries = BTreeMap::new();
+        let mut rest = archive;
+        loop {
+            let reader = Reader::new(rest).unwrap();
+            if reader.entry().is_trailer() {
+                return entries;
+            }
+            let (name, mode) = (reader.entry().name().to_owned(), reader.entry().mode());
+            let mut contents = Vec::new();
+            rest = reader.to_writer(&mut contents).unwrap();
+            entries.insert(name, (mode, contents));
+        }
+    }
+
+    #[test]
+    fn the_agent_is_init_and_static() {
+        let (mode, init) = entries(&Initramfs::new().build()).remove("init").unwrap();
+        assert_eq!(mode, 0o100755);
+        assert_eq!(&init[..4], b"\x7fELF");
+        assert!(!program_headers(&init).contains(&PT_INTERP));
+    }
+
+    /// The type of a program header that names a loader of shared libraries.
+    const PT_INTERP: u32 = 3;
+
+    /// The types of an ELF file's program headers.
+    fn program_headers(elf: &[u8]) -> Vec<u32> {
+        let half = |at: usize| usize::from(u16::from_le_bytes([elf[at], elf[at + 1]]));
+        let table = u64::from_le_bytes(elf[32..40].try_into().unwrap()) as usize;
+        let (entry_size, entries) = (half(54), half(56));
+        assert!(entries > 0);
+        let kind = |entry| elf[table + entry * entry_size..][..4].try_into().unwrap();
+        (0..entries).map(|entry| u32::from_le_bytes(kind(entry))).collect()
+    }
+
+    #[test]
+    fn devices_and_directories_are_there_before_anything_is_mounted() {
+        let entries = entries(&Initramfs::new().build());
+        assert_eq!(entries["dev"].0, 0o040755);
+        assert_eq!(entries["dev/console"].0, 0o020600);
+    }
+
+    #[test]
+    fn modules_come_with_their_index() {
+        let entry = ModuleEntry::Loadable { dependencies: vec![] };
+        let modules = ModuleSet {
+            index: ModuleIndex(BTreeMap::from([("virtio".to_owned(), entry)])),
+            images: BTreeMap::from([("virtio".to_owned(), b"image".to_vec())]),
+        };
+        let entries = entries(&Initramfs::new().with_modules(modules).build());
+        assert_eq!(entries["modules/virtio.ko"].1, b"image");
+        assert_eq!(entries["modules/index"].1, b"virtio: \n");
+    }
+
+    #[test]
+    fn other_files_keep_their_bytes() {
+        let archive = Initramfs::new().with_file("/crash-kernel", vec![1, 2, 3, 4, 5]).build();
+        assert_eq!(entries(&archive)["crash-kernel"].1, [1, 2, 3, 4, 5]);
+    }
+}

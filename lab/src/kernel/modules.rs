@@ -1,0 +1,196 @@
+//! A kernel's modules on the host: which there are, what they need, and their images.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fs,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use agent_protocol::{ModuleEntry, ModuleIndex, module_name};
+use liblzma::read::XzDecoder;
+
+/// Why modules could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ModuleError {
+    /// A file could not be read.
+    #[error("cannot read {path}: run depmod on its directory if it is missing")]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A module that the kernel was built without.
+    #[error(
+        "{directory} has no module {name}, and it is not built in: turn it on in the kernel's configuration"
+    )]
+    Unknown {
+        /// Which.
+        name: String,
+        /// Where it was looked for.
+        directory: PathBuf,
+    },
+    /// A compression that lab cannot undo.
+    #[error(
+        "{0} is neither a .ko nor a .ko.xz: unpack it, or build the kernel with MODULE_COMPRESS off"
+    )]
+    Compressed(PathBuf),
+}
+
+/// The modules below `lib/modules/RELEASE`.
+#[derive(Clone, Debug)]
+pub struct ModuleTree {
+    directory: PathBuf,
+    loadable: HashMap<String, Loadable>,
+    built_in: HashSet<String>,
+}
+
+#[derive(Clone, Debug)]
+struct Loadable {
+    path: PathBuf,
+    /// In load order.
+    dependencies: Vec<String>,
+}
+
+/// Modules with all that they need, ready for an initramfs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModuleSet {
+    /// How to load them.
+    pub index: ModuleIndex,
+    /// Their images, uncompressed, by name.
+    pub images: BTreeMap<String, Vec<u8>>,
+}
+
+impl ModuleTree {
+    /// Reads what depmod and the kernel's build left in a directory.
+    pub fn open(directory: &Path) -> Result<Self, ModuleError> {
+        let read = |name| {
+            let path = directory.join(name);
+            fs::read_to_string(&path).map_err(|source| ModuleError::Unreadable { path, source })
+        };
+        let loadable = read("modules.dep")?
+            .lines()
+            .filter_map(|line| {
+                let (path, needed) = line.split_once(':')?;
+                // depmod writes what is needed first last.
+                let dependencies = needed.split_whitespace().rev().map(name_of).collect();
+                Some((name_of(path), Loadable { path: directory.join(path), dependencies }))
+            })
+            .collect();
+        let built_in = read("modules.builtin")?.lines().map(name_of).collect();
+        Ok(Self { directory: directory.to_owned(), loadable, built_in })
+    }
+
+    /// Whether a module is part of the kernel itself.
+    pub fn is_built_in(&self, name: &str) -> bool {
+        self.built_in.contains(&module_name(name))
+    }
+
+    /// These modules and whatever they need.
+    pub fn closure<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<ModuleSet, ModuleError> {
+        let mut set = ModuleSet::default();
+        let mut wanted: Vec<String> = names.into_iter().map(module_name).collect();
+        while let Some(name) = wanted.pop() {
+            if set.index.0.contains_key(&name) {
+                continue;
+            }
+            let entry = match self.loadable.get(&name) {
+                Some(module) => {
+                    set.images.insert(name.clone(), read_image(&module.path)?);
+                    wanted.extend(module.dependencies.iter().cloned());
+                    ModuleEntry::Loadable { dependencies: module.dependencies.clone() }
+                }
+                None if self.built_in.contains(&name) => ModuleEntry::BuiltIn,
+                None => {
+                    return Err(ModuleError::Unknown { name, directory: self.directory.clone() });
+                }
+            };
+            set.index.0.insert(name, entry);
+        }
+        Ok(set)
+    }
+}
+
+/// `kernel/drivers/virtio/virtio-mem.ko.xz` is module `virtio_mem`.
+fn name_of(path: &str) -> String {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    module_name(file.split('.').next().unwrap_or(file))
+}
+
+fn read_image(path: &Path) -> Result<Vec<u8>, ModuleError> {
+    let unreadable = |source| ModuleError::Unreadable { path: path.to_owned(), source };
+    let bytes = fs::read(path).map_err(unreadable)?;
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("ko") => Ok(bytes),
+        Some("xz") => {
+            let mut image = Vec::new();
+            XzDecoder::new(bytes.as_slice()).read_to_end(&mut image).map_err(unreadable)?;
+            Ok(image)
+        }
+        _ => Err(ModuleError::Compressed(path.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use liblzma::write::XzEncoder;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn tree() -> TempDir {
+        let directory = TempDir::new().unwrap();
+        let write =
+            |name: &str, bytes: &[u8]| fs::write(directory.path().join(name), bytes).unwrap();
+        write(
+            "modules.dep",
+            b"virtio-mem.ko.xz: virtio_ring.ko virtio.ko\nvirtio_ring.ko: virtio.ko\nvirtio.ko:\nnet.ko.zst:\n",
+        );
+        write("modules.builtin", b"kernel/drivers/virtio/virtio-pci.ko\n");
+        write("virtio.ko", b"virtio's image");
+        write("virtio_ring.ko", b"virtio_ring's image");
+        let mut packed = XzEncoder::new(Vec::new(), 1);
+        packed.write_all(b"virtio_mem's image").unwrap();
+        write("virtio-mem.ko.xz", &packed.finish().unwrap());
+        directory
+    }
+
+    #[test]
+    fn a_module_comes_unpacked_with_what_it_needs_in_load_order() {
+        let directory = tree();
+        let set = ModuleTree::open(directory.path()).unwrap().closure(["virtio-mem"]).unwrap();
+        let dependencies = vec!["virtio".to_owned(), "virtio_ring".to_owned()];
+        assert_eq!(set.index.0["virtio_mem"], ModuleEntry::Loadable { dependencies });
+        assert_eq!(set.images["virtio_mem"], b"virtio_mem's image");
+        assert_eq!(set.images["virtio"], b"virtio's image");
+        assert_eq!(set.images.len(), 3);
+    }
+
+    #[test]
+    fn a_built_in_module_needs_no_image() {
+        let directory = tree();
+        let modules = ModuleTree::open(directory.path()).unwrap();
+        let set = modules.closure(["virtio_pci"]).unwrap();
+        assert_eq!(set.index.0["virtio_pci"], ModuleEntry::BuiltIn);
+        assert!(set.images.is_empty() && modules.is_built_in("virtio-pci"));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let directory = tree();
+        let modules = ModuleTree::open(directory.path()).unwrap();
+        let error = modules.closure(["virtio_iommu"]).unwrap_err();
+        assert!(error.to_string().contains("no module virtio_iommu"));
+        fs::write(directory.path().join("net.ko.zst"), "").unwrap();
+        let error = modules.closure(["net"]).unwrap_err();
+        assert!(matches!(error, ModuleError::Compressed(_)));
+        let error = ModuleTree::open(&directory.path().join("absent")).unwrap_err();
+        assert!(error.to_string().contains("modules.dep"));
+    }
+}

@@ -1,0 +1,226 @@
+//! Tells scenarios on a kernel, one guest after the other.
+
+use crate::{
+    kernel::{GuestKernel, ModuleSet},
+    report::{
+        KernelReport, Observations, Protection, ScenarioReport, TroubledGuest, Unfinished, Verdict,
+    },
+    scenarios::{AfterLoad, Boot, Scenario, Story, Told},
+    vm::{MODULES, Trouble, Vm, VmConfig, VmError},
+};
+
+/// How scenarios are told.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Number of vCPUs of each guest.
+    pub vcpus: u32,
+    /// What the kernel is expected to have been built with.
+    pub protection: Protection,
+}
+
+/// What is going on.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress<'a> {
+    /// A guest is started for these scenarios.
+    Booting(&'a GuestKernel, Boot, &'a [&'static Scenario]),
+    /// A scenario is done with, all its guests included.
+    Told(&'static Scenario, Verdict),
+}
+
+/// Tells scenarios on a kernel.
+pub fn run(
+    kernel: &GuestKernel,
+    scenarios: &[&'static Scenario],
+    settings: Settings,
+    progress: &dyn Fn(Progress),
+) -> KernelReport {
+    let reports = scenarios.iter().map(|scenario| blank_report(scenario, kernel)).collect();
+    let mut run = Run { kernel, settings, reports, troubled_guests: Vec::new() };
+    run.read_configurations();
+    for boot in Boot::ALL {
+        let stories = stories(&run.reports, boot, settings.protection);
+        if !stories.is_empty() {
+            let told: Vec<_> = stories.iter().map(|told| told.scenario).collect();
+            progress(Progress::Booting(kernel, boot, &told));
+            run.tell(boot, stories);
+        }
+    }
+    for report in &mut run.reports {
+        report.require_checks_and_controls();
+        progress(Progress::Told(report.scenario, report.verdict()));
+    }
+    KernelReport {
+        image: kernel.image().to_owned(),
+        release: kernel.release().to_owned(),
+        scenarios: run.reports,
+        troubled_guests: run.troubled_guests,
+    }
+}
+
+/// A report of nothing yet, but for what the kernel lacks.
+fn blank_report(scenario: &'static Scenario, kernel: &GuestKernel) -> ScenarioReport {
+    let missing = scenario.needs.iter().find_map(|need| need.missing_in(kernel));
+    let unfinished = missing.map(Unfinished::Skipped);
+    ScenarioReport { scenario, observations: Vec::new(), unfinished }
+}
+
+/// A story in a guest.
+struct GuestStory {
+    scenario: &'static Scenario,
+    /// The place of the scenario's report.
+    report: usize,
+    tell: fn(&Vm, &mut Observations) -> Told,
+    seen: Observations,
+}
+
+/// The stories to be told in one guest, in the order in which they are.
+fn stories(reports: &[ScenarioReport], boot: Boot, protection: Protection) -> Vec<GuestStory> {
+    let (mut stories, mut last) = (Vec::new(), Vec::new());
+    for (report, ScenarioReport { scenario, unfinished, .. }) in reports.iter().enumerate() {
+        for story in scenario.stories {
+            let (place, tell, stories) = match *story {
+                Story::Guest(place, tell) => (place, tell, &mut stories),
+                Story::Last(place, tell) => (place, tell, &mut last),
+                Story::Kernel(_) => continue,
+            };
+            if place == boot && unfinished.is_none() {
+                let seen = Observations::new(Some(boot), protection);
+                stories.push(GuestStory { scenario, report, tell, seen });
+            }
+        }
+    }
+    stories.append(&mut last);
+    stories
+}
+
+struct Run<'a> {
+    kernel: &'a GuestKernel,
+    settings: Settings,
+    reports: Vec<ScenarioReport>,
+    troubled_guests: Vec<TroubledGuest>,
+}
+
+impl Run<'_> {
+    fn read_configurations(&mut self) {
+        for report in self.reports.iter_mut().filter(|report| report.unfinished.is_none()) {
+            for story in report.scenario.stories {
+                if let Story::Kernel(tell) = story {
+                    let mut seen = Observations::new(None, self.settings.protection);
+                    if let Err(error) = tell(self.kernel, &mut seen) {
+                        report.unfinished = Some(Unfinished::Failed(error.to_string()));
+                    }
+                    report.observations.extend(seen.into_list());
+                }
+            }
+        }
+    }
+
+    /// Tells stories in a guest. If it is lost, or does not end well, none of them is to be trusted.
+    fn tell(&mut self, boot: Boot, mut stories: Vec<GuestStory>) {
+        if let Err(trouble) = self.tell_in_guest(boot, &mut stories) {
+            for story in &stories {
+                self.fail(story.report, format!("the {} guest was lost: {trouble}", boot.name()));
+            }
+            let (error, console) = (trouble.to_string(), trouble.console);
+            self.troubled_guests.push(TroubledGuest { boot, error, console });
+        }
+        for story in stories {
+            self.reports[story.report].observations.extend(story.seen.into_list());
+        }
+    }
+
+    fn tell_in_guest(&mut self, boot: Boot, stories: &mut [GuestStory]) -> Result<(), Trouble> {
+        let config = VmConfig {
+            vcpus: self.settings.vcpus,
+            parameters: boot.parameters(),
+            requested: boot.requested(),
+        };
+        // Stories that need the driver are not told where it is not to be had.
+        let modules = self.kernel.modules(&MODULES).unwrap_or_else(|_| ModuleSet::default());
+        let vm = Vm::boot(self.kernel, modules, config)?;
+        self.tell_to_the_end(boot, &vm, stories).map_err(|error| vm.trouble(error))
+    }
+
+    fn tell_to_the_end(
+        &mut self,
+        boot: Boot,
+        vm: &Vm,
+        stories: &mut [GuestStory],
+    ) -> Result<(), VmError> {
+        let mut remaining: Vec<(&mut GuestStory, AfterLoad)> = Vec::new();
+        for story in stories {
+            match (story.tell)(vm, &mut story.seen) {
+                Ok(Some(rest)) => remaining.push((story, rest)),
+                Ok(None) => {}
+                Err(error) => self.survive(boot, vm, story, error)?,
+            }
+        }
+        if !remaining.is_empty() {
+            vm.load_driver()?;
+        }
+        for (story, rest) in remaining {
+            if let Err(error) = rest(vm, &mut story.seen) {
+                self.survive(boot, vm, story, error)?;
+            }
+        }
+        vm.power_off()
+    }
+
+    /// An error in a story is that story's, unless the guest is lost.
+    fn survive(
+        &mut self,
+        boot: Boot,
+        vm: &Vm,
+        story: &GuestStory,
+        error: VmError,
+    ) -> Result<(), VmError> {
+        if error.guest_is_lost() {
+            return Err(error);
+        }
+        let error = Trouble::from(error).to_string();
+        self.fail(story.report, format!("in the {} guest: {error}", boot.name()));
+        let (error, console) = (format!("{}: {error}", story.scenario.id), vm.console_tail());
+        self.troubled_guests.push(TroubledGuest { boot, error, console });
+        Ok(())
+    }
+
+    /// The first reason counts.
+    fn fail(&mut self, report: usize, why: String) {
+        let unfinished = &mut self.reports[report].unfinished;
+        if unfinished.is_none() {
+            *unfinished = Some(Unfinished::Failed(why));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenarios::CATALOGUE;
+
+    fn reports() -> Vec<ScenarioReport> {
+        let blank =
+            |scenario| ScenarioReport { scenario, observations: Vec::new(), unfinished: None };
+        CATALOGUE.iter().map(blank).collect()
+    }
+
+    fn ids(reports: &[ScenarioReport], boot: Boot) -> Vec<&'static str> {
+        let stories = stories(reports, boot, Protection::Present);
+        stories.iter().map(|story| story.scenario.id).collect()
+    }
+
+    #[test]
+    fn what_leaves_a_guest_in_disorder_is_told_last() {
+        assert_eq!(ids(&reports(), Boot::Offline), ["VM6", "VM17", "VM14"]);
+    }
+
+    #[test]
+    fn a_skipped_scenario_is_told_in_no_guest() {
+        let mut reports = reports();
+        assert_eq!(ids(&reports, Boot::Lockdown), ["VM22"]);
+        let lockdown = reports.iter_mut().find(|report| report.scenario.id == "VM22").unwrap();
+        lockdown.unfinished = Some(Unfinished::Skipped("no lockdown".to_owned()));
+        assert!(ids(&reports, Boot::Lockdown).is_empty());
+        assert!(!ids(&reports, Boot::Plain).contains(&"VM22"));
+    }
+}

@@ -1,0 +1,237 @@
+//! The catalogue: what a guest must do with device memory, as stories about a virtual machine.
+//!
+//! A scenario's story starts in a guest whose driver has not come yet, and may go on when it has.
+//! Scenarios share guests, because booting takes longer than all they do. Each has a control: an
+//! observation that shows that its check can fail.
+
+mod boot;
+mod configuration;
+mod dev_mem;
+mod exclusion;
+mod need;
+mod oracle;
+mod revocation;
+mod unload;
+
+pub use boot::Boot;
+pub use need::Need;
+
+use crate::{
+    kernel::GuestKernel,
+    report::Observations,
+    vm::{Vm, VmError},
+};
+
+/// Something that a guest must do, and how one finds out.
+pub struct Scenario {
+    /// Its name in reports and on command lines.
+    pub id: &'static str,
+    /// What holds where it passes.
+    pub title: &'static str,
+    /// What a kernel must have for it.
+    pub needs: &'static [Need],
+    /// How one finds out.
+    pub stories: &'static [Story],
+}
+
+/// How one finds out.
+#[derive(Clone, Copy)]
+pub enum Story {
+    /// In a guest, which it leaves as it found it, but for what the device requests.
+    Guest(Boot, fn(&Vm, &mut Observations) -> Told),
+    /// In a guest, which it leaves in disorder: it is told last.
+    Last(Boot, fn(&Vm, &mut Observations) -> Told),
+    /// In what is known about a kernel.
+    Kernel(fn(&GuestKernel, &mut Observations) -> Result<(), VmError>),
+}
+
+/// A story as far as it goes without the driver, and what remains of it.
+pub type Told = Result<Option<AfterLoad>, VmError>;
+
+/// What remains of a story when the driver has come.
+pub type AfterLoad = Box<dyn FnOnce(&Vm, &mut Observations) -> Result<(), VmError>>;
+
+/// The story goes on so when the driver has come.
+fn after_load(rest: impl FnOnce(&Vm, &mut Observations) -> Result<(), VmError> + 'static) -> Told {
+    Ok(Some(Box::new(rest)))
+}
+
+impl std::fmt::Debug for Scenario {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.id)
+    }
+}
+
+const PAGE: u64 = 4096;
+const MIB: u64 = 1 << 20;
+
+use Story::{Guest, Kernel, Last};
+
+/// Every scenario.
+pub static CATALOGUE: &[Scenario] = &[
+    Scenario {
+        id: "VM1",
+        title: "before the driver comes, /dev/mem maps the region",
+        needs: &[Need::Driver, Need::DevMem],
+        stories: &[Guest(Boot::Plain, exclusion::mmap_before_load)],
+    },
+    Scenario {
+        id: "VM2",
+        title: "before the driver comes, read and write of /dev/mem do not reach the region",
+        needs: &[Need::Driver, Need::DevMem],
+        stories: &[Guest(Boot::Movable, exclusion::read_and_write_before_load)],
+    },
+    Scenario {
+        id: "VM3",
+        title: "/dev/mem does not map plugged memory (on x86 for being RAM, EXCLUSIVE or not)",
+        needs: &[Need::Driver, Need::DevMem],
+        stories: &[Guest(Boot::Plain, exclusion::mmap_of_plugged_memory)],
+    },
+    Scenario {
+        id: "VM4",
+        title: "/dev/mem maps no part of the region, and all that is beside it",
+        needs: &[Need::Driver, Need::DevMem],
+        stories: &[Guest(Boot::Plain, exclusion::mmap_of_the_rest_of_the_region)],
+    },
+    Scenario {
+        id: "VM5",
+        title: "/dev/mem does not map what is unplugged in a memory block that is added",
+        needs: &[Need::Driver, Need::DevMem, Need::PageFlags],
+        stories: &[Guest(Boot::Movable, exclusion::mmap_of_an_unplugged_subblock)],
+    },
+    Scenario {
+        id: "VM6",
+        title: "/dev/mem maps no part of a region in which nothing is plugged",
+        needs: &[Need::Driver, Need::DevMem],
+        stories: &[Guest(Boot::Offline, exclusion::mmap_with_nothing_plugged)],
+    },
+    Scenario {
+        id: "VM7",
+        title: "read and write of /dev/mem do not reach the region",
+        needs: &[Need::Driver, Need::DevMem],
+        stories: &[Guest(Boot::Plain, exclusion::read_and_write)],
+    },
+    Scenario {
+        id: "VM8",
+        title: "iomem=relaxed opens other devices' memory, and not the region",
+        needs: &[Need::Driver, Need::DevMem, Need::IoStrictDevmem],
+        stories: &[
+            Guest(Boot::Plain, exclusion::another_device_is_closed),
+            Guest(Boot::Relaxed, exclusion::relaxed_for_other_devices_only),
+        ],
+    },
+    Scenario {
+        id: "VM11",
+        title: "a held mapping of the region is torn down when the driver comes, for good",
+        needs: &[Need::Driver, Need::DevMem],
+        stories: &[
+            Guest(Boot::Plain, revocation::held_mappings),
+            Guest(Boot::Relaxed, revocation::held_mappings),
+            Guest(Boot::Movable, revocation::held_mapping_after_unload),
+        ],
+    },
+    Scenario {
+        id: "VM12",
+        title: "a private copy of a page of the region is torn down too",
+        needs: &[Need::Driver, Need::DevMem],
+        stories: &[Guest(Boot::Plain, revocation::copied_page)],
+    },
+    Scenario {
+        id: "VM13",
+        title: "the kernel itself does not reach the region through a torn-down mapping",
+        needs: &[Need::Driver, Need::DevMem],
+        stories: &[Guest(Boot::Plain, revocation::access_by_the_kernel)],
+    },
+    Scenario {
+        id: "VM14",
+        title: "a driver that leaves memory behind leaves the region closed",
+        needs: &[Need::Driver, Need::DevMem],
+        stories: &[Last(Boot::Offline, unload::unclean)],
+    },
+    Scenario {
+        id: "VM15",
+        title: "a driver that leaves nothing behind opens the region, and the next one closes it",
+        needs: &[Need::Driver, Need::DevMem],
+        stories: &[Guest(Boot::Movable, unload::clean)],
+    },
+    Scenario {
+        id: "VM16",
+        title: "movable memory can be unplugged, so that the driver can be unloaded",
+        needs: &[Need::Driver],
+        stories: &[
+            Guest(Boot::Movable, unload::movable_memory),
+            Guest(Boot::Relaxed, unload::kernel_memory),
+        ],
+    },
+    Scenario {
+        id: "VM17",
+        title: "a driver that finds memory plugged has all of it unplugged first",
+        needs: &[Need::Driver],
+        stories: &[Guest(Boot::Offline, unload::unplug_all)],
+    },
+    Scenario {
+        id: "VM18",
+        title: "the host sees no access to unplugged memory, whatever /dev/mem is asked for",
+        needs: &[Need::Driver, Need::DevMem],
+        stories: &[Guest(Boot::Plain, oracle::nothing_reaches_unplugged_memory)],
+    },
+    Scenario {
+        id: "VM21",
+        title: "a kernel has virtio-mem only if its /dev/mem is strict or absent",
+        needs: &[Need::OtherConfigs],
+        stories: &[Kernel(configuration::strict_or_absent)],
+    },
+    Scenario {
+        id: "VM22",
+        title: "lockdown closes /dev/mem",
+        needs: &[Need::DevMem, Need::Lockdown],
+        stories: &[
+            Guest(Boot::Plain, configuration::dev_mem_without_lockdown),
+            Guest(Boot::Lockdown, configuration::dev_mem_under_lockdown),
+        ],
+    },
+];
+
+/// A scenario that is not in the catalogue.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no scenario {0}; `moat check --list` shows all of them")]
+pub struct UnknownScenario(String);
+
+/// The scenarios of these ids in the catalogue's order; all of them if none is named.
+pub fn select(ids: &[String]) -> Result<Vec<&'static Scenario>, UnknownScenario> {
+    let is_named = |scenario: &Scenario| {
+        ids.is_empty() || ids.iter().any(|id| id.eq_ignore_ascii_case(scenario.id))
+    };
+    let is_unknown =
+        |id: &&String| !CATALOGUE.iter().any(|scenario| id.eq_ignore_ascii_case(scenario.id));
+    match ids.iter().find(is_unknown) {
+        Some(id) => Err(UnknownScenario(id.clone())),
+        None => Ok(CATALOGUE.iter().filter(|scenario| is_named(scenario)).collect()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_scenario_has_an_id_of_its_own_and_a_story() {
+        let ids: HashSet<_> = CATALOGUE.iter().map(|scenario| scenario.id).collect();
+        assert_eq!(ids.len(), CATALOGUE.len());
+        assert!(CATALOGUE.iter().all(|scenario| !scenario.stories.is_empty()));
+    }
+
+    #[test]
+    fn scenarios_are_selected_by_id_in_the_order_of_the_catalogue() {
+        let ids = |names: &[&str]| -> Vec<_> {
+            let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+            select(&names).unwrap().iter().map(|scenario| scenario.id).collect()
+        };
+        assert_eq!(ids(&["vm11", "VM3"]), ["VM3", "VM11"]);
+        assert_eq!(ids(&[]).len(), CATALOGUE.len());
+        let error = select(&["VM3".to_owned(), "VM99".to_owned()]).unwrap_err();
+        assert!(error.to_string().contains("no scenario VM99"), "{error}");
+    }
+}

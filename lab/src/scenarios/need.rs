@@ -1,0 +1,101 @@
+//! What a kernel must have for a scenario.
+
+use crate::{
+    kernel::GuestKernel,
+    vm::{DRIVER, MODULES},
+};
+
+/// What a kernel must have for a scenario. Of a kernel that came without its configuration all is
+/// believed that only the configuration tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// The driver as a module: it must be absent at first, and come when it is called.
+    Driver,
+    /// /dev/mem.
+    DevMem,
+    /// Checks of I/O memory that `iomem=relaxed` can relax.
+    IoStrictDevmem,
+    /// /proc/kpageflags.
+    PageFlags,
+    /// Lockdown.
+    Lockdown,
+    /// Configurations that other settings would have led to.
+    OtherConfigs,
+}
+
+impl Need {
+    /// Why a kernel does not have it.
+    pub fn missing_in(self, kernel: &GuestKernel) -> Option<String> {
+        let off = |symbol: &str| {
+            let is_off = kernel.config().is_some_and(|config| !config.is_on(symbol));
+            is_off.then(|| format!("{symbol} is off in this kernel"))
+        };
+        match self {
+            Self::Driver if kernel.has_built_in(DRIVER) => Some(format!(
+                "{DRIVER} is built into this kernel, so there is no time before it: make it a module"
+            )),
+            Self::Driver => kernel.modules(&MODULES).err().map(|error| error.to_string()),
+            Self::DevMem => off("DEVMEM"),
+            Self::IoStrictDevmem => {
+                off("IO_STRICT_DEVMEM").map(|why| format!("{why}: nothing is left to relax"))
+            }
+            Self::PageFlags => off("PROC_PAGE_MONITOR"),
+            Self::Lockdown => off("SECURITY_LOCKDOWN_LSM"),
+            Self::OtherConfigs => kernel.other_configs().is_empty().then(|| {
+                "it came without kconfig/, which scripts/guest-kernel makes for kernels it builds"
+                    .to_owned()
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn kernel(config: &str, built_in: &str) -> GuestKernel {
+        let directory = TempDir::new().unwrap();
+        let mut image = vec![0; 0x400];
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        image[0x300..0x307].copy_from_slice(b"6.12.0 ");
+        image[0x20e..0x210].copy_from_slice(&0x100_u16.to_le_bytes());
+        fs::create_dir(directory.path().join("modules")).unwrap();
+        for (path, contents) in [
+            ("bzImage", image.as_slice()),
+            ("release", b"6.12.0"),
+            ("config", config.as_bytes()),
+            ("modules/modules.dep", b""),
+            ("modules/modules.builtin", built_in.as_bytes()),
+        ] {
+            fs::write(directory.path().join(path), contents).unwrap();
+        }
+        GuestKernel::open(directory.path()).unwrap()
+    }
+
+    #[test]
+    fn what_is_off_is_named() {
+        let kernel = kernel("CONFIG_DEVMEM=y\n", "");
+        assert_eq!(Need::DevMem.missing_in(&kernel), None);
+        for (need, named) in [
+            (Need::IoStrictDevmem, "IO_STRICT_DEVMEM is off"),
+            (Need::PageFlags, "PROC_PAGE_MONITOR is off"),
+            (Need::Lockdown, "SECURITY_LOCKDOWN_LSM is off"),
+            (Need::Driver, "no module"),
+            (Need::OtherConfigs, "kconfig/"),
+        ] {
+            let why = need.missing_in(&kernel).unwrap();
+            assert!(why.contains(named), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_built_in_driver_will_not_do() {
+        let kernel = kernel("", "virtio/virtio_mem.ko\nvirtio/virtio_mmio.ko\n");
+        let why = Need::Driver.missing_in(&kernel).unwrap();
+        assert!(why.contains("make it a module"), "{why}");
+    }
+}

@@ -1,0 +1,54 @@
+//! VM18: the host, which sees every access to unplugged memory, as a witness.
+
+use super::{
+    MIB, PAGE, Told, after_load,
+    dev_mem::{DevMem, first_page, last_page, middle_page},
+};
+use crate::{
+    guest::{GuestError, Mapping, Observe as _, Outcome},
+    report::Observations,
+    vm::Vm,
+};
+
+/// VM18: no way through /dev/mem that is opened after load ends at unplugged memory. (Mappings that
+/// were held before are VM11's.) Control: before load, one write is one access seen.
+pub fn nothing_reaches_unplugged_memory(vm: &Vm, seen: &mut Observations) -> Told {
+    let mem = DevMem::open(&vm.guest)?;
+    let region = vm.region();
+    let before = accesses(vm);
+    mem.map(last_page(&region))?.poke_u32(0, 1)?;
+    let accessed = (accesses(vm) - before).to_string();
+    seen.control("before load: one write by mmap: accesses that the host sees", "1", accessed)?;
+    after_load(move |vm, seen| {
+        let before = accesses(vm);
+        let unplugged = region.start + 256 * MIB;
+        let pages = [unplugged, middle_page(&region), last_page(&region)];
+        for page in pages.into_iter().chain([first_page(&region)]) {
+            // Whether they are denied is for others to check.
+            mem.read(page).outcome()?;
+            mem.write(page).outcome()?;
+        }
+        for page in pages {
+            touch(mem.map(page), 0)?;
+            touch(mem.map_private(page), 0)?;
+        }
+        touch(mem.map_pages(unplugged - PAGE, 2), PAGE)?;
+        let accessed = (accesses(vm) - before).to_string();
+        Ok(seen.check("all of /dev/mem's ways: accesses that the host sees", "0", accessed)?)
+    })
+}
+
+/// Reads and writes what has been mapped, if it has been.
+fn touch(mapping: Result<Mapping, GuestError>, offset: u64) -> Result<(), GuestError> {
+    if let Outcome::Value(mapping) = mapping.outcome()? {
+        mapping.peek_u32(offset).outcome()?;
+        mapping.poke_u32(offset, 1).outcome()?;
+    }
+    Ok(())
+}
+
+/// How many accesses of vCPUs to unplugged memory the host has seen.
+fn accesses(vm: &Vm) -> u64 {
+    let violations = vm.device().violations;
+    violations.reads + violations.writes
+}

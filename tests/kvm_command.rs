@@ -1,0 +1,262 @@
+//! The `moat` command as a user has it: what it refuses, and how its machines end.
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use support::payload;
+use tempfile::TempDir;
+
+/// A folder with a kernel that boots, waits for commands that never come, and never ends.
+struct Fixture {
+    directory: TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let directory = TempDir::new().unwrap();
+        payload::write_elf(&directory.path().join("kernel"));
+        Self { directory }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> PathBuf {
+        fs::write(self.path(name), contents).unwrap();
+        self.path(name)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Command {
+        let mut command = moat(&["run", "--serial", "file:/dev/null"]);
+        command.args(arguments).current_dir(self.directory.path());
+        command
+    }
+
+    /// Starts a machine with an API, and waits until it says that it answers.
+    fn start(&self, arguments: &[&str]) -> Running {
+        let socket = self.path("api");
+        let mut child = self
+            .run(&["--kernel", "kernel", "--api-socket", "api"])
+            .args(arguments)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains("running; `moat status --api-socket api`"), "{line:?}");
+        Running { child: Some(child), socket }
+    }
+}
+
+struct Running {
+    child: Option<Child>,
+    socket: PathBuf,
+}
+
+impl Running {
+    fn moat(&self, command: &str, arguments: &[&str]) -> Output {
+        moat(&[command, "--api-socket"]).arg(&self.socket).args(arguments).output().unwrap()
+    }
+
+    fn end(mut self, signal: Signal) -> Output {
+        let child = self.child.take().unwrap();
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        child.wait_with_output().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            child.kill().unwrap();
+        }
+    }
+}
+
+fn moat(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_moat"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// Runs a command that must fail with `code` and say `reason`.
+#[track_caller]
+fn assert_refused(command: &mut Command, code: i32, reason: &str) {
+    let output = command.output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{message}");
+    assert!(message.contains(reason), "{message:?} should say {reason:?}");
+    assert!(!message.contains("panicked"), "{message}");
+}
+
+#[test]
+fn kernels_that_are_none_are_named_as_what_they_are() {
+    let fixture = Fixture::new();
+    let elf = fs::read(fixture.path("kernel")).unwrap();
+    let mut for_arm = elf.clone();
+    for_arm[18] = 183;
+    let mut far_away = elf.clone();
+    // p_paddr of the first program header.
+    far_away[64 + 24..64 + 32].copy_from_slice(&(1_u64 << 40).to_le_bytes());
+    fixture.write("empty", "");
+    fixture.write("text", "hello, world");
+    fixture.write("truncated", &elf[..elf.len() - 100]);
+    fixture.write("arm64", for_arm);
+    fixture.write("far", far_away);
+    for (kernel, reason) in [
+        ("missing", "No such file"),
+        (".", "directory"),
+        ("empty", "is empty"),
+        ("text", "neither a bzImage nor an ELF vmlinux"),
+        ("truncated", "truncated"),
+        ("arm64", "another machine (e_machine 183)"),
+        ("far", "cannot load"),
+    ] {
+        assert_refused(&mut fixture.run(&["--kernel", kernel]), 1, reason);
+    }
+    let linux64 = ["--kernel", "text", "--boot-protocol", "pvh"];
+    assert_refused(&mut fixture.run(&linux64), 1, "neither");
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let fixture = Fixture::new();
+    fixture.write("big", vec![0; 40 << 20]);
+    let long = "x".repeat(5000);
+    for (arguments, reason) in [
+        (vec!["--initrd", "missing"], "cannot read missing"),
+        (vec!["--initrd", "big", "--memory", "32M"], "does not fit"),
+        (vec!["--cmdline", &long], "5000 bytes"),
+        (vec!["--memory", "8M"], "at least 16777216"),
+        (vec!["--memory", "16777217"], "multiple of 4096"),
+        (vec!["--memory", "900T"], "bits"),
+        (vec!["--cpus", "0"], "1 to "),
+        (vec!["--cpus", "100000"], "1 to "),
+        (vec!["--virtio-mem", "size=3M,block-size=2M"], "multiple of the block size"),
+        (vec!["--virtio-mem", "size=1G,block-size=3M"], "power of two"),
+        (vec!["--virtio-mem", "size=1G,block-size=1K"], "at least 0x1000"),
+        (vec!["--virtio-mem", "size=1G,requested=2G"], "more than the region"),
+        (vec!["--virtio-mem", "size=1G,requested=1M"], "nearest: 2097152"),
+        (vec!["--virtio-mem", "size=8000000T"], "bits"),
+        (vec!["--api-socket", "kernel"], "is no socket"),
+        (vec!["--api-socket", "missing/api"], "cannot serve"),
+    ] {
+        let mut command = fixture.run(&["--kernel", "kernel"]);
+        assert_refused(command.args(&arguments), 1, reason);
+    }
+    for (arguments, reason) in [
+        (vec!["--memory", "lots"], "no size"),
+        (vec!["--memory", "1.5G"], "no size"),
+        (vec!["--memory", "-1"], "-1"),
+        (vec!["--virtio-mem", "size=1G,colour=blue"], "colour"),
+        (vec!["--frobnicate"], "--frobnicate"),
+    ] {
+        let mut command = fixture.run(&["--kernel", "kernel"]);
+        assert_refused(command.args(&arguments), 2, reason);
+    }
+    let mut pigeon = moat(&["run", "--kernel", "kernel", "--serial", "pigeon:here"]);
+    assert_refused(&mut pigeon, 2, "tty, file:PATH or unix:PATH");
+}
+
+#[test]
+fn two_serial_ports_do_not_share_a_far_end() {
+    let mut both = moat(&["run", "--kernel", "kernel", "--serial2", "tty"]);
+    assert_refused(&mut both, 1, "give each serial port its own");
+}
+
+#[test]
+fn a_kvm_without_permission_is_told_apart_from_none() {
+    // Root may open anything; an unprivileged user is what this is about.
+    let fixture = Fixture::new();
+    let kernel = fixture.path("kernel");
+    let public = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(fixture.directory.path(), public).unwrap();
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(env!("CARGO_BIN_EXE_moat"))
+        .args(["run", "--serial", "file:/dev/null", "--kernel"])
+        .arg(kernel)
+        .stdin(Stdio::null());
+    assert_refused(&mut command, 1, "no permission for /dev/kvm");
+}
+
+#[test]
+fn a_signal_ends_a_machine_and_leaves_nothing() {
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let fixture = Fixture::new();
+        let running = fixture.start(&[]);
+        let output = running.end(signal);
+        assert_eq!(output.status.code(), Some(code));
+        assert!(!fixture.path("api").exists());
+    }
+}
+
+#[test]
+fn a_machine_is_resized_and_shown_over_its_socket() {
+    let fixture = Fixture::new();
+    let running = fixture.start(&["--virtio-mem", "size=1G", "--memory", "64M", "--cpus", "2"]);
+    let text = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
+    let resized = running.moat("resize", &["mem0", "512M"]);
+    assert_eq!(text(&resized), "mem0: requested 512M, plugged 0\n");
+    let status = running.moat("status", &["--json"]);
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(status["vcpus"], 2);
+    assert_eq!(status["memory"], 64 << 20);
+    assert_eq!(status["memory_devices"][0]["requested"], 512 << 20);
+    assert!(text(&running.moat("status", &[])).contains("mem0"));
+    for (arguments, reason) in [
+        (["mem1", "1M"], "there is no device mem1; this machine has mem0"),
+        (["mem0", "2G"], "more than the region's"),
+        (["mem0", "3M"], "nearest: 4194304"),
+        (["../x", "3M"], "is no device"),
+    ] {
+        let output = running.moat("resize", &arguments);
+        assert_eq!(output.status.code(), Some(1));
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(message.contains(reason), "{message:?} should say {reason:?}");
+    }
+    assert_eq!(running.end(Signal::TERM).status.code(), Some(143));
+}
+
+#[test]
+fn two_machines_do_not_share_a_socket_but_a_dead_ones_is_taken_over() {
+    let fixture = Fixture::new();
+    let mut running = fixture.start(&[]);
+    let mut second = fixture.run(&["--kernel", "kernel", "--api-socket", "api"]);
+    assert_refused(&mut second, 1, "served by another process");
+    let mut child = running.child.take().unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(fixture.path("api").exists(), "a killed machine cannot clean up");
+    let running = fixture.start(&[]);
+    assert_eq!(running.end(Signal::TERM).status.code(), Some(143));
+}
+
+#[test]
+fn a_client_without_a_machine_is_told_so() {
+    let nowhere = Path::new("/nonexistent/api");
+    for command in ["status", "resize"] {
+        let mut command = moat(&[command, "--api-socket"]);
+        command.arg(nowhere);
+        if command.get_args().next() == Some("resize".as_ref()) {
+            command.args(["mem0", "1G"]);
+        }
+        assert_refused(&mut command, 1, "is it running with --api-socket?");
+    }
+}
+
+#[test]
+fn the_doctor_finds_this_kvm_usable() {
+    let output = moat(&["doctor", "--json"]).output().unwrap();
+    let diagnosis: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(diagnosis["usable"], true, "{diagnosis}");
+    assert_eq!(output.status.code(), Some(0));
+}

@@ -1,0 +1,196 @@
+//! Stock Linux kernels and our own, as guests: they boot, end as they are told, and their memory
+//! grows and shrinks without a byte lost. Names start with rows of `docs/virtio-mem.md` where they
+//! have one.
+
+mod support;
+
+use lab::guest::Observe;
+use lab::vm::{MODULES, Vm, VmConfig};
+use support::linux::{Linux, LinuxConfig, kernel, lasting_vcpus};
+use support::{GIB, MIB};
+use vmm::boot::BootProtocol;
+use vmm::memory::host::Backing;
+use vmm::{Ending, MemoryDeviceConfig};
+
+const KERNELS: [&str; 5] =
+    ["debian-6.1-cloud", "debian-6.1", "debian-6.12-cloud", "debian-6.12", "protected"];
+
+/// How often a test repeats itself: as often as the environment says, for a long run.
+fn rounds(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |rounds| rounds.parse().expect("a number"))
+}
+
+fn device(size: u64, requested: u64, block_size: u64) -> MemoryDeviceConfig {
+    let backing = Backing::Anonymous;
+    MemoryDeviceConfig { size, requested, block_size, backing, insist_on_inaccessible: false }
+}
+
+/// What a test of memory gives its guest. Only movable memory can always be unplugged.
+fn growing(memory_devices: Vec<MemoryDeviceConfig>) -> LinuxConfig<'static> {
+    LinuxConfig {
+        vcpus: lasting_vcpus(2),
+        parameters: "memhp_default_state=online_movable",
+        modules: &MODULES,
+        memory_devices,
+        ..LinuxConfig::default()
+    }
+}
+
+fn load_driver(linux: &Linux) {
+    linux.guest.load_module("virtio_mmio", "").outcome().unwrap();
+    linux.guest.load_module("virtio_mem", "").unwrap();
+}
+
+#[test]
+fn every_kernel_boots_with_1_and_4_vcpus() {
+    for name in KERNELS {
+        for (vcpus, online) in [(1, "0"), (4, "0-3")] {
+            let linux = Linux::boot(&kernel(name), LinuxConfig { vcpus, ..LinuxConfig::default() });
+            let cpus = linux.guest.read_text("/sys/devices/system/cpu/online").unwrap();
+            assert_eq!(cpus.trim(), online, "{name}");
+            linux.guest.power_off().unwrap();
+            assert_eq!(linux.ending(), Ending::PowerOff, "{name} with {vcpus} vCPUs");
+        }
+    }
+}
+
+#[test]
+fn every_entry_and_memory_size_boots() {
+    let kernel = kernel("protected");
+    let vmlinux = kernel.vmlinux().expect("our own kernel has a vmlinux").to_owned();
+    for (protocol, image) in [
+        (BootProtocol::Linux64, None),
+        (BootProtocol::Linux64, Some(&vmlinux)),
+        (BootProtocol::Pvh, Some(&vmlinux)),
+    ] {
+        for memory in [128 * MIB, 5 * GIB] {
+            let config =
+                LinuxConfig { memory, image: image.cloned(), protocol, ..LinuxConfig::default() };
+            let linux = Linux::boot(&kernel, config);
+            let total = linux.guest.meminfo().unwrap().total();
+            assert!(total > memory * 3 / 4 && total <= memory, "{total} of {memory}");
+        }
+    }
+}
+
+#[test]
+fn eight_vcpus_come_up() {
+    let config = LinuxConfig { vcpus: 8, ..LinuxConfig::default() };
+    let linux = Linux::boot(&kernel("protected"), config);
+    let cpus = linux.guest.read_text("/sys/devices/system/cpu/online").unwrap();
+    assert_eq!(cpus.trim(), "0-7");
+}
+
+#[test]
+fn boots_in_a_row_never_fail() {
+    let kernel = kernel("protected");
+    for round in 0..rounds("MOAT_TEST_BOOTS", 20) {
+        let vcpus = lasting_vcpus(1 + (round % 2) as u32 * 3);
+        let linux = Linux::boot(&kernel, LinuxConfig { vcpus, ..LinuxConfig::default() });
+        linux.guest.power_off().unwrap();
+        assert_eq!(linux.ending(), Ending::PowerOff, "boot {round}");
+    }
+}
+
+#[test]
+fn l7_a_guest_ends_as_it_says() {
+    for name in ["debian-6.1-cloud", "debian-6.12-cloud", "protected"] {
+        let kernel = kernel(name);
+        let vcpus = lasting_vcpus(2);
+        let boot = || Linux::boot(&kernel, LinuxConfig { vcpus, ..LinuxConfig::default() });
+        let linux = boot();
+        linux.guest.reboot().unwrap();
+        assert_eq!(linux.ending(), Ending::Reset, "{name} reboots");
+        let linux = boot();
+        linux.guest.halt().unwrap();
+        assert_eq!(linux.ending(), Ending::Halt, "{name} halts");
+    }
+    let linux = Linux::boot(&kernel("protected"), LinuxConfig::default());
+    linux.guest.crash().unwrap();
+    assert_eq!(linux.ending(), Ending::Panic);
+}
+
+#[test]
+fn l1_blocks_larger_and_smaller_than_linuxs_memory_blocks() {
+    for block_size in [MIB, 4 * MIB, 256 * MIB] {
+        let config = growing(vec![device(GIB, 512 * MIB, block_size)]);
+        let linux = Linux::boot(&kernel("protected"), config);
+        load_driver(&linux);
+        linux.wait_until_converged(0);
+        linux.control.resize("mem0", 0).unwrap();
+        linux.wait_until_converged(0);
+        let requests = linux.control.status().memory_devices[0].requests;
+        assert_eq!(requests.error, 0, "{block_size:#x}: {requests:?}");
+    }
+}
+
+#[test]
+fn l2_several_devices_grow_on_their_own() {
+    const TIB: u64 = 1 << 40;
+    let config = growing(vec![
+        device(128 * MIB, 128 * MIB, 2 * MIB),
+        device(64 * GIB, 0, 2 * MIB),
+        MemoryDeviceConfig { backing: Backing::Memfd, ..device(TIB / 4, 256 * MIB, 4 * MIB) },
+    ]);
+    let linux = Linux::boot(&kernel("protected"), config);
+    let before = linux.guest.meminfo().unwrap().total();
+    load_driver(&linux);
+    (0..3).for_each(|index| linux.wait_until_converged(index));
+    linux.control.resize("mem1", 256 * MIB).unwrap();
+    linux.control.resize("mem2", 128 * MIB).unwrap();
+    (0..3).for_each(|index| linux.wait_until_converged(index));
+    let added = linux.guest.iomem().unwrap().size_of(lab::vm::ADDED_MEMORY);
+    assert_eq!(added, 512 * MIB);
+    assert!(linux.guest.meminfo().unwrap().total() > before);
+    for device in linux.control.status().memory_devices {
+        assert_eq!((device.requests.error, device.requests.busy), (0, 0), "{}", device.id);
+        assert_eq!(device.violations, Default::default(), "{}", device.id);
+    }
+}
+
+#[test]
+fn l6_q4_random_resizes_under_load_lose_nothing() {
+    const LOAD: u64 = 160 * MIB;
+    const SEED: u64 = 0x6d6f_6174;
+    let kernel = kernel("protected");
+    let config = VmConfig {
+        vcpus: lasting_vcpus(4),
+        parameters: "memhp_default_state=online_movable",
+        requested: GIB,
+    };
+    let modules = kernel.modules(&MODULES).unwrap();
+    let vm = Vm::boot(&kernel, modules, config).map_err(|trouble| trouble.error).unwrap();
+    vm.load_driver().unwrap();
+    let holder = vm.guest.spawn().unwrap();
+    let held = holder.allocate(LOAD).unwrap();
+    held.fill(SEED).unwrap();
+    let hammering = vm.guest.spawn().unwrap();
+    hammering.start_hammer(3, LOAD / 4).unwrap();
+    let mut random = SEED;
+    for round in 0..rounds("MOAT_TEST_RESIZES", 60) {
+        // Numerical Recipes' generator; the upper bits are the good ones.
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let blocks = 192 + (random >> 33) % 320;
+        vm.request(blocks * 2 * MIB).unwrap();
+        if round % 4 != 0 {
+            // The others overtake a request that is under way.
+            let requested = vm.device().requested;
+            let what = format!("round {round}: {requested:#x} bytes are plugged");
+            vm.wait_until(&what, || Ok(vm.device().plugged == requested)).unwrap();
+        }
+        if round % 10 == 9 {
+            assert_eq!(held.verify(SEED).unwrap().wrong_words, 0, "round {round}");
+        }
+    }
+    let report = hammering.stop_hammer().unwrap();
+    assert_eq!(report.wrong_words, 0, "{report:?}");
+    assert!(report.rounds > 0, "{report:?}");
+    assert_eq!(held.verify(SEED).unwrap().wrong_words, 0);
+    holder.kill().unwrap();
+    hammering.kill().unwrap();
+    vm.resize(0).unwrap();
+    let device = vm.device();
+    assert_eq!((device.requests.error, device.requests.busy), (0, 0), "{device:?}");
+    assert_eq!(device.violations, Default::default());
+    vm.power_off().unwrap();
+}

@@ -1,0 +1,234 @@
+//! virtio-mem over real KVM, driven one access at a time by a bare-metal guest: what only KVM's
+//! memory slots can show. Names start with rows of `docs/virtio-mem.md`.
+
+mod support;
+
+use std::fs;
+
+use support::virtio_mem_driver::{Answer, Driver, State};
+use support::{GIB, MIB, PayloadMachine};
+use vmm::memory::host::Backing;
+use vmm::memory::violations::{Direction, ViolationCounters};
+use vmm::{Ending, Enforcement, MemoryDeviceConfig};
+
+fn device(requested: u64) -> MemoryDeviceConfig {
+    MemoryDeviceConfig {
+        size: GIB,
+        requested,
+        block_size: 2 * MIB,
+        backing: Backing::Anonymous,
+        insist_on_inaccessible: false,
+    }
+}
+
+fn violations(vm: &PayloadMachine) -> ViolationCounters {
+    vm.machine.control().status().memory_devices[0].violations
+}
+
+/// Resident memory of this process, in bytes.
+fn resident() -> u64 {
+    let statm = fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+#[test]
+fn p8_x1_plugged_memory_reads_as_zero_and_works_at_every_width() {
+    for backing in [Backing::Anonymous, Backing::Memfd] {
+        let config = MemoryDeviceConfig { backing, ..device(16 * MIB) };
+        let mut vm = PayloadMachine::start(1, vec![config]);
+        let payload = &mut vm.payload;
+        let mut driver = Driver::start(payload, true);
+        assert_eq!(driver.plug(payload, 0, 4), Answer::Ack);
+        let first = driver.block(0);
+        let last = driver.block(4) - 8;
+        for address in [first, driver.block(1) - 8, driver.block(2), last] {
+            assert_eq!(payload.read(8, address), 0);
+        }
+        for (width, value) in [(1, 0x11), (2, 0x2222), (4, 0x4444_4444), (8, 0x8888_8888_8888)] {
+            payload.write(width, first + 0x123, value);
+            assert_eq!(payload.read(width, first + 0x123), value);
+            payload.write(width, last, value);
+            assert_eq!(payload.read(width, last), value);
+        }
+        assert_eq!(violations(&vm), ViolationCounters::default());
+    }
+}
+
+#[test]
+fn x2_an_access_to_an_unplugged_block_is_told_and_reaches_nothing() {
+    let mut vm = PayloadMachine::start(1, vec![device(16 * MIB)]);
+    let payload = &mut vm.payload;
+    let mut driver = Driver::start(payload, true);
+    assert_eq!(driver.plug(payload, 1, 1), Answer::Ack);
+    let below = driver.block(1) - 8;
+    payload.write(8, below, 0x1234);
+    assert_eq!(payload.read(8, below), u64::MAX);
+    assert_eq!(payload.read(4, driver.block(2)), 0xffff_ffff);
+    // Beyond the usable part of the region too.
+    assert_eq!(payload.read(1, driver.address + GIB - 1), 0xff);
+    let status = vm.machine.control().status();
+    let device = &status.memory_devices[0];
+    assert_eq!(device.violations, ViolationCounters { reads: 3, writes: 1, ..Default::default() });
+    let told: Vec<_> = device
+        .latest_violations
+        .iter()
+        .map(|v| (v.vcpu, v.address, v.block, v.size, v.direction))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (0, below, 0, 8, Direction::Write),
+            (0, below, 0, 8, Direction::Read),
+            (0, driver.block(2), 2, 4, Direction::Read),
+            (0, driver.address + GIB - 1, 511, 1, Direction::Read),
+        ]
+    );
+    for violation in &device.latest_violations {
+        // The payload's code is at 2 MiB and less than a page long.
+        assert!((2 * MIB..2 * MIB + 4096).contains(&violation.instruction_pointer));
+    }
+}
+
+#[test]
+fn x2_control_without_enforcement_nobody_notices() {
+    let mut vm = PayloadMachine::start_with(1, vec![device(16 * MIB)], Enforcement::Off);
+    let payload = &mut vm.payload;
+    let driver = Driver::start(payload, true);
+    payload.write(8, driver.block(0), 0x1234);
+    assert_eq!(payload.read(8, driver.block(0)), 0x1234);
+    assert_eq!(violations(&vm), ViolationCounters::default());
+}
+
+#[test]
+fn x3_a_driver_that_did_not_negotiate_it_reads_zeros() {
+    let mut vm = PayloadMachine::start(1, vec![device(16 * MIB)]);
+    let payload = &mut vm.payload;
+    let driver = Driver::start(payload, false);
+    assert_eq!(payload.read(8, driver.block(0)), 0);
+    // Not beyond the usable part: 16 MiB requested and 256 MiB of room.
+    assert_eq!(payload.read(8, driver.address + 272 * MIB), u64::MAX);
+    payload.write(8, driver.block(0), 1);
+    let expected =
+        ViolationCounters { reads: 1, writes: 1, permitted_reads: 1, ..Default::default() };
+    assert_eq!(violations(&vm), expected);
+}
+
+#[test]
+fn u7_x4_unplugged_memory_goes_back_to_the_host_and_forgets() {
+    for backing in [Backing::Anonymous, Backing::Memfd] {
+        let config = MemoryDeviceConfig { backing, ..device(64 * MIB) };
+        let mut vm = PayloadMachine::start(1, vec![config]);
+        let payload = &mut vm.payload;
+        let mut driver = Driver::start(payload, true);
+        assert_eq!(driver.plug(payload, 0, 32), Answer::Ack);
+        // Every page of it.
+        payload.fill(driver.address, 64 * MIB);
+        let full = resident();
+        assert_eq!(driver.unplug(payload, 0, 16), Answer::Ack);
+        let half = resident();
+        assert!(full - half >= 30 * MIB, "{backing:?}: {full} then {half}");
+        assert_eq!(driver.unplug(payload, 16, 16), Answer::Ack);
+        let empty = resident();
+        assert!(half - empty >= 30 * MIB, "{backing:?}: {half} then {empty}");
+        assert_eq!(driver.plug(payload, 0, 32), Answer::Ack);
+        for block in 0..32 {
+            assert_eq!(payload.read(8, driver.block(block)), 0);
+        }
+    }
+}
+
+#[test]
+fn u8_u9_neighbours_of_what_is_unplugged_keep_their_contents() {
+    let mut vm = PayloadMachine::start(1, vec![device(64 * MIB)]);
+    let payload = &mut vm.payload;
+    let mut driver = Driver::start(payload, true);
+    // Three PLUGs, side by side.
+    for first in [0, 8, 16] {
+        assert_eq!(driver.plug(payload, first, 8), Answer::Ack);
+    }
+    payload.fill(driver.address, 48 * MIB);
+    // Out of the middle of one; then across all three.
+    assert_eq!(driver.unplug(payload, 3, 2), Answer::Ack);
+    assert_eq!(payload.verify(driver.block(0), 6 * MIB), 0);
+    assert_eq!(payload.verify(driver.block(5), 38 * MIB), 0);
+    assert_eq!(driver.unplug(payload, 6, 12), Answer::Ack);
+    assert_eq!(payload.verify(driver.block(0), 6 * MIB), 0);
+    assert_eq!(payload.verify(driver.block(5), 2 * MIB), 0);
+    assert_eq!(payload.verify(driver.block(18), 12 * MIB), 0);
+    assert_eq!(driver.state(payload, 0, 3), State::Plugged);
+    assert_eq!(driver.state(payload, 3, 2), State::Unplugged);
+    assert_eq!(driver.state(payload, 0, 24), State::Mixed);
+    assert_eq!(violations(&vm), ViolationCounters::default());
+}
+
+#[test]
+fn u8_neighbours_are_reachable_throughout_under_load_from_other_vcpus() {
+    const ROUNDS: u64 = 60;
+    let mut vm = PayloadMachine::start(4, vec![device(64 * MIB)]);
+    let payload = &mut vm.payload;
+    let mut driver = Driver::start(payload, true);
+    assert_eq!(driver.plug(payload, 0, 16), Answer::Ack);
+    payload.fill(driver.address, 32 * MIB);
+    payload.start_processors();
+    // Each hammers two blocks with a hole to be between them and the next.
+    for n in 0..3 {
+        payload.hammer(n, driver.block(n * 4), 4 * MIB);
+    }
+    for round in 0..ROUNDS {
+        // A block between two hammered ones goes and comes: the slot is split again and again.
+        let hole = 2 + round % 3 * 4;
+        assert_eq!(driver.unplug(payload, hole, 1), Answer::Ack);
+        assert_eq!(driver.plug(payload, hole, 1), Answer::Ack);
+    }
+    for n in 0..3 {
+        let hammered = payload.hammered(n);
+        assert!(hammered.rounds > 0, "processor {n} did not run");
+        assert_eq!(hammered.errors, 0, "processor {n} read something else than it wrote");
+    }
+    assert_eq!(violations(&vm), ViolationCounters::default());
+}
+
+#[test]
+fn a1_a2_unplug_all_takes_everything_and_may_be_repeated() {
+    let mut vm = PayloadMachine::start(1, vec![device(64 * MIB)]);
+    let payload = &mut vm.payload;
+    let mut driver = Driver::start(payload, true);
+    let slots_before = vm.machine.control().status().memory_slots;
+    assert_eq!(driver.plug(payload, 0, 3), Answer::Ack);
+    assert_eq!(driver.plug(payload, 7, 5), Answer::Ack);
+    payload.fill(driver.block(7), 2 * MIB);
+    for _ in 0..2 {
+        assert_eq!(driver.unplug_all(payload), Answer::Ack);
+        assert_eq!(driver.state(payload, 0, 32), State::Unplugged);
+    }
+    assert_eq!(vm.machine.control().status().memory_slots, slots_before);
+    assert_eq!(payload.read(8, driver.block(7)), u64::MAX);
+    assert_eq!(driver.plug(payload, 7, 1), Answer::Ack);
+    assert_eq!(payload.read(8, driver.block(7)), 0);
+}
+
+#[test]
+fn q1_requests_that_live_in_unplugged_memory_are_not_carried_out() {
+    let mut vm = PayloadMachine::start(1, vec![device(64 * MIB)]);
+    let payload = &mut vm.payload;
+    let mut driver = Driver::start(payload, true);
+    let unplugged = driver.block(5);
+    let somewhere = 0x50_5000;
+    assert_eq!(driver.submit(payload, &[(somewhere, 24, false), (unplugged, 10, true)]), 0);
+    // No request to be read: that is an error, and there is room to say so.
+    assert_eq!(driver.submit(payload, &[(unplugged, 24, false), (somewhere, 10, true)]), 10);
+    assert_eq!(payload.read(2, somewhere), 3);
+    let expected = ViolationCounters { dma: 2, ..Default::default() };
+    assert_eq!(violations(&vm), expected);
+}
+
+#[test]
+fn the_guest_ends_the_machine_by_its_registers() {
+    for (port, value, ending) in
+        [(0x600, 0x34, Ending::PowerOff), (0x602, 1, Ending::Reset), (0x505, 1, Ending::Panic)]
+    {
+        let PayloadMachine { machine, payload, .. } = PayloadMachine::start(1, Vec::new());
+        payload.out_and_end(port, value);
+        assert_eq!(machine.wait(), ending);
+    }
+}

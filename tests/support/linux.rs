@@ -1,0 +1,172 @@
+//! A Linux guest with the agent in it, on a machine of the test's own making.
+
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use lab::guest::{Guest, GuestError};
+use lab::initramfs::Initramfs;
+use lab::kernel::GuestKernel;
+use vmm::boot::BootProtocol;
+use vmm::{
+    Ending, Enforcement, Machine, MachineConfig, MachineControl, MemoryDeviceConfig, SerialEndpoint,
+};
+
+use super::MIB;
+
+/// Emulated hosts need 10 seconds; much more is a hang.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A kernel that scripts/guest-kernel has made.
+pub fn kernel(name: &str) -> GuestKernel {
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/kernels");
+    GuestKernel::open(&kernels.join(name))
+        .unwrap_or_else(|error| panic!("{error}; run `scripts/guest-kernel path {name}`"))
+}
+
+/// Whether KVM runs in an emulated host. There a guest of several vCPUs is lost now and then: QEMU's
+/// emulated processors do not always see code that another one patches, and Linux patches its own.
+pub fn emulated() -> bool {
+    std::env::var_os("MOAT_KVM_HOST").is_some_and(|host| host == "emulated")
+}
+
+/// As many vCPUs as a long test may have: `wanted`, or 1 where more would be lost.
+pub fn lasting_vcpus(wanted: u32) -> u32 {
+    if emulated() { 1 } else { wanted }
+}
+
+/// What differs from one test to the next.
+#[derive(Clone)]
+pub struct LinuxConfig<'a> {
+    pub vcpus: u32,
+    pub memory: u64,
+    /// Another image than the kernel's bzImage.
+    pub image: Option<PathBuf>,
+    pub protocol: BootProtocol,
+    pub parameters: &'a str,
+    pub modules: &'a [&'a str],
+    pub memory_devices: Vec<MemoryDeviceConfig>,
+}
+
+impl Default for LinuxConfig<'_> {
+    fn default() -> Self {
+        Self {
+            vcpus: 1,
+            memory: 512 * MIB,
+            image: None,
+            protocol: BootProtocol::Auto,
+            parameters: "",
+            modules: &[],
+            memory_devices: Vec::new(),
+        }
+    }
+}
+
+/// A booted guest.
+pub struct Linux {
+    pub guest: Guest,
+    pub control: MachineControl,
+    ending: mpsc::Receiver<Ending>,
+    _console: Console,
+}
+
+/// What the guest prints: shown when the test fails.
+#[derive(Clone, Default)]
+struct Console(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{}", String::from_utf8_lossy(&self.0.lock().unwrap()));
+        }
+    }
+}
+
+impl Linux {
+    /// Boots, and if an emulated host loses a guest of several vCPUs, says so and boots again.
+    pub fn boot(kernel: &GuestKernel, config: LinuxConfig<'_>) -> Self {
+        let attempts = if emulated() && config.vcpus > 1 { 3 } else { 1 };
+        for attempt in 1..attempts {
+            match Self::try_boot(kernel, config.clone()) {
+                Ok(linux) => return linux,
+                Err(error) => eprintln!(
+                    "attempt {attempt}: the emulated host lost a guest of {} vCPUs: {error}",
+                    config.vcpus
+                ),
+            }
+        }
+        Self::try_boot(kernel, config).unwrap()
+    }
+
+    fn try_boot(kernel: &GuestKernel, config: LinuxConfig<'_>) -> Result<Self, GuestError> {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let modules = kernel.modules(config.modules).unwrap();
+        let console = Console::default();
+        let machine = Machine::start(MachineConfig {
+            vcpus: config.vcpus,
+            memory: config.memory,
+            kernel: config.image.unwrap_or_else(|| kernel.image().into()),
+            protocol: config.protocol,
+            initrd: Initramfs::new().with_modules(modules).build(),
+            cmdline: format!("console=ttyS0 panic=-1 {}", config.parameters),
+            memory_devices: config.memory_devices,
+            enforcement: Enforcement::Strict,
+            console: SerialEndpoint { input: None, output: Box::new(console.clone()) },
+            agent: SerialEndpoint {
+                input: Some(Box::new(theirs.try_clone().unwrap())),
+                output: Box::new(theirs.try_clone().unwrap()),
+            },
+        })
+        .unwrap();
+        let control = machine.control();
+        let (sender, ending) = mpsc::channel();
+        std::thread::spawn(move || {
+            let ending = machine.wait();
+            theirs.shutdown(Shutdown::Both).unwrap();
+            // The test may have ended without asking.
+            let _ = sender.send(ending);
+        });
+        match Guest::connect(ours, PATIENCE) {
+            Ok(guest) => Ok(Self { guest, control, ending, _console: console }),
+            Err(error) => {
+                control.stop();
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for the machine's end.
+    pub fn ending(&self) -> Ending {
+        self.ending.recv_timeout(PATIENCE).expect("the machine ends")
+    }
+
+    /// Waits until device `index` has plugged what is requested.
+    pub fn wait_until_converged(&self, index: usize) {
+        let converged = (0..3000).any(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            let device = &self.control.status().memory_devices[index];
+            device.plugged == device.requested
+        });
+        assert!(converged, "{:#?}", self.control.status().memory_devices[index]);
+    }
+}
+
+impl Drop for Linux {
+    fn drop(&mut self) {
+        self.control.stop();
+    }
+}

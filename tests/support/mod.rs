@@ -1,0 +1,60 @@
+//! What the end-to-end tests share.
+
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+pub mod linux;
+pub mod payload;
+pub mod virtio_mem_driver;
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use payload::Payload;
+use tempfile::TempDir;
+use vmm::boot::BootProtocol;
+use vmm::{Enforcement, Machine, MachineConfig, MemoryDeviceConfig, SerialEndpoint};
+
+pub const KIB: u64 = 1 << 10;
+pub const MIB: u64 = 1 << 20;
+pub const GIB: u64 = 1 << 30;
+
+/// A machine that runs the bare-metal payload.
+pub struct PayloadMachine {
+    pub machine: Machine,
+    pub payload: Payload,
+    _directory: TempDir,
+}
+
+impl PayloadMachine {
+    pub fn start(vcpus: u32, memory_devices: Vec<MemoryDeviceConfig>) -> Self {
+        Self::start_with(vcpus, memory_devices, Enforcement::Strict)
+    }
+
+    pub fn start_with(
+        vcpus: u32,
+        memory_devices: Vec<MemoryDeviceConfig>,
+        enforcement: Enforcement,
+    ) -> Self {
+        let directory = TempDir::new().unwrap();
+        let kernel: PathBuf = directory.path().join("payload.elf");
+        payload::write_elf(&kernel);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let machine = Machine::start(MachineConfig {
+            vcpus,
+            memory: 128 * MIB,
+            kernel,
+            protocol: BootProtocol::Pvh,
+            initrd: Vec::new(),
+            cmdline: String::new(),
+            memory_devices,
+            enforcement,
+            console: SerialEndpoint::null(),
+            agent: SerialEndpoint {
+                input: Some(Box::new(theirs.try_clone().unwrap())),
+                output: Box::new(theirs),
+            },
+        })
+        .unwrap();
+        Self { machine, payload: Payload::connect(ours), _directory: directory }
+    }
+}

@@ -1,0 +1,158 @@
+//! The bare-metal guest of `payload.s`: an ELF file that boots by PVH, and the host's end of its
+//! commands.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+std::arch::global_asm!(
+    ".pushsection .rodata",
+    include_str!("payload.s"),
+    ".code64",
+    ".popsection",
+    options(att_syntax)
+);
+
+unsafe extern "C" {
+    static moat_payload_start: u8;
+    static moat_payload_end: u8;
+}
+
+const LOAD_ADDRESS: u64 = 0x20_0000;
+
+/// Where the control blocks of the hammering processors lie.
+const CONTROL: u64 = 0x40_0000;
+
+fn code() -> &'static [u8] {
+    let start = &raw const moat_payload_start;
+    let length = (&raw const moat_payload_end).addr() - start.addr();
+    // SAFETY: both symbols are labels in one section that is never written, the second after the
+    // first, so everything between them is initialised and lives as long as the program.
+    unsafe { std::slice::from_raw_parts(start, length) }
+}
+
+/// Writes the payload to `path` as an ELF executable with a PVH entry point.
+pub fn write_elf(path: &Path) {
+    const NOTE_OFFSET: u64 = 0x100;
+    const CODE_OFFSET: u64 = 0x1000;
+    let code = code();
+    let mut elf = Vec::new();
+    elf.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    // e_type EXEC, e_machine x86-64, e_version.
+    elf.extend([2_u16, 62].map(u16::to_le_bytes).concat());
+    elf.extend(1_u32.to_le_bytes());
+    // e_entry, e_phoff, e_shoff.
+    elf.extend([LOAD_ADDRESS, 64, 0].map(u64::to_le_bytes).concat());
+    elf.extend(0_u32.to_le_bytes());
+    // e_ehsize, e_phentsize, e_phnum, and no sections.
+    elf.extend([64_u16, 56, 2, 64, 0, 0].map(u16::to_le_bytes).concat());
+    let mut header = |kind: u32, flags: u32, offset: u64, address: u64, size: u64| {
+        elf.extend([kind, flags].map(u32::to_le_bytes).concat());
+        elf.extend([offset, address, address, size, size, 4].map(u64::to_le_bytes).concat());
+    };
+    header(1, 7, CODE_OFFSET, LOAD_ADDRESS, code.len() as u64);
+    header(4, 4, NOTE_OFFSET, 0, 20);
+    elf.resize(NOTE_OFFSET as usize, 0);
+    // XEN_ELFNOTE_PHYS32_ENTRY: name size, descriptor size, type, name, entry.
+    elf.extend([4_u32, 4, 18].map(u32::to_le_bytes).concat());
+    elf.extend(b"Xen\0");
+    elf.extend((LOAD_ADDRESS as u32).to_le_bytes());
+    elf.resize(CODE_OFFSET as usize, 0);
+    elf.extend(code);
+    std::fs::write(path, elf).unwrap();
+}
+
+/// The host's end of a running payload.
+pub struct Payload {
+    stream: UnixStream,
+}
+
+/// What a hammering processor has to tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hammered {
+    pub rounds: u64,
+    pub errors: u64,
+}
+
+impl Payload {
+    /// Waits for the payload at the other end of `stream` to be ready.
+    pub fn connect(mut stream: UnixStream) -> Self {
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let mut ready = [0];
+        stream.read_exact(&mut ready).expect("the payload starts");
+        assert_eq!(ready, [b'R']);
+        Self { stream }
+    }
+
+    fn command(&mut self, operation: u8, width: u8, address: u64, value: u64) -> u64 {
+        let mut bytes = vec![operation, width];
+        bytes.extend([address, value].map(u64::to_le_bytes).concat());
+        self.stream.write_all(&bytes).expect("the payload listens");
+        let mut result = [0; 8];
+        self.stream.read_exact(&mut result).expect("the payload answers");
+        u64::from_le_bytes(result)
+    }
+
+    /// Reads `width` bytes.
+    pub fn read(&mut self, width: u8, address: u64) -> u64 {
+        self.command(0, width, address, 0)
+    }
+
+    /// Writes `width` bytes.
+    pub fn write(&mut self, width: u8, address: u64, value: u64) {
+        self.command(1, width, address, value);
+    }
+
+    /// Writes bytes, eight at a time where it can.
+    pub fn write_bytes(&mut self, address: u64, bytes: &[u8]) {
+        let (quads, rest) = bytes.as_chunks::<8>();
+        for (address, quad) in (address..).step_by(8).zip(quads) {
+            self.write(8, address, u64::from_le_bytes(*quad));
+        }
+        for (address, byte) in (address + quads.len() as u64 * 8..).zip(rest) {
+            self.write(1, address, (*byte).into());
+        }
+    }
+
+    /// Marks every 512th byte of a range with its address.
+    pub fn fill(&mut self, address: u64, size: u64) {
+        self.command(2, 0, address, size);
+    }
+
+    /// How many marks of a range are not what [`Self::fill`] wrote.
+    pub fn verify(&mut self, address: u64, size: u64) -> u64 {
+        self.command(3, 0, address, size)
+    }
+
+    /// Writes a byte to a port, without an answer to wait for: the machine may end of it.
+    pub fn out_and_end(mut self, port: u16, value: u8) {
+        let mut bytes = vec![4, 1];
+        bytes.extend([u64::from(port), value.into()].map(u64::to_le_bytes).concat());
+        self.stream.write_all(&bytes).expect("the payload listens");
+    }
+
+    /// Starts all other processors by INIT and SIPI.
+    pub fn start_processors(&mut self) {
+        const LOCAL_APIC: u64 = 0xfee0_0000;
+        const SPURIOUS: u64 = LOCAL_APIC + 0xf0;
+        const COMMAND: u64 = LOCAL_APIC + 0x300;
+        self.write(4, SPURIOUS, 0x1ff);
+        self.write(4, COMMAND, 0x000c_4500);
+        self.write(4, COMMAND, 0x000c_4610);
+    }
+
+    /// Has processor `n` (the first that was started is 0) hammer a range that has been filled.
+    pub fn hammer(&mut self, n: u64, address: u64, size: u64) {
+        let block = CONTROL + 64 * n;
+        self.write(8, block, address);
+        self.write(8, block + 8, size);
+        self.write(8, block + 16, 1);
+    }
+
+    /// What processor `n` has seen so far.
+    pub fn hammered(&mut self, n: u64) -> Hammered {
+        let block = CONTROL + 64 * n;
+        Hammered { rounds: self.read(8, block + 24), errors: self.read(8, block + 32) }
+    }
+}

@@ -1,0 +1,255 @@
+# A bare-metal guest: it does one register or memory access at a time, as told over ttyS1.
+#
+# Entered by PVH in 32-bit protected mode at LOAD, it maps the first 8 GiB onto themselves and goes
+# to long mode. The boot processor then obeys commands of 18 bytes on the second serial port:
+#
+#     operation u8, width u8, address u64, value u64     answered by     result u64
+#
+# The other processors, once started by INIT and SIPI at AP_TRAMPOLINE, hammer the memory that their
+# control block names. All exceptions are fatal: there is no IDT, so a fault is a triple fault.
+
+    .set LOAD, 0x200000
+    .set TABLES, 0x300000           # PML4, PDPT, then 8 page directories
+    .set CONTROL, 0x400000          # of processor n at CONTROL + 64 * n
+    .set AP_COUNT, 0x3ff000         # how many have been started
+    .set AP_TRAMPOLINE, 0x10000
+    .set SERIAL, 0x2f8
+
+    .code32
+moat_payload_start:
+    cld
+    movl $TABLES, %edi
+    xorl %eax, %eax
+    movl $(10 * 1024), %ecx
+    rep stosl
+    movl $(TABLES + 0x1003), TABLES
+    xorl %ecx, %ecx
+1:  movl %ecx, %eax
+    shll $12, %eax
+    addl $(TABLES + 0x2003), %eax
+    movl %eax, (TABLES + 0x1000)(, %ecx, 8)
+    incl %ecx
+    cmpl $8, %ecx
+    jne 1b
+    xorl %ecx, %ecx
+2:  movl %ecx, %eax
+    shll $21, %eax
+    orl $0x83, %eax
+    movl %eax, (TABLES + 0x2000)(, %ecx, 8)
+    movl %ecx, %eax
+    shrl $11, %eax
+    movl %eax, (TABLES + 0x2004)(, %ecx, 8)
+    incl %ecx
+    cmpl $4096, %ecx
+    jne 2b
+    # The trampoline for the other processors.
+    movl $(LOAD + (ap_start - moat_payload_start)), %esi
+    movl $AP_TRAMPOLINE, %edi
+    movl $(ap_end - ap_start), %ecx
+    rep movsb
+    movl $0, AP_COUNT
+    xorl %ebp, %ebp
+
+# With %ebp 0 for the boot processor, 1 for any other.
+enter_long_mode:
+    movl $TABLES, %eax
+    movl %eax, %cr3
+    movl %cr4, %eax
+    orl $0x20, %eax
+    movl %eax, %cr4
+    movl $0xc0000080, %ecx
+    rdmsr
+    orl $0x100, %eax
+    wrmsr
+    movl %cr0, %eax
+    orl $0x80000001, %eax
+    movl %eax, %cr0
+    lgdt LOAD + (gdt_pointer - moat_payload_start)
+    ljmp $0x08, $(LOAD + (long_mode - moat_payload_start))
+
+    .balign 8
+gdt:
+    .quad 0
+    .quad 0x00af9b000000ffff        # 0x08: 64-bit code
+    .quad 0x00cf93000000ffff        # 0x10: data
+    .quad 0x00cf9b000000ffff        # 0x18: 32-bit code
+gdt_pointer:
+    .word gdt_pointer - gdt - 1
+    .long LOAD + (gdt - moat_payload_start)
+
+# In real mode, at AP_TRAMPOLINE.
+    .code16
+ap_start:
+    cli
+    movw %cs, %ax
+    movw %ax, %ds
+    lgdtl (ap_gdt_pointer - ap_start)
+    movl %cr0, %eax
+    orb $1, %al
+    movl %eax, %cr0
+    ljmpl $0x18, $(LOAD + (ap_protected_mode - moat_payload_start))
+ap_gdt_pointer:
+    .word gdt_pointer - gdt - 1
+    .long LOAD + (gdt - moat_payload_start)
+ap_end:
+
+    .code32
+ap_protected_mode:
+    movw $0x10, %ax
+    movw %ax, %ds
+    movw %ax, %es
+    movw %ax, %ss
+    movl $1, %ebp
+    jmp enter_long_mode
+
+    .code64
+long_mode:
+    movw $0x10, %ax
+    movw %ax, %ds
+    movw %ax, %es
+    movw %ax, %ss
+    testl %ebp, %ebp
+    jnz hammer
+    movl $LOAD, %esp
+
+# The command loop. %r8 address, %r9 value, %r10 result; %bl operation, %bh width.
+    call send_ready
+command:
+    call receive_byte
+    movb %al, %bl
+    call receive_byte
+    movb %al, %bh
+    call receive_quad
+    movq %r11, %r8
+    call receive_quad
+    movq %r11, %r9
+    xorl %r10d, %r10d
+    cmpb $0, %bl
+    je read
+    cmpb $1, %bl
+    je write
+    cmpb $2, %bl
+    je fill
+    cmpb $3, %bl
+    je verify
+    cmpb $4, %bl
+    je out_port
+    hlt
+
+answer:
+    movq %r10, %rdi
+    movl $8, %ecx
+1:  movb %dil, %al
+    call send_byte
+    shrq $8, %rdi
+    decl %ecx
+    jnz 1b
+    jmp command
+
+read:
+    cmpb $1, %bh
+    je 1f
+    cmpb $2, %bh
+    je 2f
+    cmpb $4, %bh
+    je 4f
+    movq (%r8), %r10
+    jmp answer
+1:  movzbl (%r8), %r10d
+    jmp answer
+2:  movzwl (%r8), %r10d
+    jmp answer
+4:  movl (%r8), %r10d
+    jmp answer
+
+write:
+    cmpb $1, %bh
+    je 1f
+    cmpb $2, %bh
+    je 2f
+    cmpb $4, %bh
+    je 4f
+    movq %r9, (%r8)
+    jmp answer
+1:  movb %r9b, (%r8)
+    jmp answer
+2:  movw %r9w, (%r8)
+    jmp answer
+4:  movl %r9d, (%r8)
+    jmp answer
+
+# Writes its own address to every 512th byte of [%r8, %r8 + %r9).
+fill:
+    addq %r8, %r9
+1:  movq %r8, (%r8)
+    addq $512, %r8
+    cmpq %r9, %r8
+    jb 1b
+    jmp answer
+
+# Counts where that is not what is there.
+verify:
+    addq %r8, %r9
+1:  cmpq %r8, (%r8)
+    je 2f
+    incq %r10
+2:  addq $512, %r8
+    cmpq %r9, %r8
+    jb 1b
+    jmp answer
+
+out_port:
+    movl %r8d, %edx
+    movl %r9d, %eax
+    outb %al, %dx
+    jmp answer
+
+send_ready:
+    movb $0x52, %al
+send_byte:
+    movw $SERIAL, %dx
+    outb %al, %dx
+    ret
+
+receive_byte:
+    movw $(SERIAL + 5), %dx
+1:  inb %dx, %al
+    testb $1, %al
+    jz 1b
+    movw $SERIAL, %dx
+    inb %dx, %al
+    ret
+
+receive_quad:
+    xorl %r11d, %r11d
+    movl $8, %ecx
+1:  call receive_byte
+    shrdq $8, %rax, %r11
+    decl %ecx
+    jnz 1b
+    ret
+
+# Control block: start u64, length u64, active u64, rounds u64, errors u64.
+# While active, reads every 512th byte, which must hold its own address, and writes it back.
+hammer:
+    movl $1, %esi
+    lock xaddl %esi, AP_COUNT
+    shll $6, %esi
+    addl $CONTROL, %esi
+1:  pause
+    cmpq $0, 16(%rsi)
+    je 1b
+    movq (%rsi), %r8
+    movq 8(%rsi), %r9
+    addq %r8, %r9
+2:  movq (%r8), %rax
+    cmpq %r8, %rax
+    je 3f
+    lock incq 32(%rsi)
+3:  movq %r8, (%r8)
+    addq $512, %r8
+    cmpq %r9, %r8
+    jb 2b
+    lock incq 24(%rsi)
+    jmp 1b
+moat_payload_end:

@@ -1,0 +1,176 @@
+//! The ACPI tables of a hardware-reduced machine (ACPI 6.5, section 4.1): what a stock kernel needs
+//! to find its processors, its memory that may come later, and its devices.
+
+mod dsdt;
+
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{
+    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
+};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::srat::{MemoryAffinity, SRAT};
+use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, AmlSink};
+use devices::platform::PowerRegisters;
+use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use zerocopy::{Immutable, IntoBytes};
+
+use crate::memory::layout::{self, port};
+
+pub use dsdt::VirtioMmioDevice;
+
+const OEM_ID: [u8; 6] = *b"MOAT  ";
+const OEM_TABLE_ID: [u8; 8] = *b"MOATVM  ";
+const OEM_REVISION: u32 = 1;
+
+/// Tables that do not fit.
+#[derive(Debug, Error)]
+pub enum AcpiError {
+    /// The BIOS area is too small.
+    #[error("{size} bytes of ACPI tables do not fit the {room} bytes that are reserved for them")]
+    TooLarge {
+        /// Bytes of tables.
+        size: u64,
+        /// Bytes there are.
+        room: u64,
+    },
+    /// They do not fit guest memory.
+    #[error("cannot write ACPI tables to guest memory: {0}")]
+    Memory(#[from] vm_memory::GuestMemoryError),
+}
+
+/// What the tables tell about.
+pub struct Platform {
+    /// Number of vCPUs. vCPU `n` has APIC id `n`.
+    pub vcpus: u32,
+    /// Bytes of RAM.
+    pub ram_bytes: u64,
+    /// Ranges in which memory may be plugged, as address and size.
+    pub hotpluggable: Vec<(u64, u64)>,
+    /// The virtio-mmio devices.
+    pub virtio_mmio: Vec<VirtioMmioDevice>,
+}
+
+/// Writes all tables to where a kernel looks for them.
+pub fn write_tables(memory: &GuestMemoryMmap, platform: &Platform) -> Result<(), AcpiError> {
+    // The RSDP comes first but points to the XSDT, which points to the others.
+    let mut writer = TableWriter { memory, next: layout::ACPI_TABLES.0 + 64 };
+    let dsdt = writer.write(&dsdt::table(&platform.virtio_mmio))?;
+    let fadt = writer.write(&fadt(dsdt))?;
+    let madt = writer.write(&madt(platform.vcpus))?;
+    let srat = writer.write(&srat(platform))?;
+    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    [fadt, madt, srat].into_iter().for_each(|table| xsdt.add_entry(table));
+    let xsdt = writer.write(&xsdt)?;
+    memory.write_slice(&bytes(&Rsdp::new(OEM_ID, xsdt)), layout::ACPI_TABLES)?;
+    Ok(())
+}
+
+struct TableWriter<'a> {
+    memory: &'a GuestMemoryMmap,
+    next: u64,
+}
+
+impl TableWriter<'_> {
+    /// Writes a table and returns its guest address.
+    fn write(&mut self, table: &dyn Aml) -> Result<u64, AcpiError> {
+        let bytes = bytes(table);
+        let address = self.next;
+        self.next = (address + bytes.len() as u64).next_multiple_of(16);
+        if self.next > layout::RESET_VECTOR.0 {
+            let start = layout::ACPI_TABLES.0;
+            let room = layout::RESET_VECTOR.0 - start;
+            return Err(AcpiError::TooLarge { size: self.next - start, room });
+        }
+        self.memory.write_slice(&bytes, GuestAddress(address))?;
+        Ok(address)
+    }
+}
+
+fn bytes(table: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    table.to_aml_bytes(&mut bytes as &mut dyn AmlSink);
+    bytes
+}
+
+fn fadt(dsdt: u64) -> impl Aml {
+    const VGA_NOT_PRESENT: u16 = 1 << 2;
+    const CMOS_RTC_NOT_PRESENT: u16 = 1 << 5;
+    let io_port = |offset: u16| {
+        let address = u64::from(port::POWER + offset);
+        GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, address)
+    };
+    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup)
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton);
+    // No 8042 either: its bit stays clear.
+    fadt.iapc_boot_arch = (VGA_NOT_PRESENT | CMOS_RTC_NOT_PRESENT).into();
+    fadt.sleep_control_reg = io_port(PowerRegisters::SLEEP_CONTROL);
+    fadt.sleep_status_reg = io_port(PowerRegisters::SLEEP_STATUS);
+    fadt.reset_reg = io_port(PowerRegisters::RESET);
+    fadt.reset_value = PowerRegisters::RESET_VALUE;
+    fadt.finalize()
+}
+
+fn madt(vcpus: u32) -> MADT {
+    let local_apic = LocalInterruptController::Address(layout::LOCAL_APIC);
+    let mut madt = MADT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION, local_apic);
+    for vcpu in 0..vcpus as u8 {
+        madt.add_structure(ProcessorLocalApic::new(vcpu, vcpu, EnabledStatus::Enabled));
+    }
+    madt.add_structure(IoApic::new(0, layout::IO_APIC, 0));
+    madt
+}
+
+/// Processor Local APIC/SAPIC Affinity Structure (ACPI 6.5, section 5.2.16.1).
+#[derive(IntoBytes, Immutable)]
+#[repr(C, packed)]
+struct LocalApicAffinity {
+    kind: u8,
+    length: u8,
+    proximity_domain_low: u8,
+    apic_id: u8,
+    flags: u32,
+    local_sapic_eid: u8,
+    proximity_domain_high: [u8; 3],
+    clock_domain: u32,
+}
+
+/// All processors and all memory in one node. That the rest of memory is hot-pluggable makes Linux
+/// keep its page tables and DMA masks ready for the highest address there may ever be.
+fn srat(platform: &Platform) -> Sdt {
+    const NODE: u32 = 0;
+    const ENABLED: u32 = 1;
+    let mut header = SRAT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    for (start, size) in layout::ram_ranges(platform.ram_bytes) {
+        header.add_memory_affinity(MemoryAffinity::new(NODE, start.0, size).enabled());
+    }
+    for &(start, size) in &platform.hotpluggable {
+        let affinity = MemoryAffinity::new(NODE, start, size).enabled().hotpluggable();
+        header.add_memory_affinity(affinity);
+    }
+    let header = bytes(&header);
+    let mut srat = Sdt::new(*b"SRAT", 36, 3, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    // `SRAT` has no local APICs; what follows the header of any table is the same.
+    srat.append_slice(&header[36..]);
+    for vcpu in 0..platform.vcpus as u8 {
+        let affinity = LocalApicAffinity {
+            kind: 0,
+            length: 16,
+            proximity_domain_low: NODE as u8,
+            apic_id: vcpu,
+            flags: ENABLED,
+            local_sapic_eid: 0,
+            proximity_domain_high: [0; 3],
+            clock_domain: 0,
+        };
+        srat.append_slice(affinity.as_bytes());
+    }
+    srat
+}

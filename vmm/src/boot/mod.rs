@@ -1,0 +1,374 @@
+//! Putting a kernel, its initramfs and its command line into memory, by the Linux 64-bit boot
+//! protocol (Documentation/arch/x86/boot.rst) or PVH (Xen's docs/misc/pvh.pandoc).
+
+mod image;
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use devices::platform::PowerRegisters;
+use linux_loader::configurator::{BootConfigurator, BootParams};
+use linux_loader::configurator::{linux::LinuxBootConfigurator, pvh::PvhBootConfigurator};
+use linux_loader::loader::elf::PvhBootCapability;
+use linux_loader::loader::elf::start_info::{
+    hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
+};
+use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult, bootparam};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use crate::memory::layout::{self, port};
+use image::ImageFormat;
+
+/// How the kernel is entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootProtocol {
+    /// PVH for a vmlinux that has such an entry, the Linux 64-bit protocol for all else.
+    #[default]
+    Auto,
+    /// The Linux 64-bit boot protocol.
+    Linux64,
+    /// PVH; only a vmlinux has it.
+    Pvh,
+}
+
+/// A kernel that cannot be booted.
+#[derive(Debug, Error)]
+pub enum BootError {
+    /// A file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The kernel is no kernel of this machine.
+    #[error("{} {reason}", path.display())]
+    NotAKernel {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        reason: String,
+    },
+    /// The loader refuses it.
+    #[error("cannot load {}: {reason}; is it truncated, or memory too small?", path.display())]
+    Load {
+        /// The file.
+        path: PathBuf,
+        /// What the loader said.
+        reason: String,
+    },
+    /// PVH was asked for.
+    #[error("{} has no PVH entry point; only a vmlinux built with CONFIG_PVH has one", path.display())]
+    NoPvhEntry {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The kernel needs more memory to unpack itself.
+    #[error(
+        "the kernel needs memory up to {needed:#x} but there is only {available:#x}; give it more with --memory"
+    )]
+    KernelDoesNotFit {
+        /// First address beyond what it needs.
+        needed: u64,
+        /// First address beyond RAM.
+        available: u64,
+    },
+    /// The initramfs does not fit beside the kernel.
+    #[error(
+        "an initramfs of {size} bytes does not fit between the kernel, which ends at {kernel_end:#x}, and {limit:#x}; give the machine more memory"
+    )]
+    InitrdDoesNotFit {
+        /// Its size in bytes.
+        size: u64,
+        /// Where the kernel ends, unpacked.
+        kernel_end: u64,
+        /// Where memory, or what the kernel can address, ends.
+        limit: u64,
+    },
+    /// The command line is too long.
+    #[error("the command line has {length} bytes; this kernel takes {maximum}")]
+    CommandLineTooLong {
+        /// Its length.
+        length: usize,
+        /// The longest that fits.
+        maximum: usize,
+    },
+    /// The command line cannot be a C string.
+    #[error("the command line contains a NUL byte")]
+    CommandLineNul,
+    /// A boot structure does not fit memory.
+    #[error("cannot write boot structures to guest memory: {0}")]
+    Memory(#[from] vm_memory::GuestMemoryError),
+    /// The same, said by the loader.
+    #[error("cannot write boot parameters to guest memory: {0}")]
+    Configurator(#[from] linux_loader::configurator::Error),
+}
+
+impl BootError {
+    /// `path` cannot be read.
+    pub fn read(path: &Path, source: io::Error) -> Self {
+        Self::Read { path: path.into(), source }
+    }
+}
+
+/// Where the boot vCPU starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// Its first instruction.
+    pub address: GuestAddress,
+    /// The state it starts in.
+    pub mode: EntryMode,
+}
+
+/// The state in which a kernel wants to be entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EntryMode {
+    /// Long mode, with the zero page in RSI.
+    Linux64 {
+        /// Where it is.
+        zero_page: GuestAddress,
+    },
+    /// 32-bit protected mode, with the start info in EBX.
+    Pvh {
+        /// Where it is.
+        start_info: GuestAddress,
+    },
+}
+
+/// What to boot.
+pub struct Payload<'a> {
+    /// The kernel image.
+    pub kernel: &'a Path,
+    /// How to enter it.
+    pub protocol: BootProtocol,
+    /// The initramfs; empty for none.
+    pub initrd: &'a [u8],
+    /// The command line.
+    pub cmdline: &'a str,
+}
+
+/// A range of guest memory, with its e820 type.
+struct MapEntry {
+    start: u64,
+    size: u64,
+    kind: u32,
+}
+
+const E820_RAM: u32 = 1;
+const E820_RESERVED: u32 = 2;
+
+/// Loads `payload` into `memory`, which is RAM as of [`layout::ram_ranges`] for `ram_bytes`.
+pub fn load(
+    payload: &Payload<'_>,
+    memory: &GuestMemoryMmap,
+    ram_bytes: u64,
+) -> Result<Entry, BootError> {
+    let path = payload.kernel;
+    let mut file = File::open(path).map_err(|source| BootError::read(path, source))?;
+    let format = image::detect(path, &mut file)?;
+    let low_end = ram_bytes.min(layout::MMIO_GAP_START.0);
+    let loaded = load_image(path, &mut file, format, memory)?;
+    let header = loaded.setup_header.unwrap_or_default();
+    let kernel_end = kernel_end(&loaded);
+    if kernel_end > low_end {
+        return Err(BootError::KernelDoesNotFit { needed: kernel_end, available: low_end });
+    }
+    let initrd = load_initrd(payload.initrd, memory, kernel_end, initrd_limit(&header, low_end))?;
+    load_command_line(payload.cmdline, memory, &header)?;
+    write_reset_vector(memory)?;
+    let map = memory_map(ram_bytes);
+    match (payload.protocol, loaded.pvh_boot_cap) {
+        (BootProtocol::Auto | BootProtocol::Pvh, PvhBootCapability::PvhEntryPresent(address)) => {
+            write_start_info(memory, &map, initrd)?;
+            Ok(Entry { address, mode: EntryMode::Pvh { start_info: layout::PVH_START_INFO } })
+        }
+        (BootProtocol::Pvh, _) => Err(BootError::NoPvhEntry { path: path.into() }),
+        (BootProtocol::Auto | BootProtocol::Linux64, _) => {
+            // A bzImage has its 64-bit entry 512 bytes in; a vmlinux says where.
+            let offset = if format == ImageFormat::BzImage { 0x200 } else { 0 };
+            write_zero_page(memory, &map, header, payload.cmdline.len(), initrd)?;
+            let address = GuestAddress(loaded.kernel_load.0 + offset);
+            Ok(Entry { address, mode: EntryMode::Linux64 { zero_page: layout::ZERO_PAGE } })
+        }
+    }
+}
+
+fn load_image(
+    path: &Path,
+    file: &mut File,
+    format: ImageFormat,
+    memory: &GuestMemoryMmap,
+) -> Result<KernelLoaderResult, BootError> {
+    let start = layout::HIGH_MEMORY_START;
+    let loaded = match format {
+        ImageFormat::BzImage => BzImage::load(memory, Some(start), file, Some(start)),
+        ImageFormat::Elf => Elf::load(memory, None, file, Some(start)),
+    };
+    loaded.map_err(|error| BootError::Load { path: path.into(), reason: error.to_string() })
+}
+
+/// First address beyond what the kernel needs, unpacked. (boot.rst: a bzImage runs within
+/// `init_size` bytes of the larger of where it is and where it prefers to be.)
+fn kernel_end(loaded: &KernelLoaderResult) -> u64 {
+    match &loaded.setup_header {
+        None => loaded.kernel_end,
+        Some(header) => {
+            let runs_at = loaded.kernel_load.0.max(header.pref_address);
+            loaded.kernel_end.max(runs_at.saturating_add(header.init_size.into()))
+        }
+    }
+}
+
+fn initrd_limit(header: &bootparam::setup_header, low_end: u64) -> u64 {
+    let addressable = match header.initrd_addr_max {
+        0 => u64::MAX,
+        last => u64::from(last) + 1,
+    };
+    low_end.min(addressable)
+}
+
+/// Puts the initramfs as high as it may be. Returns where, and its size.
+fn load_initrd(
+    initrd: &[u8],
+    memory: &GuestMemoryMmap,
+    kernel_end: u64,
+    limit: u64,
+) -> Result<Option<(GuestAddress, u64)>, BootError> {
+    const PAGE: u64 = 4096;
+    let size = initrd.len() as u64;
+    if size == 0 {
+        return Ok(None);
+    }
+    let start = limit.checked_sub(size).map(|start| start / PAGE * PAGE);
+    match start {
+        Some(start) if start >= kernel_end => {
+            memory.write_slice(initrd, GuestAddress(start))?;
+            Ok(Some((GuestAddress(start), size)))
+        }
+        _ => Err(BootError::InitrdDoesNotFit { size, kernel_end, limit }),
+    }
+}
+
+fn load_command_line(
+    cmdline: &str,
+    memory: &GuestMemoryMmap,
+    header: &bootparam::setup_header,
+) -> Result<(), BootError> {
+    // What Linux takes where no header says otherwise: COMMAND_LINE_SIZE - 1.
+    const WITHOUT_A_HEADER: usize = 2047;
+    let maximum = match header.cmdline_size {
+        0 => WITHOUT_A_HEADER,
+        size => size as usize,
+    };
+    if cmdline.len() > maximum {
+        return Err(BootError::CommandLineTooLong { length: cmdline.len(), maximum });
+    }
+    if cmdline.contains('\0') {
+        return Err(BootError::CommandLineNul);
+    }
+    memory.write_slice(cmdline.as_bytes(), layout::COMMAND_LINE)?;
+    memory.write_obj(0_u8, GuestAddress(layout::COMMAND_LINE.0 + cmdline.len() as u64))?;
+    Ok(())
+}
+
+/// Puts code where a processor starts after a reset: it resets the machine. There is no firmware,
+/// but Linux jumps there to reboot: hardware-reduced ACPI makes it try EFI first and the BIOS next,
+/// never ACPI's own reset register (`reboot_init`, arch/x86/kernel/reboot.c, 6.1 and 6.12).
+fn write_reset_vector(memory: &GuestMemoryMmap) -> Result<(), BootError> {
+    let [port_low, port_high] = (port::POWER + PowerRegisters::RESET).to_le_bytes();
+    const MOV_DX: u8 = 0xba;
+    const MOV_AL: u8 = 0xb0;
+    const OUT_DX_AL: u8 = 0xee;
+    const HLT: u8 = 0xf4;
+    let value = PowerRegisters::RESET_VALUE;
+    let code = [MOV_DX, port_low, port_high, MOV_AL, value, OUT_DX_AL, HLT];
+    Ok(memory.write_slice(&code, layout::RESET_VECTOR)?)
+}
+
+fn memory_map(ram_bytes: u64) -> Vec<MapEntry> {
+    let bios = layout::ACPI_TABLES.0..layout::HIGH_MEMORY_START.0;
+    let mut map = vec![
+        MapEntry { start: 0, size: layout::LOW_MEMORY_END.0, kind: E820_RAM },
+        MapEntry { start: bios.start, size: bios.end - bios.start, kind: E820_RESERVED },
+    ];
+    for (start, size) in layout::ram_ranges(ram_bytes) {
+        let usable = start.0.max(layout::HIGH_MEMORY_START.0);
+        map.push(MapEntry { start: usable, size: start.0 + size - usable, kind: E820_RAM });
+    }
+    map
+}
+
+fn write_zero_page(
+    memory: &GuestMemoryMmap,
+    map: &[MapEntry],
+    header: bootparam::setup_header,
+    cmdline_length: usize,
+    initrd: Option<(GuestAddress, u64)>,
+) -> Result<(), BootError> {
+    const UNKNOWN_LOADER: u8 = 0xff;
+    let mut params = bootparam::boot_params { hdr: header, ..Default::default() };
+    // A vmlinux has no header of its own, and Linux wants these of any.
+    params.hdr.boot_flag = 0xaa55;
+    params.hdr.header = u32::from_le_bytes(*b"HdrS");
+    params.hdr.type_of_loader = UNKNOWN_LOADER;
+    params.hdr.cmd_line_ptr = layout::COMMAND_LINE.0 as u32;
+    params.hdr.cmdline_size = cmdline_length as u32;
+    if let Some((start, size)) = initrd {
+        params.hdr.ramdisk_image = start.0 as u32;
+        params.hdr.ramdisk_size = size as u32;
+    }
+    params.acpi_rsdp_addr = layout::ACPI_TABLES.0;
+    for (entry, MapEntry { start, size, kind }) in params.e820_table.iter_mut().zip(map) {
+        *entry = bootparam::boot_e820_entry { addr: *start, size: *size, r#type: *kind };
+    }
+    params.e820_entries = map.len() as u8;
+    let params = BootParams::new(&params, layout::ZERO_PAGE);
+    Ok(LinuxBootConfigurator::write_bootparams(&params, memory)?)
+}
+
+fn write_start_info(
+    memory: &GuestMemoryMmap,
+    map: &[MapEntry],
+    initrd: Option<(GuestAddress, u64)>,
+) -> Result<(), BootError> {
+    const MAGIC: u32 = 0x336e_c578;
+    let modules: Vec<hvm_modlist_entry> = initrd
+        .iter()
+        .map(|(start, size)| hvm_modlist_entry {
+            paddr: start.0,
+            size: *size,
+            ..Default::default()
+        })
+        .collect();
+    let entries: Vec<hvm_memmap_table_entry> = map
+        .iter()
+        .map(|entry| hvm_memmap_table_entry {
+            addr: entry.start,
+            size: entry.size,
+            type_: entry.kind,
+            reserved: 0,
+        })
+        .collect();
+    let start_info = hvm_start_info {
+        magic: MAGIC,
+        version: 1,
+        nr_modules: modules.len() as u32,
+        modlist_paddr: layout::PVH_MODULES.0,
+        cmdline_paddr: layout::COMMAND_LINE.0,
+        rsdp_paddr: layout::ACPI_TABLES.0,
+        memmap_paddr: layout::PVH_MEMORY_MAP.0,
+        memmap_entries: entries.len() as u32,
+        ..Default::default()
+    };
+    let mut params = BootParams::new(&start_info, layout::PVH_START_INFO);
+    params.set_sections(&entries, layout::PVH_MEMORY_MAP);
+    if !modules.is_empty() {
+        params.set_modules(&modules, layout::PVH_MODULES);
+    }
+    Ok(PvhBootConfigurator::write_bootparams(&params, memory)?)
+}

@@ -1,0 +1,258 @@
+//! Whether this machine's KVM can carry an unmodified kernel: found out by running a few
+//! instructions that every kernel uses and that a para-virtual KVM does not know.
+
+use std::fmt;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use serde::Serialize;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use crate::boot::{Entry, EntryMode};
+use crate::kvm;
+use crate::memory::host::{Backing, HostMemory};
+use crate::memory::layout;
+use crate::memory::slots::MemorySlots;
+use crate::vcpu::cpuid::CpuidTemplate;
+use crate::vcpu::{self, KickTarget, VcpuGate};
+
+/// What was found out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Diagnosis {
+    /// Whether an unmodified kernel can be expected to run.
+    pub usable: bool,
+    /// Why, or why not, in one sentence.
+    pub reason: String,
+}
+
+/// What the payload does, in order. Each is reported through a port when it has worked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Step {
+    LongMode = 1,
+    Breakpoint = 2,
+    CompareExchange = 3,
+    ExtendedState = 4,
+    PageTableChange = 5,
+}
+
+impl Step {
+    const ALL: [Self; 5] = [
+        Self::LongMode,
+        Self::Breakpoint,
+        Self::CompareExchange,
+        Self::ExtendedState,
+        Self::PageTableChange,
+    ];
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::LongMode => "run 64-bit kernel-mode code",
+            Self::Breakpoint => "deliver int3 through an interrupt descriptor table",
+            Self::CompareExchange => "execute lock cmpxchg16b",
+            Self::ExtendedState => "save and restore state with xsave and xrstor",
+            Self::PageTableChange => "follow a change of a page table",
+        })
+    }
+}
+
+const CODE: GuestAddress = layout::HIGH_MEMORY_START;
+const INTERRUPT_TABLE: GuestAddress = GuestAddress(0x3000);
+const MEMORY_BYTES: u64 = 8 << 20;
+const REPORT_PORT: u16 = 0xf0;
+/// Written instead of a step when one gave a wrong result.
+const WRONG_RESULT: u8 = 0xff;
+/// Long beyond what a few instructions take even where everything is emulated.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+// Runs at `CODE` with the first GiB mapped onto itself, page directory at 0xb000.
+std::arch::global_asm!(
+    ".pushsection .rodata",
+    "moat_doctor_code:",
+    "    mov al, 1",
+    "    out 0xf0, al",
+    // int3, whose handler leaves a mark in rbx.
+    "    xor ebx, ebx",
+    "    int3",
+    "    cmp ebx, 0x33",
+    "    jne 2f",
+    "    mov al, 2",
+    "    out 0xf0, al",
+    // 16 bytes of zeros at 0x200000 become rcx:rbx.
+    "    mov edi, 0x200000",
+    "    xor eax, eax",
+    "    xor edx, edx",
+    "    mov ebx, 0x1111",
+    "    mov ecx, 0x2222",
+    "    lock cmpxchg16b [rdi]",
+    "    jnz 2f",
+    "    cmp qword ptr [rdi + 8], 0x2222",
+    "    jne 2f",
+    "    mov al, 3",
+    "    out 0xf0, al",
+    // Where the processor has xsave: CR4.OSFXSR and CR4.OSXSAVE; XCR0 = x87 and SSE. xmm0 goes to
+    // memory and comes back.
+    "    mov eax, 1",
+    "    cpuid",
+    "    bt ecx, 26",
+    "    jnc 4f",
+    "    mov rax, cr4",
+    "    or eax, 0x40200",
+    "    mov cr4, rax",
+    "    xor ecx, ecx",
+    "    xor edx, edx",
+    "    mov eax, 3",
+    "    xsetbv",
+    "    mov esi, 0x1234567",
+    "    movd xmm0, esi",
+    "    mov ebp, 0x201000",
+    "    xsave [rbp]",
+    "    pxor xmm0, xmm0",
+    "    mov eax, 3",
+    "    xor edx, edx",
+    "    xrstor [rbp]",
+    "    movd eax, xmm0",
+    "    cmp eax, esi",
+    "    jne 2f",
+    "4:  mov al, 4",
+    "    out 0xf0, al",
+    // What 0x200000 shows, 4 MiB shall show: its directory entry (2) becomes that of 0x200000 (1).
+    "    mov edi, 0x400000",
+    "    cmp qword ptr [rdi], 0",
+    "    jne 2f",
+    "    mov rax, [0xb008]",
+    "    mov [0xb010], rax",
+    "    invlpg [rdi]",
+    "    cmp qword ptr [rdi], 0x1111",
+    "    jne 2f",
+    "    mov al, 5",
+    "    out 0xf0, al",
+    "2:  mov al, 0xff",
+    "    out 0xf0, al",
+    "3:  hlt",
+    "    jmp 3b",
+    "moat_doctor_breakpoint:",
+    "    mov ebx, 0x33",
+    "    iretq",
+    "moat_doctor_end:",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    static moat_doctor_code: u8;
+    static moat_doctor_breakpoint: u8;
+    static moat_doctor_end: u8;
+}
+
+/// The payload's bytes, and the offset of its int3 handler.
+fn payload() -> (&'static [u8], u64) {
+    let code = &raw const moat_doctor_code;
+    let length = (&raw const moat_doctor_end).addr() - code.addr();
+    // SAFETY: both symbols are labels in one section that is never written, the second after the
+    // first, so everything between them is initialised and lives as long as the program.
+    let bytes = unsafe { std::slice::from_raw_parts(code, length) };
+    (bytes, ((&raw const moat_doctor_breakpoint).addr() - code.addr()) as u64)
+}
+
+/// Tries this machine's KVM.
+pub fn examine() -> Diagnosis {
+    match try_payload() {
+        Ok(()) => {
+            Diagnosis { usable: true, reason: "this machine's KVM runs unmodified kernels".into() }
+        }
+        Err(reason) => Diagnosis { usable: false, reason },
+    }
+}
+
+fn try_payload() -> Result<(), String> {
+    let kvm = kvm::open().map_err(|error| error.to_string())?;
+    let refused = |what: &str| {
+        let what = what.to_owned();
+        move |error: kvm_ioctls::Error| format!("/dev/kvm refuses to {what}: {error}")
+    };
+    let vm = Arc::new(kvm.create_vm().map_err(refused("create a virtual machine"))?);
+    vm.set_tss_address(layout::KVM_TSS).map_err(refused("take an address for its TSS"))?;
+    vm.create_irq_chip().map_err(refused("create interrupt controllers"))?;
+    let slots = MemorySlots::new(Arc::clone(&vm));
+    let memory = HostMemory::map(GuestAddress(0), MEMORY_BYTES, Backing::Anonymous)
+        .map_err(|error| error.to_string())?;
+    let _slot = slots.add(&memory, 0..memory.size()).map_err(|error| error.to_string())?;
+    let cpuid = CpuidTemplate::new(&kvm, 1).and_then(|template| template.for_vcpu(0));
+    let vcpu = vm.create_vcpu(0).map_err(refused("create a vCPU"))?;
+    let cpuid = cpuid.map_err(|error| error.to_string())?;
+    vcpu.set_cpuid2(&cpuid).map_err(refused("take a CPUID"))?;
+    prepare(&vcpu, &memory).map_err(|error| format!("/dev/kvm refuses a vCPU's state: {error}"))?;
+    run(vcpu)
+}
+
+fn prepare(vcpu: &VcpuFd, memory: &HostMemory) -> Result<(), vcpu::VcpuError> {
+    let guest = GuestMemoryMmap::from_arc_regions(vec![memory.mapping()])
+        .expect("one region is sorted and disjoint");
+    let mode = EntryMode::Linux64 { zero_page: layout::ZERO_PAGE };
+    vcpu::set_up(vcpu, &guest, Some(&Entry { address: CODE, mode }))?;
+    let (code, breakpoint) = payload();
+    guest.write_slice(code, CODE)?;
+    // A 64-bit interrupt gate: selector 0x10, present, type 0xe.
+    let handler = CODE.0 + breakpoint;
+    let low = handler & 0xffff | 0x10 << 16 | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48;
+    const BREAKPOINT_VECTOR: u64 = 3;
+    guest.write_obj(low, GuestAddress(INTERRUPT_TABLE.0 + BREAKPOINT_VECTOR * 16))?;
+    guest.write_obj(handler >> 32, GuestAddress(INTERRUPT_TABLE.0 + BREAKPOINT_VECTOR * 16 + 8))?;
+    let mut sregs = vcpu.get_sregs().map_err(vcpu::VcpuError::ioctl("KVM_GET_SREGS"))?;
+    sregs.idt.base = INTERRUPT_TABLE.0;
+    sregs.idt.limit = (BREAKPOINT_VECTOR * 16 + 15) as u16;
+    vcpu.set_sregs(&sregs).map_err(vcpu::VcpuError::ioctl("KVM_SET_SREGS"))
+}
+
+/// Runs the payload in a thread of its own, which is kicked out when it takes too long.
+fn run(mut vcpu: VcpuFd) -> Result<(), String> {
+    let gate = Arc::new(VcpuGate::new(1));
+    let passed = Arc::new(Mutex::new(0));
+    let (sender, receiver) = mpsc::channel();
+    let (thread_gate, thread_passed) = (Arc::clone(&gate), Arc::clone(&passed));
+    let thread = std::thread::Builder::new().name("doctor".into()).spawn(move || {
+        // The receiver waits, or has given up: then nobody wants to know.
+        let _ = sender.send(step_through(&mut vcpu, &thread_gate, &thread_passed));
+    });
+    let thread = thread.map_err(|error| format!("cannot start a thread: {error}"))?;
+    let result = match receiver.recv_timeout(PATIENCE) {
+        Ok(result) => result,
+        Err(RecvTimeoutError::Timeout) => Err("it made no progress".into()),
+        Err(RecvTimeoutError::Disconnected) => Err("its thread died".into()),
+    };
+    gate.end();
+    let _ = thread.join();
+    result.map_err(|what: String| {
+        let passed = *passed.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = Step::ALL[usize::from(passed).min(Step::ALL.len() - 1)];
+        format!("this machine's KVM cannot {failed} ({what}), so no unmodified kernel runs on it")
+    })
+}
+
+/// Runs until the last step has worked. `passed` is the last that has.
+fn step_through(vcpu: &mut VcpuFd, gate: &VcpuGate, passed: &Mutex<u8>) -> Result<(), String> {
+    let target = KickTarget::new(vcpu);
+    loop {
+        let entered = gate.enter(0, target.kicker()).ok_or("it was ended")?;
+        let exit = vcpu.run();
+        drop(entered);
+        match exit {
+            Ok(VcpuExit::IoOut(REPORT_PORT, &[WRONG_RESULT])) => {
+                return Err("the result was wrong".into());
+            }
+            Ok(VcpuExit::IoOut(REPORT_PORT, &[step])) => {
+                *passed.lock().unwrap_or_else(PoisonError::into_inner) = step;
+                if step == Step::PageTableChange as u8 {
+                    return Ok(());
+                }
+            }
+            Err(error) if error.errno() == libc::EINTR => {}
+            Ok(exit) => return Err(format!("{exit:?}")),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}

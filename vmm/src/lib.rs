@@ -1,0 +1,19 @@
+//! One virtual machine on KVM: its memory and memory slots, its vCPUs, its devices, and how it
+//! boots and ends.
+
+#[cfg(not(target_arch = "x86_64"))]
+compile_error!("this machine model is x86-64's");
+
+mod acpi;
+pub mod api;
+pub mod boot;
+pub mod doctor;
+pub mod kvm;
+pub mod machine;
+pub mod memory;
+pub mod vcpu;
+
+pub use machine::{
+    Ending, Enforcement, Machine, MachineConfig, MachineControl, MachineError, MachineStatus,
+    MemoryDeviceConfig, MemoryDeviceStatus, SerialEndpoint,
+};

@@ -1,0 +1,324 @@
+//! Building a machine: its parts in the order in which they need each other.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use devices::dma::{DmaRegion, DmaView};
+use devices::platform::{PowerRegisters, Pvpanic};
+use devices::serial::SerialPort;
+use devices::virtio::VirtioDevice;
+use devices::virtio::rng::Rng;
+use devices::virtio::transport::MmioTransport;
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VmFd};
+use vm_memory::{Address, GuestAddress, GuestMemoryMmap};
+
+use super::buses::GuestBuses;
+use super::ending::{Ending, EndingCell};
+use super::memory_device::MemoryDevice;
+use super::serial::{self, InputRoom, OutputPump, SerialEndpoint};
+use super::worker::{EventSignal, QueueWork, Worker};
+use super::{Machine, MachineConfig, MachineControl, MachineError};
+use crate::acpi::{self, Platform, VirtioMmioDevice};
+use crate::boot::{self, Entry, Payload};
+use crate::kvm;
+use crate::memory::MemoryError;
+use crate::memory::host::{Backing, HostMemory};
+use crate::memory::layout::{self, gsi, port};
+use crate::memory::slots::{MemorySlots, SlotId};
+use crate::vcpu::cpuid::CpuidTemplate;
+use crate::vcpu::{self, Vcpu, VcpuError, VcpuGate};
+
+/// A machine half-built.
+pub struct Builder {
+    config: MachineConfig,
+    vm: Arc<VmFd>,
+    cpuid: CpuidTemplate,
+    slots: MemorySlots,
+    gate: Arc<VcpuGate>,
+    ending: Arc<EndingCell>,
+    buses: GuestBuses,
+    platform: Platform,
+    queues: Vec<QueueWork>,
+    outputs: Vec<OutputPump>,
+    inputs: Vec<Arc<InputRoom>>,
+}
+
+impl Builder {
+    /// Opens KVM and checks what can be checked before anything is made.
+    pub fn new(config: MachineConfig) -> Result<Self, MachineError> {
+        let kvm = kvm::open()?;
+        check(&config, &kvm)?;
+        let vm = Arc::new(kvm.create_vm().map_err(MachineError::kvm("KVM_CREATE_VM"))?);
+        let cpuid = CpuidTemplate::new(&kvm, config.vcpus)?;
+        check_address_space(ram_end(config.memory), &cpuid)?;
+        let platform = Platform {
+            vcpus: config.vcpus,
+            ram_bytes: config.memory,
+            hotpluggable: Vec::new(),
+            virtio_mmio: Vec::new(),
+        };
+        Ok(Self {
+            slots: MemorySlots::new(Arc::clone(&vm)),
+            gate: Arc::new(VcpuGate::new(config.vcpus as usize)),
+            ending: Arc::default(),
+            buses: GuestBuses::default(),
+            queues: Vec::new(),
+            outputs: Vec::new(),
+            inputs: Vec::new(),
+            platform,
+            cpuid,
+            config,
+            vm,
+        })
+    }
+
+    /// Makes all the parts, wires them, and lets the vCPUs run.
+    pub fn build(mut self) -> Result<Machine, MachineError> {
+        self.create_interrupt_controllers()?;
+        let ram = self.create_ram()?;
+        let memory = guest_memory(&ram)?;
+        self.create_memory_devices()?;
+        let dma = self.dma_view(&ram)?;
+        self.attach_platform_devices()?;
+        self.attach_virtio_devices(&dma)?;
+        let entry = self.load(&memory)?;
+        let (vcpus, halted) = self.create_vcpus(&memory, &entry)?;
+        let control = MachineControl {
+            vcpus: self.config.vcpus,
+            memory: self.config.memory,
+            enforcement: self.config.enforcement,
+            slots: self.slots,
+            memory_devices: vcpus[0].buses.memory_devices.clone(),
+            ending: Arc::clone(&self.ending),
+            gate: Arc::clone(&self.gate),
+        };
+        let worker =
+            Worker::start(self.queues, Arc::clone(&self.gate), halted, Arc::clone(&self.ending))?;
+        // From here on dropping the machine puts away what has been started.
+        let mut machine = Machine {
+            control,
+            vcpus: Vec::new(),
+            worker: Some(worker),
+            outputs: self.outputs,
+            inputs: self.inputs,
+            _ram: ram,
+        };
+        for vcpu in vcpus {
+            machine.vcpus.push(start(vcpu, Arc::clone(&self.ending))?);
+        }
+        Ok(machine)
+    }
+
+    fn create_interrupt_controllers(&self) -> Result<(), MachineError> {
+        self.vm
+            .set_identity_map_address(layout::KVM_IDENTITY_MAP)
+            .map_err(MachineError::kvm("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        self.vm.set_tss_address(layout::KVM_TSS).map_err(MachineError::kvm("KVM_SET_TSS_ADDR"))?;
+        self.vm.create_irq_chip().map_err(MachineError::kvm("KVM_CREATE_IRQCHIP"))?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        self.vm.create_pit2(pit).map_err(MachineError::kvm("KVM_CREATE_PIT2"))
+    }
+
+    fn create_ram(&self) -> Result<Vec<(HostMemory, SlotId)>, MachineError> {
+        let create = |(start, size)| {
+            let memory = HostMemory::map(start, size, Backing::Anonymous)?;
+            let slot = self.slots.add(&memory, 0..size).map_err(MemoryError::Slot)?;
+            Ok((memory, slot))
+        };
+        layout::ram_ranges(self.config.memory).into_iter().map(create).collect()
+    }
+
+    fn create_memory_devices(&mut self) -> Result<(), MachineError> {
+        let mut next = ram_end(self.config.memory).max(layout::MMIO_GAP_END.0);
+        for (index, config) in self.config.memory_devices.iter().enumerate() {
+            let address = next.next_multiple_of(layout::REGION_ALIGNMENT.max(config.block_size));
+            next = address.saturating_add(config.size);
+            check_address_space(next, &self.cpuid)?;
+            let device = MemoryDevice::new(
+                format!("mem{index}"),
+                GuestAddress(address),
+                config,
+                self.config.enforcement,
+                &self.slots,
+                &self.gate,
+            )?;
+            self.platform.hotpluggable.push((address, config.size));
+            self.buses.memory_devices.push(Arc::new(device));
+        }
+        Ok(())
+    }
+
+    fn dma_view(&self, ram: &[(HostMemory, SlotId)]) -> Result<DmaView, MachineError> {
+        let fixed = ram.iter().map(|(memory, _)| DmaRegion::fixed(memory.mapping()));
+        let partial = self
+            .buses
+            .memory_devices
+            .iter()
+            .map(|device| DmaRegion::partial(device.memory().mapping(), device.reachable()));
+        Ok(DmaView::new(fixed.chain(partial).collect())?)
+    }
+
+    fn attach_platform_devices(&mut self) -> Result<(), MachineError> {
+        let power = PowerRegisters::new(self.ending.clone());
+        let pvpanic = Pvpanic::new(self.ending.clone());
+        let ports = &mut self.buses.ports;
+        ports.insert(port::POWER.into(), PowerRegisters::PORTS, Arc::new(Mutex::new(power)))?;
+        ports.insert(port::PVPANIC.into(), Pvpanic::PORTS, Arc::new(Mutex::new(pvpanic)))?;
+        let console = std::mem::replace(&mut self.config.console, SerialEndpoint::null());
+        self.attach_serial(console, port::SERIAL_1, gsi::SERIAL_1)?;
+        let agent = std::mem::replace(&mut self.config.agent, SerialEndpoint::null());
+        self.attach_serial(agent, port::SERIAL_2, gsi::SERIAL_2)
+    }
+
+    fn attach_serial(
+        &mut self,
+        endpoint: SerialEndpoint,
+        port: u16,
+        gsi: u32,
+    ) -> Result<(), MachineError> {
+        let serial_error = MachineError::host("cannot start a serial port");
+        let (pump, output) = OutputPump::start(endpoint.output).map_err(&serial_error)?;
+        self.outputs.push(pump);
+        let room = Arc::new(InputRoom::default());
+        self.inputs.push(Arc::clone(&room));
+        let interrupt = self.interrupt_line(gsi)?;
+        let serial = SerialPort::new(interrupt, room.clone(), output);
+        let serial = Arc::new(Mutex::new(serial));
+        self.buses.ports.insert(port.into(), SerialPort::PORTS, serial.clone())?;
+        if let Some(input) = endpoint.input {
+            serial::start_input(input, serial, room).map_err(&serial_error)?;
+        }
+        Ok(())
+    }
+
+    fn attach_virtio_devices(&mut self, dma: &DmaView) -> Result<(), MachineError> {
+        let random = std::fs::File::open("/dev/urandom")
+            .map_err(MachineError::host("cannot open /dev/urandom"))?;
+        self.attach_virtio(Arc::new(Mutex::new(Rng::new(Box::new(random)))), dma)?;
+        for device in self.buses.memory_devices.clone() {
+            let transport = self.attach_virtio(device.device(), dma)?;
+            device.attach(transport);
+        }
+        Ok(())
+    }
+
+    fn attach_virtio(
+        &mut self,
+        device: Arc<Mutex<dyn VirtioDevice>>,
+        dma: &DmaView,
+    ) -> Result<Arc<Mutex<MmioTransport>>, MachineError> {
+        let index = self.platform.virtio_mmio.len();
+        let gsi = gsi::VIRTIO_MMIO[index];
+        let address = layout::VIRTIO_MMIO.unchecked_add(index as u64 * MmioTransport::SIZE);
+        let interrupt = self.interrupt_line(gsi)?;
+        let doorbell =
+            Arc::new(EventSignal::new().map_err(MachineError::host("cannot create a doorbell"))?);
+        let notify = IoEventAddress::Mmio(address.0 + MmioTransport::QUEUE_NOTIFY);
+        self.vm
+            .register_ioevent(&doorbell.0, &notify, NoDatamatch)
+            .map_err(MachineError::kvm("KVM_IOEVENTFD"))?;
+        let transport = MmioTransport::new(device, dma.clone(), interrupt, doorbell.clone());
+        let transport = Arc::new(Mutex::new(transport));
+        self.buses.memory.insert(address.0, MmioTransport::SIZE, transport.clone())?;
+        self.queues.push(QueueWork { doorbell, transport: transport.clone() });
+        self.platform.virtio_mmio.push(VirtioMmioDevice { address: address.0 as u32, gsi });
+        Ok(transport)
+    }
+
+    fn interrupt_line(&self, gsi: u32) -> Result<Arc<EventSignal>, MachineError> {
+        let line =
+            EventSignal::new().map_err(MachineError::host("cannot create an interrupt line"))?;
+        self.vm.register_irqfd(&line.0, gsi).map_err(MachineError::kvm("KVM_IRQFD"))?;
+        Ok(Arc::new(line))
+    }
+
+    fn load(&self, memory: &GuestMemoryMmap) -> Result<Entry, MachineError> {
+        let payload = Payload {
+            kernel: &self.config.kernel,
+            protocol: self.config.protocol,
+            initrd: &self.config.initrd,
+            cmdline: &self.config.cmdline,
+        };
+        let entry = boot::load(&payload, memory, self.config.memory)?;
+        acpi::write_tables(memory, &self.platform)?;
+        Ok(entry)
+    }
+
+    fn create_vcpus(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        entry: &Entry,
+    ) -> Result<(Vec<Vcpu>, Vec<Arc<AtomicBool>>), MachineError> {
+        let buses = Arc::new(std::mem::take(&mut self.buses));
+        let mut vcpus = Vec::new();
+        for index in 0..self.config.vcpus {
+            let fd =
+                self.vm.create_vcpu(index.into()).map_err(MachineError::kvm("KVM_CREATE_VCPU"))?;
+            fd.set_cpuid2(&self.cpuid.for_vcpu(index)?)
+                .map_err(MachineError::kvm("KVM_SET_CPUID2"))?;
+            vcpu::set_up(&fd, memory, (index == 0).then_some(entry))?;
+            vcpus.push(Vcpu {
+                index,
+                fd,
+                buses: Arc::clone(&buses),
+                gate: Arc::clone(&self.gate),
+                halted: Arc::default(),
+            });
+        }
+        let halted = vcpus.iter().map(|vcpu| Arc::clone(&vcpu.halted)).collect();
+        Ok((vcpus, halted))
+    }
+}
+
+/// What can be said of a configuration before anything is made.
+fn check(config: &MachineConfig, kvm: &Kvm) -> Result<(), MachineError> {
+    // Beyond 254, APIC ids do not fit the MADT's local APIC entries.
+    let maximum = kvm.get_max_vcpus().min(254) as u32;
+    if config.vcpus == 0 || config.vcpus > maximum {
+        return Err(MachineError::VcpuCount { requested: config.vcpus, maximum });
+    }
+    if config.memory < Machine::MINIMUM_MEMORY || !config.memory.is_multiple_of(4096) {
+        let minimum = Machine::MINIMUM_MEMORY;
+        return Err(MachineError::MemorySize { requested: config.memory, minimum });
+    }
+    // One interrupt is the entropy device's.
+    let maximum = gsi::VIRTIO_MMIO.len() - 1;
+    let requested = config.memory_devices.len();
+    if requested > maximum {
+        return Err(MachineError::TooManyDevices { requested, maximum });
+    }
+    Ok(())
+}
+
+/// First guest address beyond RAM.
+fn ram_end(bytes: u64) -> u64 {
+    layout::ram_ranges(bytes).last().map_or(0, |(start, size)| start.0.saturating_add(*size))
+}
+
+/// Whether memory that ends at `end` has addresses.
+fn check_address_space(end: u64, cpuid: &CpuidTemplate) -> Result<(), MachineError> {
+    let bits = cpuid.physical_address_bits();
+    if end > 1 << bits { Err(MachineError::AddressSpace { end, bits }) } else { Ok(()) }
+}
+
+fn guest_memory(ram: &[(HostMemory, SlotId)]) -> Result<GuestMemoryMmap, MachineError> {
+    let regions = ram.iter().map(|(memory, _)| memory.mapping()).collect();
+    Ok(GuestMemoryMmap::from_arc_regions(regions)?)
+}
+
+fn start(mut vcpu: Vcpu, ending: Arc<EndingCell>) -> Result<JoinHandle<()>, VcpuError> {
+    std::thread::Builder::new()
+        .name(format!("vcpu{}", vcpu.index))
+        .spawn(move || {
+            // A bug of ours shall end the machine, and not leave it waiting for this vCPU.
+            let run = AssertUnwindSafe(|| vcpu.run());
+            let panicked = || Some(Ending::MachineError("a vCPU's thread panicked".into()));
+            if let Some(end) = catch_unwind(run).unwrap_or_else(|_| panicked()) {
+                ending.set(end);
+            }
+        })
+        .map_err(VcpuError::Thread)
+}

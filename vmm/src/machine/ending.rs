@@ -1,0 +1,95 @@
+//! How a machine ends. The first reason counts.
+
+use std::fmt;
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use devices::platform::{PlatformControl, PlatformEvent};
+
+/// Why a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest reset the machine.
+    Reset,
+    /// Every vCPU halted with interrupts off.
+    Halt,
+    /// A vCPU met a fault while delivering a double fault.
+    TripleFault,
+    /// The guest kernel panicked.
+    Panic,
+    /// KVM could not go on with a vCPU.
+    VcpuError(String),
+    /// Part of the machine failed.
+    MachineError(String),
+    /// Whoever runs the machine ended it.
+    Stopped,
+}
+
+impl Ending {
+    /// The exit code of a program that ran a machine to this end.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::PowerOff | Self::Stopped => 0,
+            Self::Reset => 10,
+            Self::Halt => 11,
+            Self::TripleFault => 12,
+            Self::Panic => 13,
+            Self::VcpuError(_) => 14,
+            Self::MachineError(_) => 15,
+        }
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PowerOff => f.write_str("the guest powered off"),
+            Self::Reset => f.write_str("the guest reset the machine"),
+            Self::Halt => f.write_str("the guest halted: all vCPUs wait with interrupts off"),
+            Self::TripleFault => f.write_str("the guest died of a triple fault"),
+            Self::Panic => f.write_str("the guest kernel panicked"),
+            Self::VcpuError(what) => write!(f, "KVM cannot run the guest on: {what}"),
+            Self::MachineError(what) => write!(f, "the machine failed: {what}"),
+            Self::Stopped => f.write_str("the machine was stopped"),
+        }
+    }
+}
+
+/// The end of a machine, once there is one.
+#[derive(Default)]
+pub struct EndingCell {
+    ending: Mutex<Option<Ending>>,
+    set: Condvar,
+}
+
+impl EndingCell {
+    /// The machine ends because of `ending`, unless it has ended already.
+    pub fn set(&self, ending: Ending) {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(ending);
+        self.set.notify_all();
+    }
+
+    /// Waits for the end.
+    pub fn wait(&self) -> Ending {
+        let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match &*ending {
+                Some(ending) => return ending.clone(),
+                None => {
+                    ending = self.set.wait(ending).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+    }
+}
+
+impl PlatformControl for EndingCell {
+    fn request(&self, event: PlatformEvent) {
+        self.set(match event {
+            PlatformEvent::PowerOff => Ending::PowerOff,
+            PlatformEvent::Reset => Ending::Reset,
+            PlatformEvent::Panicked => Ending::Panic,
+        });
+    }
+}

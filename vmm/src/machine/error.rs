@@ -1,0 +1,82 @@
+//! What can be wrong with a machine, or with what it is asked.
+
+use devices::virtio::mem::ResizeError;
+use thiserror::Error;
+
+use super::memory_device::MemoryDeviceError;
+use super::worker::WorkerError;
+use crate::acpi::AcpiError;
+use crate::boot::BootError;
+use crate::kvm::KvmError;
+use crate::memory::MemoryError;
+use crate::vcpu::VcpuError;
+
+/// A machine that cannot be.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum MachineError {
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    #[error("{requested} vCPUs: this KVM runs 1 to {maximum}")]
+    VcpuCount { requested: u32, maximum: u32 },
+    #[error("{requested} bytes of memory: a machine has a multiple of 4096, at least {minimum}")]
+    MemorySize { requested: u64, minimum: u64 },
+    #[error(
+        "memory up to {end:#x} is beyond the {bits} bits of a guest physical address on this host; \
+         use less memory or smaller virtio-mem regions"
+    )]
+    AddressSpace { end: u64, bits: u32 },
+    #[error("{requested} virtio-mem devices: there are interrupts for {maximum}")]
+    TooManyDevices { requested: usize, maximum: usize },
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error(transparent)]
+    MemoryDevice(#[from] MemoryDeviceError),
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    #[error("cannot put a device on the bus: {0}")]
+    Bus(#[from] devices::bus::BusError),
+    #[error("cannot show memory to devices: {0}")]
+    DmaView(#[from] vm_memory::GuestRegionCollectionError),
+    #[error("{what}: {source}")]
+    Host { what: &'static str, source: std::io::Error },
+}
+
+impl MachineError {
+    /// For `map_err` on what the host refuses.
+    pub(super) fn host(what: &'static str) -> impl Fn(std::io::Error) -> Self {
+        move |source| Self::Host { what, source }
+    }
+
+    /// For `map_err` on the ioctl called `name`.
+    pub(super) fn kvm(name: &'static str) -> impl Fn(kvm_ioctls::Error) -> Self {
+        move |source| Self::Vcpu(VcpuError::Ioctl { name, source })
+    }
+}
+
+/// A resize that is refused.
+#[derive(Debug, Error)]
+pub enum ResizeRefused {
+    /// There is no such device.
+    #[error("there is no device {id}; this machine has {known}")]
+    UnknownDevice {
+        /// The name given.
+        id: String,
+        /// The names there are.
+        known: String,
+    },
+    /// The size cannot be.
+    #[error("{id}: {source}")]
+    Size {
+        /// The device.
+        id: String,
+        /// Why.
+        source: ResizeError,
+    },
+}

@@ -1,0 +1,315 @@
+//! A virtio-mem device in its place in the machine: the device, its transport, its memory, and the
+//! record of who touched what was not there.
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use devices::virtio::mem::{
+    BlockBackend, BlockIndex, Region, RegionError, ResizeError, UnpluggedAccess, VirtioMem,
+    VirtioMemConfig,
+};
+use devices::virtio::transport::Transport;
+use serde::{Deserialize, Serialize};
+use vm_memory::GuestAddress;
+
+use crate::memory::MemoryError;
+use crate::memory::host::{Backing, HostMemory};
+use crate::memory::one_slot::OneSlot;
+use crate::memory::reachable::ReachableBlocks;
+use crate::memory::slots::MemorySlots;
+use crate::memory::strict::StrictBlocks;
+use crate::memory::violations::{Direction, Violation, ViolationCounters, ViolationLog};
+use crate::vcpu::VcpuGate;
+
+/// Whether unplugged memory is really gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Enforcement {
+    /// An unplugged block is in no memory slot: an access to it is seen, counted and refused.
+    #[default]
+    Strict,
+    /// One memory slot holds the whole region, and nobody watches.
+    Off,
+}
+
+/// A virtio-mem device to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryDeviceConfig {
+    /// Bytes of its region.
+    pub size: u64,
+    /// Bytes requested from the driver at first.
+    pub requested: u64,
+    /// Bytes in a block.
+    pub block_size: u64,
+    /// What its memory is made of.
+    pub backing: Backing,
+    /// Refuse drivers that do not accept UNPLUGGED_INACCESSIBLE.
+    pub insist_on_inaccessible: bool,
+}
+
+impl MemoryDeviceConfig {
+    /// The block size that suits most: a huge page of x86.
+    pub const DEFAULT_BLOCK_SIZE: u64 = 2 << 20;
+}
+
+/// What a driver has asked so far, and how it was answered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct RequestStatus {
+    pub plug: u64,
+    pub unplug: u64,
+    pub unplug_all: u64,
+    pub state: u64,
+    pub nack: u64,
+    pub busy: u64,
+    pub error: u64,
+}
+
+/// A device as seen from outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryDeviceStatus {
+    /// Its name, `mem0` for the first.
+    pub id: String,
+    /// First guest address of its region.
+    pub address: u64,
+    /// Bytes of its region.
+    pub size: u64,
+    /// Bytes in a block.
+    pub block_size: u64,
+    /// Bytes from the start of the region in which blocks may be plugged.
+    pub usable: u64,
+    /// Bytes requested from the driver.
+    pub requested: u64,
+    /// Bytes plugged.
+    pub plugged: u64,
+    /// The driver's requests.
+    pub requests: RequestStatus,
+    /// Accesses to unplugged blocks.
+    pub violations: ViolationCounters,
+    /// The latest of them.
+    pub latest_violations: Vec<Violation>,
+}
+
+/// A virtio-mem device of a machine.
+pub struct MemoryDevice {
+    id: String,
+    region: Region,
+    device: Arc<Mutex<VirtioMem>>,
+    transport: OnceLock<Arc<Mutex<dyn Transport>>>,
+    memory: HostMemory,
+    reachable: Arc<ReachableBlocks>,
+    violations: ViolationLog,
+}
+
+/// A device that cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryDeviceError {
+    /// Its region cannot be.
+    #[error("{id}: {source}")]
+    Region {
+        /// The device.
+        id: String,
+        /// Why.
+        source: RegionError,
+    },
+    /// Its requested size cannot be.
+    #[error("{id}: {source}")]
+    Requested {
+        /// The device.
+        id: String,
+        /// Why.
+        source: ResizeError,
+    },
+    /// Its memory cannot be had.
+    #[error("{id}: {source}")]
+    Memory {
+        /// The device.
+        id: String,
+        /// Why.
+        source: MemoryError,
+    },
+}
+
+impl MemoryDevice {
+    /// A device whose region starts at `address`.
+    pub fn new(
+        id: String,
+        address: GuestAddress,
+        config: &MemoryDeviceConfig,
+        enforcement: Enforcement,
+        slots: &MemorySlots,
+        gate: &Arc<VcpuGate>,
+    ) -> Result<Self, MemoryDeviceError> {
+        let region =
+            Region::new(address.0, config.size, config.block_size, config.backing.page_size())
+                .map_err(|source| MemoryDeviceError::Region { id: id.clone(), source })?;
+        let memory_error = |source| MemoryDeviceError::Memory { id: id.clone(), source };
+        let memory = HostMemory::map(address, config.size, config.backing).map_err(memory_error)?;
+        let reachable = Arc::new(ReachableBlocks::none(region));
+        let backend: Box<dyn BlockBackend> = match enforcement {
+            Enforcement::Strict => Box::new(StrictBlocks::new(
+                region,
+                memory.clone(),
+                slots.clone(),
+                Arc::clone(gate),
+                Arc::clone(&reachable),
+            )),
+            Enforcement::Off => {
+                reachable.insert(region.blocks());
+                let one_slot = OneSlot::new(region, memory.clone(), slots)
+                    .map_err(|error| memory_error(error.into()))?;
+                Box::new(one_slot)
+            }
+        };
+        let device = VirtioMem::new(
+            VirtioMemConfig {
+                region,
+                requested_size: config.requested,
+                node_id: None,
+                insist_on_inaccessible: config.insist_on_inaccessible,
+            },
+            backend,
+        )
+        .map_err(|source| MemoryDeviceError::Requested { id: id.clone(), source })?;
+        Ok(Self {
+            id,
+            region,
+            device: Arc::new(Mutex::new(device)),
+            transport: OnceLock::new(),
+            memory,
+            reachable,
+            violations: ViolationLog::default(),
+        })
+    }
+
+    /// Its name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The device, for its transport.
+    pub fn device(&self) -> Arc<Mutex<VirtioMem>> {
+        Arc::clone(&self.device)
+    }
+
+    /// The memory behind its region.
+    pub fn memory(&self) -> &HostMemory {
+        &self.memory
+    }
+
+    /// What devices may reach of it.
+    pub fn reachable(&self) -> Arc<ReachableBlocks> {
+        Arc::clone(&self.reachable)
+    }
+
+    /// Its driver is reached through `transport`, and never through another.
+    pub fn attach(&self, transport: Arc<Mutex<dyn Transport>>) {
+        self.transport.get_or_init(|| transport);
+    }
+
+    /// Asks the driver to plug or unplug until `bytes` are plugged.
+    pub fn resize(&self, bytes: u64) -> Result<(), ResizeError> {
+        // Held over both steps, so that no driver reads new values under the old generation.
+        let mut transport = self
+            .transport
+            .get()
+            .map(|transport| transport.lock().unwrap_or_else(PoisonError::into_inner));
+        let changed = lock(&self.device).set_requested_size(bytes)?;
+        if changed && let Some(transport) = &mut transport {
+            transport.config_changed();
+        }
+        Ok(())
+    }
+
+    /// The device as seen from outside.
+    pub fn status(&self) -> MemoryDeviceStatus {
+        let device = lock(&self.device);
+        let counters = device.counters();
+        MemoryDeviceStatus {
+            id: self.id.clone(),
+            address: self.region.address(),
+            size: self.region.size(),
+            block_size: self.region.block_size(),
+            usable: device.usable_region_size(),
+            requested: device.requested_size(),
+            plugged: device.plugged_size(),
+            requests: RequestStatus {
+                plug: counters.plug,
+                unplug: counters.unplug,
+                unplug_all: counters.unplug_all,
+                state: counters.state,
+                nack: counters.nack,
+                busy: counters.busy,
+                error: counters.error,
+            },
+            violations: ViolationCounters {
+                dma: self.reachable.refused(),
+                ..self.violations.counters()
+            },
+            latest_violations: self.violations.latest(),
+        }
+    }
+
+    /// The block that a guest address lies in.
+    pub fn block_at(&self, address: u64) -> Option<BlockIndex> {
+        self.region.block_at(address)
+    }
+}
+
+/// An access of a vCPU that reached no memory slot inside a region, already answered.
+pub struct UnpluggedMemoryAccess<'a> {
+    /// The device.
+    pub device: &'a MemoryDevice,
+    /// The block.
+    pub block: BlockIndex,
+    /// The guest address.
+    pub address: u64,
+    /// Bytes.
+    pub size: u32,
+    /// Read or write.
+    pub direction: Direction,
+    /// What it is.
+    pub kind: UnpluggedAccess,
+}
+
+impl<'a> UnpluggedMemoryAccess<'a> {
+    /// An access to `block` of `device`.
+    pub fn new(
+        device: &'a MemoryDevice,
+        block: BlockIndex,
+        address: u64,
+        size: usize,
+        direction: Direction,
+    ) -> Self {
+        let is_write = direction == Direction::Write;
+        let kind = lock(&device.device).classify_unplugged_access(address, is_write);
+        Self { device, block, address, size: size as u32, direction, kind }
+    }
+
+    /// What a read gets: zeros where the driver may read, all ones where it may not.
+    pub fn fill(&self) -> u8 {
+        match self.kind {
+            UnpluggedAccess::Permitted => 0,
+            UnpluggedAccess::Violation => 0xff,
+        }
+    }
+
+    /// Counts the access as `vcpu`'s.
+    pub fn record(self, vcpu: u32, instruction_pointer: u64) {
+        match self.kind {
+            UnpluggedAccess::Permitted => self.device.violations.record_permitted_read(),
+            UnpluggedAccess::Violation => self.device.violations.record(Violation {
+                device: self.device.id.clone(),
+                vcpu,
+                instruction_pointer,
+                address: self.address,
+                block: self.block.0,
+                size: self.size,
+                direction: self.direction,
+            }),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

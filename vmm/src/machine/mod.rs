@@ -1,0 +1,167 @@
+//! One virtual machine: built from its parts, run, and ended in order.
+
+mod builder;
+mod buses;
+mod ending;
+mod error;
+mod memory_device;
+mod serial;
+mod worker;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use serde::{Deserialize, Serialize};
+
+pub use buses::GuestBuses;
+pub use ending::{Ending, EndingCell};
+pub use error::{MachineError, ResizeRefused};
+pub use memory_device::{
+    Enforcement, MemoryDevice, MemoryDeviceConfig, MemoryDeviceError, MemoryDeviceStatus,
+    RequestStatus,
+};
+pub use serial::SerialEndpoint;
+
+use crate::boot::BootProtocol;
+use crate::memory::host::HostMemory;
+use crate::memory::slots::{MemorySlots, SlotId};
+use crate::vcpu::VcpuGate;
+use builder::Builder;
+use serial::{InputRoom, OutputPump};
+use worker::Worker;
+
+/// A machine to be.
+pub struct MachineConfig {
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Bytes of RAM.
+    pub memory: u64,
+    /// The kernel image, a bzImage or a vmlinux.
+    pub kernel: PathBuf,
+    /// How to enter it.
+    pub protocol: BootProtocol,
+    /// The initramfs; empty for none.
+    pub initrd: Vec<u8>,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// Its virtio-mem devices, `mem0` first.
+    pub memory_devices: Vec<MemoryDeviceConfig>,
+    /// Whether unplugged memory is really gone.
+    pub enforcement: Enforcement,
+    /// ttyS0.
+    pub console: SerialEndpoint,
+    /// ttyS1, which serves before any virtio driver is loaded.
+    pub agent: SerialEndpoint,
+}
+
+/// A machine as seen from outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineStatus {
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Bytes of RAM.
+    pub memory: u64,
+    /// KVM memory slots in use.
+    pub memory_slots: usize,
+    /// Whether unplugged memory is really gone.
+    pub enforcement: Enforcement,
+    /// The virtio-mem devices.
+    pub memory_devices: Vec<MemoryDeviceStatus>,
+}
+
+/// What can be asked of a running machine, from any thread.
+#[derive(Clone)]
+pub struct MachineControl {
+    vcpus: u32,
+    memory: u64,
+    enforcement: Enforcement,
+    slots: MemorySlots,
+    memory_devices: Vec<Arc<MemoryDevice>>,
+    ending: Arc<EndingCell>,
+    gate: Arc<VcpuGate>,
+}
+
+impl MachineControl {
+    /// The machine as it is now.
+    pub fn status(&self) -> MachineStatus {
+        MachineStatus {
+            vcpus: self.vcpus,
+            memory: self.memory,
+            memory_slots: self.slots.used(),
+            enforcement: self.enforcement,
+            memory_devices: self.memory_devices.iter().map(|device| device.status()).collect(),
+        }
+    }
+
+    /// Asks the driver of device `id` to plug or unplug until `bytes` are plugged, and returns
+    /// the device as it is now.
+    pub fn resize(&self, id: &str, bytes: u64) -> Result<MemoryDeviceStatus, ResizeRefused> {
+        let Some(device) = self.memory_devices.iter().find(|device| device.id() == id) else {
+            let known: Vec<&str> = self.memory_devices.iter().map(|device| device.id()).collect();
+            let known =
+                if known.is_empty() { "no virtio-mem device".into() } else { known.join(", ") };
+            return Err(ResizeRefused::UnknownDevice { id: id.into(), known });
+        };
+        device.resize(bytes).map_err(|source| ResizeRefused::Size { id: id.into(), source })?;
+        Ok(device.status())
+    }
+
+    /// Ends the machine, whatever the guest is doing.
+    pub fn stop(&self) {
+        self.ending.set(Ending::Stopped);
+    }
+}
+
+/// A running machine. Dropping it ends it.
+pub struct Machine {
+    control: MachineControl,
+    vcpus: Vec<JoinHandle<()>>,
+    worker: Option<Worker>,
+    outputs: Vec<OutputPump>,
+    inputs: Vec<Arc<InputRoom>>,
+    // Slots refer to this memory: it goes last.
+    _ram: Vec<(HostMemory, SlotId)>,
+}
+
+impl Machine {
+    /// The least RAM that a kernel can be loaded into.
+    pub const MINIMUM_MEMORY: u64 = 16 << 20;
+
+    /// Builds a machine and lets it run.
+    pub fn start(config: MachineConfig) -> Result<Self, MachineError> {
+        Builder::new(config)?.build()
+    }
+
+    /// What can be asked of the machine, from any thread.
+    pub fn control(&self) -> MachineControl {
+        self.control.clone()
+    }
+
+    /// Waits for the machine's end and puts everything away.
+    pub fn wait(mut self) -> Ending {
+        let ending = self.control.ending.wait();
+        self.shut_down();
+        ending
+    }
+
+    fn shut_down(&mut self) {
+        self.control.gate.end();
+        for vcpu in self.vcpus.drain(..) {
+            // A panic there has been reported already, and there is nothing left to do.
+            let _ = vcpu.join();
+        }
+        if let Some(worker) = self.worker.take() {
+            worker.stop();
+        }
+        self.inputs.drain(..).for_each(|room| room.end());
+        self.outputs.drain(..).for_each(OutputPump::finish);
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.control.stop();
+        self.shut_down();
+    }
+}

@@ -1,0 +1,43 @@
+//! Blocks that stay reachable when unplugged: one memory slot for the whole region.
+//!
+//! This is `--enforce off`, what most machines do. It is here to be compared with.
+
+use devices::virtio::mem::{BackendBusy, BlockBackend, BlockRange, Region};
+
+use super::host::HostMemory;
+use super::slots::{MemorySlots, SlotError, SlotId};
+
+/// The memory of a device that hopes its driver behaves.
+pub struct OneSlot {
+    region: Region,
+    memory: HostMemory,
+    _slot: SlotId,
+}
+
+impl OneSlot {
+    /// Puts all of `memory`, which stands behind `region`, into one slot.
+    pub fn new(region: Region, memory: HostMemory, slots: &MemorySlots) -> Result<Self, SlotError> {
+        let slot = slots.add(&memory, 0..memory.size())?;
+        Ok(Self { region, memory, _slot: slot })
+    }
+
+    fn discard(&self, range: BlockRange) -> Result<(), BackendBusy> {
+        let offsets = self.region.byte_offsets(range);
+        self.memory.discard(offsets).map_err(|error| BackendBusy(Box::new(error)))
+    }
+}
+
+impl BlockBackend for OneSlot {
+    fn plug(&mut self, range: BlockRange) -> Result<(), BackendBusy> {
+        // The guest may have written here while it should not have.
+        self.discard(range)
+    }
+
+    fn unplug(&mut self, range: BlockRange) -> Result<(), BackendBusy> {
+        self.discard(range)
+    }
+
+    fn unplug_all(&mut self) -> Result<(), BackendBusy> {
+        self.discard(self.region.blocks())
+    }
+}

@@ -1,0 +1,141 @@
+//! vCPUs: their first state, their threads, and what becomes of their exits.
+
+pub mod cpuid;
+mod gate;
+mod kick;
+mod setup;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use thiserror::Error;
+
+pub use gate::{Closed, VcpuGate};
+pub use kick::KickTarget;
+pub use setup::set_up;
+
+use crate::machine::{Ending, GuestBuses};
+
+/// A vCPU that cannot be made, or cannot go on.
+#[derive(Debug, Error)]
+pub enum VcpuError {
+    /// KVM refuses an ioctl.
+    #[error("{name} failed: {source}")]
+    Ioctl {
+        /// Its name.
+        name: &'static str,
+        /// What KVM said.
+        source: kvm_ioctls::Error,
+    },
+    /// KVM does not know an MSR that every kernel needs.
+    #[error("KVM refuses MSR {0:#x}")]
+    MsrRefused(u32),
+    /// More CPUID entries than KVM takes.
+    #[error("{0} CPUID entries are more than KVM takes")]
+    TooManyCpuidEntries(usize),
+    /// The boot structures do not fit guest memory.
+    #[error("cannot write boot structures to guest memory: {0}")]
+    Memory(#[from] vm_memory::GuestMemoryError),
+    /// The host does not give a thread.
+    #[error("cannot start a vCPU's thread: {0}")]
+    Thread(std::io::Error),
+}
+
+impl VcpuError {
+    /// For `map_err` on the ioctl called `name`.
+    pub fn ioctl(name: &'static str) -> impl Fn(kvm_ioctls::Error) -> Self {
+        move |source| Self::Ioctl { name, source }
+    }
+}
+
+/// Why a vCPU's thread came back from one round in KVM_RUN.
+enum Round {
+    Continue,
+    End(Ending),
+}
+
+/// A vCPU and all it needs to run.
+pub struct Vcpu {
+    /// Its number, and its APIC id.
+    pub index: u32,
+    /// KVM's side of it.
+    pub fd: VcpuFd,
+    /// The devices it reaches.
+    pub buses: Arc<GuestBuses>,
+    /// Where it can be stopped.
+    pub gate: Arc<VcpuGate>,
+    /// Set whenever it was last seen halted with interrupts off, which nothing ends.
+    pub halted: Arc<AtomicBool>,
+}
+
+impl Vcpu {
+    /// Runs guest code until the machine ends, which this vCPU may bring about.
+    pub fn run(&mut self) -> Option<Ending> {
+        let target = KickTarget::new(&mut self.fd);
+        let gate = Arc::clone(&self.gate);
+        loop {
+            let entered = gate.enter(self.index as usize, target.kicker())?;
+            match self.round(entered) {
+                Round::Continue => {}
+                Round::End(ending) => return Some(ending),
+            }
+        }
+    }
+
+    /// Once into KVM_RUN and out again. `entered` ends before any device is asked.
+    fn round(&mut self, entered: gate::Entered<'_>) -> Round {
+        let exit = self.fd.run();
+        if let Err(error) = &exit
+            && matches!(error.errno(), libc::EINTR | libc::EAGAIN)
+        {
+            let halted = self.is_halted_for_good();
+            self.halted.store(halted, Ordering::Relaxed);
+            return Round::Continue;
+        }
+        drop(entered);
+        let buses = &self.buses;
+        let unplugged = match exit {
+            Ok(VcpuExit::IoIn(port, data)) => {
+                buses.read_port(port, data);
+                None
+            }
+            Ok(VcpuExit::IoOut(port, data)) => {
+                buses.write_port(port, data);
+                None
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => buses.read_memory(address, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => buses.write_memory(address, data),
+            Ok(VcpuExit::Shutdown) => return Round::End(Ending::TripleFault),
+            Ok(exit) => {
+                let what = format!("{exit:?}");
+                return Round::End(self.failure(&what));
+            }
+            Err(error) => return Round::End(self.failure(&format!("KVM_RUN: {error}"))),
+        };
+        if let Some(access) = unplugged {
+            let instruction_pointer = self.fd.get_regs().map_or(0, |regs| regs.rip);
+            access.record(self.index, instruction_pointer);
+        }
+        Round::Continue
+    }
+
+    fn failure(&self, what: &str) -> Ending {
+        let rip = self.fd.get_regs().map_or(0, |regs| regs.rip);
+        Ending::VcpuError(format!("vCPU {} at {rip:#x}: {what}", self.index))
+    }
+
+    /// Whether only a reset would ever wake the vCPU: it waits for its start, or it halted with
+    /// interrupts off. KVM handles HLT itself and never tells.
+    fn is_halted_for_good(&self) -> bool {
+        const INTERRUPTS_ENABLED: u64 = 1 << 9;
+        match self.fd.get_mp_state() {
+            Ok(state) if state.mp_state == KVM_MP_STATE_UNINITIALIZED => true,
+            Ok(state) if state.mp_state == KVM_MP_STATE_HALTED => {
+                self.fd.get_regs().is_ok_and(|regs| regs.rflags & INTERRUPTS_ENABLED == 0)
+            }
+            _ => false,
+        }
+    }
+}

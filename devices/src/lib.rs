@@ -7,6 +7,7 @@
 
 pub mod bus;
 pub mod dma;
+pub mod pci;
 pub mod platform;
 pub mod serial;
 pub mod virtio;

@@ -1,0 +1,171 @@
+//! INTx: four level-triggered lines that all functions share (PCI Express Base 6.0, section 6.1.2).
+
+use std::sync::{Arc, Mutex};
+
+use super::{InterruptLine, lock};
+
+/// The pin that a function interrupts with (section 7.5.1.1.13).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum InterruptPin {
+    /// INTA, the only choice of a device with one function.
+    A = 1,
+    /// INTB.
+    B,
+    /// INTC.
+    C,
+    /// INTD.
+    D,
+}
+
+impl InterruptPin {
+    const ALL: [Self; 4] = [Self::A, Self::B, Self::C, Self::D];
+
+    /// The pin of the bus above that this one of device `device` is wired to (PCI-to-PCI Bridge
+    /// 1.2, section 9.1). At the root, what comes out picks the line.
+    pub fn swizzle(self, device: u8) -> Self {
+        Self::ALL[(self.line() + usize::from(device)) % Self::ALL.len()]
+    }
+
+    /// The number of the root's line that the pin is once swizzled there: 0 for A.
+    pub fn line(self) -> usize {
+        self as usize - 1
+    }
+}
+
+/// A line that is asserted while at least one pin on it is.
+pub(super) struct SharedLine {
+    line: Arc<dyn InterruptLine>,
+    asserting: Mutex<usize>,
+}
+
+impl SharedLine {
+    pub(super) fn new(line: Arc<dyn InterruptLine>) -> Self {
+        Self { line, asserting: Mutex::new(0) }
+    }
+
+    fn assert(&self) {
+        let mut asserting = lock(&self.asserting);
+        *asserting += 1;
+        if *asserting == 1 {
+            self.line.set_level(true);
+        }
+    }
+
+    fn deassert(&self) {
+        let mut asserting = lock(&self.asserting);
+        *asserting -= 1;
+        if *asserting == 0 {
+            self.line.set_level(false);
+        }
+    }
+}
+
+/// A function's INTx pin, which its device model drives.
+pub struct IntxPin {
+    pin: InterruptPin,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    level: bool,
+    permitted: bool,
+    driving: bool,
+    line: Option<Arc<SharedLine>>,
+}
+
+impl State {
+    fn update(&mut self) {
+        let drive = self.level && self.permitted;
+        if let Some(line) = &self.line
+            && drive != self.driving
+        {
+            self.driving = drive;
+            if drive { line.assert() } else { line.deassert() }
+        }
+    }
+}
+
+impl IntxPin {
+    pub(super) fn new(pin: InterruptPin) -> Self {
+        Self { pin, state: Mutex::default() }
+    }
+
+    /// Which pin it is.
+    pub fn pin(&self) -> InterruptPin {
+        self.pin
+    }
+
+    /// Sets Interrupt Status, and drives the line unless Interrupt Disable or MSI-X forbids it.
+    /// The level stays until it is taken back.
+    pub fn set_level(&self, level: bool) {
+        let mut state = lock(&self.state);
+        state.level = level;
+        state.update();
+    }
+
+    /// Interrupt Status: the device's wish, whether or not the line follows.
+    pub(super) fn level(&self) -> bool {
+        lock(&self.state).level
+    }
+
+    pub(super) fn permit(&self, permitted: bool) {
+        let mut state = lock(&self.state);
+        state.permitted = permitted;
+        state.update();
+    }
+
+    pub(super) fn connect(&self, line: Arc<SharedLine>) {
+        lock(&self.state).line = Some(line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Line(AtomicBool);
+
+    impl InterruptLine for Line {
+        fn set_level(&self, asserted: bool) {
+            assert_ne!(self.0.swap(asserted, Ordering::Relaxed), asserted, "told twice");
+        }
+    }
+
+    #[test]
+    fn a_line_is_asserted_while_one_permitted_pin_is() {
+        let line = Arc::new(Line::default());
+        let shared = Arc::new(SharedLine::new(Arc::clone(&line) as _));
+        let [one, other] = [InterruptPin::A, InterruptPin::B].map(|pin| {
+            let pin = IntxPin::new(pin);
+            pin.connect(Arc::clone(&shared));
+            pin.permit(true);
+            pin
+        });
+        let level = || line.0.load(Ordering::Relaxed);
+        one.set_level(true);
+        one.set_level(true);
+        other.set_level(true);
+        one.set_level(false);
+        assert!(level());
+        other.permit(false);
+        assert!(!level());
+        assert!(other.level(), "Interrupt Status does not heed Interrupt Disable");
+        other.permit(true);
+        assert!(level());
+        other.set_level(false);
+        assert!(!level());
+    }
+
+    #[test]
+    fn pins_are_swizzled_by_device_number() {
+        assert_eq!(InterruptPin::A.swizzle(0), InterruptPin::A);
+        assert_eq!(InterruptPin::A.swizzle(3), InterruptPin::D);
+        assert_eq!(InterruptPin::D.swizzle(1), InterruptPin::A);
+        assert_eq!(InterruptPin::C.swizzle(31), InterruptPin::B);
+    }
+}

@@ -1,0 +1,68 @@
+//! What a device model, on any thread, may ask about its function.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::FunctionAddress;
+
+/// Power states of a function (PCI Express Base 6.0, section 5.3.1), less the optional ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PowerState {
+    /// Working.
+    D0,
+    /// Asleep: configuration space is all that answers.
+    D3hot,
+}
+
+/// How often something happened since the machine was built.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Counters {
+    /// Reads of base address ranges that the function decoded.
+    pub reads: u64,
+    /// Writes to base address ranges that the function decoded.
+    pub writes: u64,
+    /// Accesses to base address ranges that the function did not decode at that time.
+    pub refused: u64,
+    /// Resets of any kind.
+    pub resets: u64,
+}
+
+/// The part of a function's registers that its device model acts on.
+#[derive(Debug, Default)]
+pub struct FunctionState {
+    address: OnceLock<FunctionAddress>,
+    bus_master: AtomicBool,
+    asleep: AtomicBool,
+    reads: AtomicU64,
+    writes: AtomicU64,
+    refused: AtomicU64,
+    resets: AtomicU64,
+}
+
+impl FunctionState {
+    /// Where the function was when the machine was built; none before that.
+    pub fn address(&self) -> Option<FunctionAddress> {
+        self.address.get().copied()
+    }
+
+    /// Whether the function may make requests of its own: Bus Master Enable is set in it and in
+    /// every bridge above it, and all of them are awake.
+    pub fn is_bus_master(&self) -> bool {
+        self.bus_master.load(Ordering::Acquire)
+    }
+
+    /// The power state that the function is in.
+    pub fn power_state(&self) -> PowerState {
+        if self.asleep.load(Ordering::Acquire) { PowerState::D3hot } else { PowerState::D0 }
+    }
+
+    /// How often something happened.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            reads: self.reads.load(Ordering::Relaxed),
+            writes: self.writes.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
+            resets: self.resets.load(Ordering::Relaxed),
+        }
+    }
+}

@@ -1,156 +1,325 @@
-//! A function: its configuration space, what answers in its address ranges, and the description
-//! that both are made from.
+//! A function in its place: what becomes of accesses to its registers, and what they say about
+//! who answers where.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use thiserror::Error;
+use log::trace;
 
+use super::address_map::{DecodeMap, Span, Stray};
+use super::bar::BaseRange;
+use super::bridge::Reach;
+use super::capability::express::{self, PortType};
+use super::capability::{CapabilityList, MsixCapability, power};
+use super::completer::{Completer, Target};
+use super::config_space::ConfigSpace;
+use super::header::{Command, Status, register};
+use super::intx::SharedLine;
 use super::{
-    BarIndex, BarKind, FunctionState, InterruptPin, IntxPin, MessageSink, Msix, MsixLayout,
-    PciDevice,
+    AddressSpace, BarKind, BaseRegister, Counters, FunctionAddress, MsixLayout, PowerState,
+    RefusalReason, ResetKind, lock,
 };
 
-/// The kind of a function (PCI Express Base 6.0, section 7.5.1.1.6; PCI Code and ID Assignment).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClassCode {
-    /// Base class.
-    pub base: u8,
-    /// Sub-class.
-    pub sub: u8,
-    /// Programming interface.
-    pub interface: u8,
+/// A function. What there is to know about it is in its registers.
+pub struct Function {
+    pub(super) config: ConfigSpace,
+    pub(super) capabilities: CapabilityList,
+    pub(super) ranges: Vec<RangeRegisters>,
+    pub(super) msix: Option<MsixRegisters>,
+    pub(super) device_bytes: Vec<DeviceBytes>,
+    pub(super) completer: Arc<Completer>,
 }
 
-/// What a driver recognises a function by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity {
+/// A range, and what became of it.
+#[derive(Clone, Copy)]
+pub(super) struct RangeRegisters {
+    range: BaseRange,
+    last_decoded: Option<Span>,
+    /// Since it was last decoded.
+    was_reset: bool,
+}
+
+impl RangeRegisters {
+    pub fn new(range: BaseRange) -> Self {
+        Self { range, last_decoded: None, was_reset: false }
+    }
+}
+
+/// Where MSI-X is: its registers, and its structures.
+pub(super) struct MsixRegisters {
+    pub capability: MsixCapability,
+    pub layout: MsixLayout,
+}
+
+/// Which bytes of a vendor-specific capability are the device's own.
+pub(super) struct DeviceBytes {
+    pub capability: Range<usize>,
+    pub own: Range<usize>,
+}
+
+/// An access to a device's own bytes, which can wait until the registers' lock is gone.
+pub(super) struct DeviceBytesAccess {
+    completer: Arc<Completer>,
+    capability: Vec<u8>,
+    offset: usize,
+}
+
+impl DeviceBytesAccess {
+    pub fn read(&self, data: &mut [u8]) {
+        lock(&self.completer.device).read_capability(&self.capability, self.offset, data);
+    }
+
+    pub fn write(&self, data: &[u8]) {
+        lock(&self.completer.device).write_capability(&self.capability, self.offset, data);
+    }
+}
+
+/// What a write to registers leads to.
+pub(super) struct Written {
+    /// Whether there is a new map of addresses to be made.
+    pub changed: bool,
+    /// Whose registers were reset, so that the rest of them is to follow.
+    pub resets: Vec<Reset>,
+    pub device_bytes: Option<DeviceBytesAccess>,
+}
+
+/// For [`Completer::reset`].
+pub(super) type Reset = (Arc<Completer>, ResetKind);
+
+/// Where a function is put.
+pub(super) struct Placement<'a> {
+    pub address: FunctionAddress,
+    /// What the function is on PCI Express; none on a conventional bus.
+    pub port_type: Option<PortType>,
+    /// Whether there is something at the other end of the function's link.
+    pub linked: bool,
+    pub multi_function: bool,
+    /// The lines that the pins of device 0 of the bus are wired to.
+    pub lines: &'a [Arc<SharedLine>; 4],
+}
+
+impl Function {
+    /// Fills in what depends on where the function is. A reset leads back to here.
+    pub(super) fn place(&mut self, placement: &Placement) {
+        let Placement { address, port_type, linked, multi_function, lines } = *placement;
+        self.completer.state.set_address(address);
+        match port_type {
+            Some(port_type) => {
+                express::add(&mut self.capabilities, &mut self.config, port_type, linked);
+            }
+            None => self.config.make_conventional(),
+        }
+        if multi_function {
+            self.config.set_multi_function();
+        }
+        if let Some(intx) = &self.completer.intx {
+            // Pins count from 1 (PCI-to-PCI Bridge 1.2, section 9.1).
+            let pin = usize::from(self.config.u8(register::INTERRUPT_PIN)) - 1;
+            let line = (usize::from(address.slot.device()) + pin) % lines.len();
+            intx.connect(Arc::clone(&lines[line]));
+        }
+        self.config.seal();
+    }
+
+    pub(super) fn power_state(&self) -> PowerState {
+        power::state(&self.config)
+    }
+
+    /// The guest reads registers. What is the device's own is left to it.
+    pub(super) fn read(&mut self, offset: usize, data: &mut [u8]) -> Option<DeviceBytesAccess> {
+        let mut status = Status::CAPABILITIES_LIST;
+        status.set(Status::INTERRUPT, self.completer.intx.as_ref().is_some_and(|i| i.level()));
+        self.config.set_status(status);
+        self.config.read(offset, data);
+        self.device_bytes(offset, data.len())
+    }
+
+    /// The guest writes registers.
+    pub(super) fn write(&mut self, offset: usize, data: &[u8]) -> Written {
+        trace!("{}: config {offset:#x} <- {data:02x?}", self.completer.state);
+        let power_state = self.power_state();
+        let changed = self.config.write(offset, data);
+        let reset = if express::wants_reset(&self.config) {
+            Some(ResetKind::FunctionLevel)
+        } else if power::written(&mut self.config, power_state) {
+            Some(ResetKind::PowerManagement)
+        } else {
+            None
+        };
+        let resets = reset.map(|kind| self.reset(kind)).into_iter().collect();
+        Written { changed, resets, device_bytes: self.device_bytes(offset, data.len()) }
+    }
+
+    fn device_bytes(&self, offset: usize, length: usize) -> Option<DeviceBytesAccess> {
+        let end = offset.checked_add(length)?;
+        let bytes = self
+            .device_bytes
+            .iter()
+            .find(|bytes| bytes.own.start <= offset && end <= bytes.own.end)?;
+        Some(DeviceBytesAccess {
+            completer: Arc::clone(&self.completer),
+            capability: self.config.get(bytes.capability.clone()).to_vec(),
+            offset: offset - bytes.capability.start,
+        })
+    }
+
+    /// Resets the registers. The rest of the function is to follow.
+    pub(super) fn reset(&mut self, kind: ResetKind) -> Reset {
+        self.config.reset();
+        for range in &mut self.ranges {
+            range.was_reset = range.last_decoded.is_some();
+        }
+        (Arc::clone(&self.completer), kind)
+    }
+
+    /// Tells what works beside the registers what they say now, and enters the function's ranges
+    /// into `map` as far as accesses get here.
+    pub(super) fn decode(&mut self, address: FunctionAddress, reach: &Reach, map: &mut DecodeMap) {
+        let command = self.config.command();
+        let power_state = self.power_state();
+        let awake = power_state == PowerState::D0;
+        let bus_master = awake && reach.bus_master && command.contains(Command::MASTER);
+        let Completer { state, msix, intx, .. } = &*self.completer;
+        state.set_power_state(power_state);
+        state.set_bus_master(bus_master);
+        if let (Some(registers), Some(msix)) = (&self.msix, msix) {
+            msix.set_control(registers.capability.control(&self.config), bus_master);
+        }
+        if let Some(intx) = intx {
+            let msix_enabled = msix.as_ref().is_some_and(|msix| msix.is_enabled());
+            intx.permit(awake && !msix_enabled && !command.contains(Command::INTX_DISABLE));
+        }
+        for index in 0..self.ranges.len() {
+            self.decode_range(index, address, reach, map);
+        }
+    }
+
+    fn decode_range(
+        &mut self,
+        index: usize,
+        address: FunctionAddress,
+        reach: &Reach,
+        map: &mut DecodeMap,
+    ) {
+        let RangeRegisters { range, .. } = self.ranges[index];
+        let (map, windows) = match range.space() {
+            AddressSpace::Memory => (&mut map.memory, &reach.memory),
+            AddressSpace::Io => (&mut map.io, &reach.io),
+        };
+        let awake = self.power_state() == PowerState::D0;
+        let enabled = awake && range.is_enabled(&self.config);
+        let span = range.programmed(&self.config);
+        let visible: Vec<Span> = windows
+            .iter()
+            .filter(|_| enabled)
+            .filter_map(|window| window.intersect(&span))
+            .collect();
+
+        for (offsets, target) in self.targets(&range) {
+            let base = span.first + offsets.start;
+            let part = Span { first: base, last: span.first + (offsets.end - 1) };
+            for piece in visible.iter().filter_map(|visible| visible.intersect(&part)) {
+                map.claim(piece, base, &self.completer, &target);
+            }
+        }
+
+        let history = &mut self.ranges[index];
+        if !visible.is_empty() {
+            history.last_decoded = Some(span);
+            history.was_reset = false;
+        }
+        let reason = if history.was_reset {
+            RefusalReason::Reset
+        } else if !awake {
+            RefusalReason::LowPower
+        } else if !enabled {
+            RefusalReason::DecodingOff
+        } else {
+            RefusalReason::NotForwarded
+        };
+        let stray = |span| Stray {
+            span,
+            completer: Arc::clone(&self.completer),
+            function: address,
+            register: range.register,
+            reason,
+        };
+        // A register that was never written does not claim the first addresses there are.
+        if span.first != 0 {
+            map.programmed.push(stray(span));
+        }
+        map.remembered.extend(history.last_decoded.map(stray));
+    }
+
+    /// What answers in a range, by offset. Where two overlap, the first counts.
+    fn targets(&self, range: &BaseRange) -> Vec<(Range<u64>, Target)> {
+        let index = match range.register {
+            BaseRegister::Bar(index) => index,
+            BaseRegister::ExpansionRom => return vec![(0..range.size, Target::Rom)],
+        };
+        let mut targets = Vec::new();
+        if let (Some(MsixRegisters { layout, .. }), Some(msix)) = (&self.msix, &self.completer.msix)
+            && layout.bar == index
+        {
+            targets.push((layout.table_range(), Target::MsixTable(Arc::clone(msix))));
+            targets.push((layout.pending_range(), Target::MsixPending(Arc::clone(msix))));
+        }
+        targets.push((0..range.size, Target::Device(index)));
+        targets
+    }
+
+    /// What an observer may know.
+    pub(super) fn status(&self, address: FunctionAddress) -> FunctionStatus {
+        let awake = self.power_state() == PowerState::D0;
+        let ranges = self.ranges.iter().map(|RangeRegisters { range, .. }| RangeStatus {
+            register: range.register,
+            kind: range.kind,
+            address: range.programmed(&self.config).first,
+            size: range.size,
+            enabled: awake && range.is_enabled(&self.config),
+        });
+        FunctionStatus {
+            address,
+            vendor: self.config.u16(register::VENDOR_ID),
+            device: self.config.u16(register::DEVICE_ID),
+            command: self.config.command(),
+            power_state: self.power_state(),
+            ranges: ranges.collect(),
+            counters: self.completer.state.counters(),
+        }
+    }
+}
+
+/// A function as its registers are now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FunctionStatus {
+    /// Where the function was when the machine was built.
+    pub address: FunctionAddress,
     /// Vendor ID.
     pub vendor: u16,
     /// Device ID.
     pub device: u16,
-    /// Revision ID.
-    pub revision: u8,
-    /// Class code.
-    pub class: ClassCode,
-    /// Subsystem vendor ID.
-    pub subsystem_vendor: u16,
-    /// Subsystem ID.
-    pub subsystem: u16,
+    /// Command register.
+    pub command: Command,
+    /// Power state.
+    pub power_state: PowerState,
+    /// Its ranges.
+    pub ranges: Vec<RangeStatus>,
+    /// How often something happened.
+    pub counters: Counters,
 }
 
-/// A vendor-specific capability (PCI Express Base 6.0, section 7.9.4).
+/// A range as its registers are now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VendorCapability {
-    /// All of it. The first three bytes (ID, next pointer, length) are filled in for the device.
-    pub bytes: Vec<u8>,
-    /// Which bits the guest may write; none beyond the end of this.
-    pub writable: Vec<u8>,
-    /// The bytes that are the device's own: an access inside them is [`PciDevice`]'s to answer.
-    pub device_bytes: Range<usize>,
-}
-
-impl VendorCapability {
-    /// A capability that only informs.
-    pub fn read_only(bytes: Vec<u8>) -> Self {
-        Self { bytes, writable: Vec::new(), device_bytes: 0..0 }
-    }
-}
-
-/// A function that cannot be.
-#[derive(Debug, Error, PartialEq, Eq)]
-pub enum FunctionError {
-    /// The size of a range.
-    #[error("{size:#x} bytes is no size for {kind:?} in BAR {}: want a power of two between {min:#x} and {max:#x}", *.index as u8)]
-    BarSize {
-        /// The register.
-        index: BarIndex,
-        /// What it was to give room to.
-        kind: BarKind,
-        /// The size asked for.
-        size: u64,
-        /// The smallest that can be.
-        min: u64,
-        /// The largest that can be.
-        max: u64,
-    },
-    /// The register, or the one after it that a 64-bit address needs, is taken or does not exist.
-    #[error("BAR {} or the upper half of its address has no free register", *.0 as u8)]
-    BarTaken(BarIndex),
-    /// The expansion ROM's contents.
-    #[error("an expansion ROM of {0} bytes cannot be: want 1 byte to 16 MiB")]
-    RomSize(usize),
-    /// The MSI-X structures.
-    #[error("the MSI-X table and pending bits do not fit as {0:?} says")]
-    MsixLayout(MsixLayout),
-    /// Too many or too long capabilities.
-    #[error("a capability of {0} bytes does not fit into configuration space")]
-    CapabilitySpace(usize),
-}
-
-/// Describes a function, and hands out what its device model is made with.
-pub struct FunctionBuilder {
-    state: Arc<FunctionState>,
-}
-
-impl FunctionBuilder {
-    /// A function without ranges or interrupts. It has power management and, unless it ends up on
-    /// a conventional bus, a PCI Express capability with Function Level Reset.
-    pub fn new(identity: Identity) -> Self {
-        let _ = identity;
-        Self { state: Arc::default() }
-    }
-
-    /// What the device model may ask about the function.
-    pub fn state(&self) -> Arc<FunctionState> {
-        Arc::clone(&self.state)
-    }
-
-    /// Adds a range of `size` bytes, a power of two.
-    pub fn bar(&mut self, index: BarIndex, kind: BarKind, size: u64) -> Result<(), FunctionError> {
-        let _ = (kind, size);
-        Err(FunctionError::BarTaken(index))
-    }
-
-    /// Adds an expansion ROM with these contents, zeros up to the next power of two.
-    pub fn rom(&mut self, contents: Vec<u8>) -> Result<(), FunctionError> {
-        Err(FunctionError::RomSize(contents.len()))
-    }
-
-    /// Adds MSI-X, whose structures lie in a BAR added before. The device model never sees
-    /// accesses to them.
-    pub fn msix(
-        &mut self,
-        layout: MsixLayout,
-        sink: Arc<dyn MessageSink>,
-    ) -> Result<Arc<Msix>, FunctionError> {
-        Ok(Arc::new(Msix::new(&layout, sink)))
-    }
-
-    /// Adds an interrupt pin.
-    pub fn intx(&mut self, pin: InterruptPin) -> Arc<IntxPin> {
-        Arc::new(IntxPin::new(pin))
-    }
-
-    /// Adds a vendor-specific capability.
-    pub fn vendor_capability(
-        &mut self,
-        capability: &VendorCapability,
-    ) -> Result<(), FunctionError> {
-        Err(FunctionError::CapabilitySpace(capability.bytes.len()))
-    }
-
-    /// Adds Access Control Services, which a function of a multi-function device needs to be
-    /// isolated from its siblings.
-    pub fn access_control(&mut self) {}
-
-    /// The function, whose ranges and resets `device` answers to.
-    pub fn build(self, device: Arc<Mutex<dyn PciDevice>>) -> Function {
-        Function { _device: device }
-    }
-}
-
-/// A function that has no place yet.
-pub struct Function {
-    _device: Arc<Mutex<dyn PciDevice>>,
+pub struct RangeStatus {
+    /// The register that gives the function the range.
+    pub register: BaseRegister,
+    /// What the range is made of.
+    pub kind: BarKind,
+    /// Its first address, 0 where none has been given to it.
+    pub address: u64,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Whether the function decodes what gets to it.
+    pub enabled: bool,
 }

@@ -18,21 +18,6 @@ pub enum InterruptPin {
     D,
 }
 
-impl InterruptPin {
-    const ALL: [Self; 4] = [Self::A, Self::B, Self::C, Self::D];
-
-    /// The pin of the bus above that this one of device `device` is wired to (PCI-to-PCI Bridge
-    /// 1.2, section 9.1). At the root, what comes out picks the line.
-    pub fn swizzle(self, device: u8) -> Self {
-        Self::ALL[(self.line() + usize::from(device)) % Self::ALL.len()]
-    }
-
-    /// The number of the root's line that the pin is once swizzled there: 0 for A.
-    pub fn line(self) -> usize {
-        self as usize - 1
-    }
-}
-
 /// A line that is asserted while at least one pin on it is.
 pub(super) struct SharedLine {
     line: Arc<dyn InterruptLine>,
@@ -62,8 +47,8 @@ impl SharedLine {
 }
 
 /// A function's INTx pin, which its device model drives.
+#[derive(Default)]
 pub struct IntxPin {
-    pin: InterruptPin,
     state: Mutex<State>,
 }
 
@@ -88,15 +73,6 @@ impl State {
 }
 
 impl IntxPin {
-    pub(super) fn new(pin: InterruptPin) -> Self {
-        Self { pin, state: Mutex::default() }
-    }
-
-    /// Which pin it is.
-    pub fn pin(&self) -> InterruptPin {
-        self.pin
-    }
-
     /// Sets Interrupt Status, and drives the line unless Interrupt Disable or MSI-X forbids it.
     /// The level stays until it is taken back.
     pub fn set_level(&self, level: bool) {
@@ -140,8 +116,8 @@ mod tests {
     fn a_line_is_asserted_while_one_permitted_pin_is() {
         let line = Arc::new(Line::default());
         let shared = Arc::new(SharedLine::new(Arc::clone(&line) as _));
-        let [one, other] = [InterruptPin::A, InterruptPin::B].map(|pin| {
-            let pin = IntxPin::new(pin);
+        let [one, other] = [(); 2].map(|()| {
+            let pin = IntxPin::default();
             pin.connect(Arc::clone(&shared));
             pin.permit(true);
             pin
@@ -159,13 +135,5 @@ mod tests {
         assert!(level());
         other.set_level(false);
         assert!(!level());
-    }
-
-    #[test]
-    fn pins_are_swizzled_by_device_number() {
-        assert_eq!(InterruptPin::A.swizzle(0), InterruptPin::A);
-        assert_eq!(InterruptPin::A.swizzle(3), InterruptPin::D);
-        assert_eq!(InterruptPin::D.swizzle(1), InterruptPin::A);
-        assert_eq!(InterruptPin::C.swizzle(31), InterruptPin::B);
     }
 }

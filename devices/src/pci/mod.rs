@@ -3,7 +3,7 @@
 //! A machine describes what it has as a [`Topology`]: devices, root ports, bridges. Each
 //! [`Function`] of a device comes out of a [`FunctionBuilder`], which hands out what the device
 //! model needs: its [`FunctionState`], and the [`Msix`] and [`IntxPin`] to interrupt with.
-//! `RootComplex` keeps every function's configuration space and serves everything that needs no
+//! [`RootComplex`] keeps every function's configuration space and serves everything that needs no
 //! device: configuration accesses, MSI-X tables, expansion ROMs. A device model is a [`PciDevice`]
 //! and sees accesses to its base address ranges only, and resets.
 //!
@@ -15,25 +15,39 @@
 //! Locks: one for all configuration space, one for the map, one a device. None is held while
 //! another thread's device works, so a busy device delays its own accesses only.
 
+mod access;
+mod address_map;
 mod bar;
+mod bridge;
+mod builder;
+mod bus;
+mod capability;
+mod completer;
+mod config_access;
 mod config_space;
 mod function;
+mod header;
 mod intx;
 mod msix;
+mod root_complex;
 mod state;
 mod topology;
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use bar::{BarIndex, BarKind, BaseRegister};
-pub use function::{
-    ClassCode, Function, FunctionBuilder, FunctionError, Identity, VendorCapability,
-};
+pub use access::{Access, Direction, Refusal, RefusalReason};
+pub use bar::{AddressSpace, BarIndex, BarKind, BaseRegister};
+pub use builder::{FunctionBuilder, FunctionError};
+pub use capability::VendorCapability;
+pub use config_access::{ConfigPorts, Ecam};
+pub use function::{Function, FunctionStatus, RangeStatus};
+pub use header::{ClassCode, Command, Identity};
 pub use intx::{InterruptPin, IntxPin};
 pub use msix::{Msix, MsixLayout};
+pub use root_complex::RootComplex;
 pub use state::{Counters, FunctionState, PowerState};
-pub use topology::{BridgeNode, Node, RootNode, RootPort, Topology};
+pub use topology::{Node, RootNode, RootPort, Topology, TopologyError};
 
 /// Where a function is (PCI Express Base 6.0, section 2.2.4.2): what config requests name, and
 /// what the function's own requests carry.
@@ -118,8 +132,8 @@ pub trait PciDevice: Send {
     /// Takes what the guest writes at `offset` of a base address range.
     fn write_bar(&mut self, bar: BarIndex, offset: u64, data: &[u8]);
 
-    /// Everything is as after power-on. The function's configuration space already is, MSI-X and
-    /// INTx included.
+    /// Everything becomes as after power-on. The registers already are, and MSI-X and INTx will
+    /// be.
     fn reset(&mut self, kind: ResetKind);
 
     /// Fills `data` with what the guest reads from the device's own bytes of a vendor-specific

@@ -32,7 +32,7 @@ pub struct MsixLayout {
 }
 
 impl MsixLayout {
-    pub(super) const MAX_VECTORS: u16 = 2048;
+    const MAX_VECTORS: u16 = 2048;
 
     /// The table's part of the BAR.
     pub fn table_range(&self) -> Range<u64> {
@@ -44,6 +44,15 @@ impl MsixLayout {
     pub fn pending_range(&self) -> Range<u64> {
         let start = u64::from(self.pending);
         start..start + u64::from(self.vectors.div_ceil(64)) * 8
+    }
+
+    /// Whether both structures are what they should be in a BAR of `size` bytes.
+    pub(super) fn fits(&self, size: u64) -> bool {
+        let (table, pending) = (self.table_range(), self.pending_range());
+        (1..=Self::MAX_VECTORS).contains(&self.vectors)
+            && [self.table, self.pending].iter().all(|offset| offset.is_multiple_of(8))
+            && [&table, &pending].iter().all(|range| range.end <= size)
+            && (table.end <= pending.start || pending.end <= table.start)
     }
 }
 
@@ -147,7 +156,7 @@ impl Msix {
 
     /// The number of vectors.
     pub fn vectors(&self) -> u16 {
-        // At most MAX_VECTORS, as the builder checked.
+        // At most 2048, as the layout says.
         lock(&self.state).table.len() as u16
     }
 
@@ -162,9 +171,9 @@ impl Msix {
         }
     }
 
+    /// The table and what waits are as after power-on. The registers look after themselves.
     pub(super) fn reset(&self) {
         let mut state = lock(&self.state);
-        state.control = MessageControl::empty();
         state.table.fill(Entry::INITIAL);
         state.pending.fill(0);
     }

@@ -1,5 +1,6 @@
 //! What a device model, on any thread, may ask about its function.
 
+use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -63,6 +64,44 @@ impl FunctionState {
             writes: self.writes.load(Ordering::Relaxed),
             refused: self.refused.load(Ordering::Relaxed),
             resets: self.resets.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(super) fn set_address(&self, address: FunctionAddress) {
+        // A function is placed once: the topology that does it takes it by value.
+        let _ = self.address.set(address);
+    }
+
+    pub(super) fn set_power_state(&self, state: PowerState) {
+        self.asleep.store(state == PowerState::D3hot, Ordering::Release);
+    }
+
+    pub(super) fn set_bus_master(&self, bus_master: bool) {
+        self.bus_master.store(bus_master, Ordering::Release);
+    }
+
+    pub(super) fn count_read(&self) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_write(&self) {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_reset(&self) {
+        self.resets.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Display for FunctionState {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self.address() {
+            Some(address) => address.fmt(f),
+            None => f.write_str("function without a place"),
         }
     }
 }

@@ -1,15 +1,17 @@
 //! What a machine has on PCI, as a tree.
 //!
-//! Device numbers follow from the order: the host bridge is device 0 of bus 0, everything else on
-//! a bus counts up from there (from 0 behind a bridge). Bus numbers are assigned depth first, as
+//! Device numbers follow from the order: the host bridge is device 0 of bus 0, everything else
+//! counts up from there, or from 0 behind a bridge. Bus numbers are assigned depth first, as
 //! firmware would.
 
-use super::Function;
+use thiserror::Error;
 
-/// What is on bus 0 beside the host bridge.
+use super::{Function, Slot};
+
+/// What is on bus 0 beside the host bridge, from device 1 on.
 #[derive(Default)]
 pub struct Topology {
-    /// From device 1 on.
+    /// In the order of device numbers.
     pub root: Vec<RootNode>,
 }
 
@@ -23,24 +25,41 @@ pub enum RootNode {
 
 /// A root port (PCI Express Base 6.0, section 1.3.1): a link to one device.
 pub struct RootPort {
-    /// Whether the port has Access Control Services, so that Linux isolates what is below.
+    /// Whether the port has Access Control Services. Without them Linux does not isolate what is
+    /// below the port from what is below others.
     pub access_control: bool,
     /// Device 0 of the link, if something is plugged in.
     pub below: Option<Node>,
 }
 
-/// What may be anywhere.
+/// What may be on any bus.
 pub enum Node {
     /// A device: its functions from 0 on.
     Device(Vec<Function>),
-    /// A bridge to conventional PCI.
-    Bridge(BridgeNode),
+    /// A bridge to conventional PCI, and what is on its bus from device 0 on.
+    ConventionalBridge(Vec<Node>),
 }
 
-/// A PCI Express to PCI bridge (PCI Express to PCI/PCI-X Bridge 1.0), or, on a conventional bus, a
-/// PCI-to-PCI bridge.
-#[derive(Default)]
-pub struct BridgeNode {
-    /// From device 0 on.
-    pub below: Vec<Node>,
+/// A topology that cannot be.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum TopologyError {
+    /// A bus has too many devices.
+    #[error("more than {} devices on bus {bus}", Slot::DEVICES)]
+    TooManyDevices {
+        /// The bus.
+        bus: u8,
+    },
+    /// A device has no or too many functions.
+    #[error("{functions} functions in device {device} of bus {bus}: want 1 to {}", Slot::FUNCTIONS)]
+    Functions {
+        /// The bus.
+        bus: u8,
+        /// The device number.
+        device: u8,
+        /// The number of functions.
+        functions: usize,
+    },
+    /// There are more bridges than bus numbers.
+    #[error("more than 256 buses")]
+    TooManyBuses,
 }

@@ -1,0 +1,214 @@
+//! What passes a bridge (PCI Express Base 6.0, section 7.5.1.3; PCI-to-PCI Bridge 1.2, section
+//! 3.2.5 and chapter 4), and the functions that come with the root complex.
+
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex};
+
+use bitflags::bitflags;
+
+use super::address_map::Span;
+use super::capability::power::{self, SoftReset};
+use super::capability::{AccessControl, CapabilityList};
+use super::completer::Completer;
+use super::config_space::ConfigSpace;
+use super::header::{Command, HeaderType, register};
+use super::{
+    BarIndex, ClassCode, Function, FunctionBuilder, FunctionState, Identity, InterruptPin,
+    PciDevice, PowerState, ResetKind,
+};
+
+bitflags! {
+    /// Bridge Control register (section 7.5.1.3.13), as far as the guest may write it.
+    #[derive(Clone, Copy)]
+    struct BridgeControl: u16 {
+        const PARITY = 1 << 0;
+        const SERR = 1 << 1;
+        const SECONDARY_BUS_RESET = 1 << 6;
+    }
+}
+
+/// The host bridge and the bridges are the generic ones that Red Hat's vendor ID has numbers for,
+/// and Linux knows them by class alone.
+const RED_HAT: u16 = 0x1b36;
+const HOST_BRIDGE: u16 = 0x0008;
+const ROOT_PORT: u16 = 0x000c;
+const TO_CONVENTIONAL_BRIDGE: u16 = 0x000e;
+
+/// Sub-classes of bridges (PCI Code and ID Assignment, section 1.7).
+const BRIDGE_CLASS: u8 = 0x06;
+const HOST: u8 = 0x00;
+const PCI_TO_PCI: u8 = 0x04;
+
+/// Memory windows start and end at multiples of 1 MiB, I/O windows at multiples of 4 KiB. Base
+/// and limit registers hold the address bits above that, less those of an empty register.
+const MEMORY_SHIFT: u32 = 16;
+const MEMORY_ADDRESS: u16 = 0xfff0;
+const MEMORY_REST: u64 = 0xf_ffff;
+const IO_SHIFT: u32 = 8;
+const IO_ADDRESS: u8 = 0xf0;
+const IO_REST: u64 = 0xfff;
+/// Low bits of the prefetchable window's registers: addresses have 64 bits.
+const PREFETCHABLE_64_BIT: u16 = 1;
+
+/// A device that is nothing but its registers.
+struct RegistersOnly;
+
+impl PciDevice for RegistersOnly {
+    fn read_bar(&mut self, _bar: BarIndex, _offset: u64, _data: &mut [u8]) {}
+    fn write_bar(&mut self, _bar: BarIndex, _offset: u64, _data: &[u8]) {}
+    fn reset(&mut self, _kind: ResetKind) {}
+}
+
+fn identity(device: u16, sub: u8) -> Identity {
+    Identity {
+        vendor: RED_HAT,
+        device,
+        revision: 0,
+        class: ClassCode { base: BRIDGE_CLASS, sub, interface: 0 },
+        subsystem_vendor: RED_HAT,
+        subsystem: device,
+    }
+}
+
+/// What stands for the root complex at 00:00.0.
+pub(super) fn host_bridge() -> Function {
+    FunctionBuilder::new(identity(HOST_BRIDGE, HOST)).build(Arc::new(Mutex::new(RegistersOnly)))
+}
+
+/// A root port.
+pub(super) fn root_port(access_control: bool) -> Function {
+    let mut function = bridge(identity(ROOT_PORT, PCI_TO_PCI));
+    // Never asserted. Where the machine leaves PME to Linux, its port driver wants to have one.
+    function.config.set(register::INTERRUPT_PIN, &[InterruptPin::A as u8]);
+    function.config.allow_command(Command::INTX_DISABLE);
+    if access_control {
+        AccessControl::ROOT_PORT.add(&mut function.config);
+    }
+    function
+}
+
+/// A bridge to conventional PCI.
+pub(super) fn conventional_bridge() -> Function {
+    bridge(identity(TO_CONVENTIONAL_BRIDGE, PCI_TO_PCI))
+}
+
+/// A function with a type 1 header. No bus numbers, all windows closed: bases above limits.
+fn bridge(identity: Identity) -> Function {
+    let mut config = ConfigSpace::with_header(&identity, HeaderType::Bridge);
+    config.allow_command(Command::IO | Command::MEMORY);
+    config.allow(register::PRIMARY_BUS, &[u8::MAX; 3]);
+
+    config.set(register::IO_BASE, &[IO_ADDRESS]);
+    config.allow(register::IO_BASE, &[IO_ADDRESS; 2]);
+    let address = MEMORY_ADDRESS.to_le_bytes();
+    config.set(register::MEMORY_BASE, &address);
+    config.allow(register::MEMORY_BASE, &address);
+    config.allow(register::MEMORY_LIMIT, &address);
+    config.set(register::PREFETCHABLE_BASE, &(MEMORY_ADDRESS | PREFETCHABLE_64_BIT).to_le_bytes());
+    config.set(register::PREFETCHABLE_LIMIT, &PREFETCHABLE_64_BIT.to_le_bytes());
+    config.allow(register::PREFETCHABLE_BASE, &address);
+    config.allow(register::PREFETCHABLE_LIMIT, &address);
+    config.allow(register::PREFETCHABLE_BASE_UPPER, &[u8::MAX; 8]);
+    config.allow(register::BRIDGE_CONTROL, &BridgeControl::all().bits().to_le_bytes());
+
+    let mut capabilities = CapabilityList::new();
+    // A bridge that forgot its bus numbers would take everything below it along.
+    power::add(&mut capabilities, &mut config, SoftReset::No);
+    let completer = Completer {
+        state: Arc::new(FunctionState::default()),
+        device: Arc::new(Mutex::new(RegistersOnly)),
+        msix: None,
+        intx: None,
+        rom: Vec::new(),
+    };
+    Function {
+        config,
+        capabilities,
+        ranges: Vec::new(),
+        msix: None,
+        device_bytes: Vec::new(),
+        completer: Arc::new(completer),
+    }
+}
+
+/// What gets to a bus from above, and from it.
+pub(super) struct Reach {
+    /// Disjoint ranges of memory.
+    pub memory: Vec<Span>,
+    /// Disjoint ranges of I/O ports.
+    pub io: Vec<Span>,
+    /// Whether requests of the functions on it get upstream.
+    pub bus_master: bool,
+}
+
+impl Reach {
+    /// Bus 0.
+    pub fn root() -> Self {
+        Self { memory: vec![Span::ALL], io: vec![Span::ALL], bus_master: true }
+    }
+
+    /// What gets on through the bridge whose registers are `config`.
+    pub fn through(&self, config: &ConfigSpace) -> Self {
+        if !forwards(config) {
+            return Self { memory: Vec::new(), io: Vec::new(), bus_master: false };
+        }
+        let command = config.command();
+        let memory =
+            if command.contains(Command::MEMORY) { memory_windows(config) } else { vec![] };
+        let io = if command.contains(Command::IO) { vec![io_window(config)] } else { vec![] };
+        Self {
+            memory: intersect(&self.memory, &memory),
+            io: intersect(&self.io, &io),
+            bus_master: self.bus_master && command.contains(Command::MASTER),
+        }
+    }
+}
+
+fn intersect(spans: &[Span], others: &[Span]) -> Vec<Span> {
+    spans.iter().flat_map(|span| others.iter().filter_map(|other| span.intersect(other))).collect()
+}
+
+/// Whether the bus below is running: the bridge is awake and does not hold the bus in reset.
+fn forwards(config: &ConfigSpace) -> bool {
+    power::state(config) == PowerState::D0 && !holds_reset(config)
+}
+
+/// Whether Secondary Bus Reset is set.
+pub(super) fn holds_reset(config: &ConfigSpace) -> bool {
+    BridgeControl::from_bits_truncate(config.u16(register::BRIDGE_CONTROL))
+        .contains(BridgeControl::SECONDARY_BUS_RESET)
+}
+
+/// The numbers of the bus below and of those behind it, from the secondary to the subordinate bus,
+/// if configuration requests get there.
+pub(super) fn bus_numbers(config: &ConfigSpace) -> Option<RangeInclusive<u8>> {
+    forwards(config)
+        .then(|| config.u8(register::SECONDARY_BUS)..=config.u8(register::SUBORDINATE_BUS))
+}
+
+/// Gives a bridge bus numbers, as firmware does.
+pub(super) fn set_bus_numbers(config: &mut ConfigSpace, primary: u8, buses: &RangeInclusive<u8>) {
+    config.set(register::PRIMARY_BUS, &[primary, *buses.start(), *buses.end()]);
+}
+
+fn memory_windows(config: &ConfigSpace) -> Vec<Span> {
+    let address = |offset| u64::from(config.u16(offset) & MEMORY_ADDRESS) << MEMORY_SHIFT;
+    let upper = |offset| u64::from(config.u32(offset)) << 32;
+    let window = |base: u64, limit: u64| Span { first: base, last: limit | MEMORY_REST };
+    let memory = window(address(register::MEMORY_BASE), address(register::MEMORY_LIMIT));
+    let prefetchable = window(
+        upper(register::PREFETCHABLE_BASE_UPPER) | address(register::PREFETCHABLE_BASE),
+        upper(register::PREFETCHABLE_LIMIT_UPPER) | address(register::PREFETCHABLE_LIMIT),
+    );
+    // Two windows that overlap are one: what is in both passes once.
+    if memory.intersect(&prefetchable).is_some() {
+        vec![memory.hull(&prefetchable)]
+    } else {
+        vec![memory, prefetchable]
+    }
+}
+
+fn io_window(config: &ConfigSpace) -> Span {
+    let address = |offset| u64::from(config.u8(offset) & IO_ADDRESS) << IO_SHIFT;
+    Span { first: address(register::IO_BASE), last: address(register::IO_LIMIT) | IO_REST }
+}

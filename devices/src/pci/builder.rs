@@ -1,0 +1,202 @@
+//! The description of a function, from which its registers are made.
+
+use std::sync::{Arc, Mutex};
+
+use thiserror::Error;
+
+use super::bar::BaseRange;
+use super::capability::power::{self, SoftReset};
+use super::capability::{AccessControl, CapabilityList, MsixCapability};
+use super::completer::Completer;
+use super::config_space::ConfigSpace;
+use super::function::{DeviceBytes, MsixRegisters, RangeRegisters};
+use super::header::{Command, HeaderType, register};
+use super::{
+    BarIndex, BarKind, BaseRegister, Function, FunctionState, Identity, InterruptPin, IntxPin,
+    MessageSink, Msix, MsixLayout, PciDevice, VendorCapability,
+};
+
+/// A function that cannot be.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum FunctionError {
+    /// A range has a size that its kind cannot have.
+    #[error("{kind:?} range of {size:#x} bytes: want a power of two from {min:#x} to {max:#x}")]
+    Size {
+        /// The kind.
+        kind: BarKind,
+        /// The size asked for.
+        size: u64,
+        /// The smallest size there can be.
+        min: u64,
+        /// The largest.
+        max: u64,
+    },
+    /// The register, or the one for the upper half of its address, is taken or does not exist.
+    #[error("no free register for {0}")]
+    RegisterTaken(BaseRegister),
+    /// The MSI-X structures are not in a memory BAR, overlap, are not aligned, or are too many.
+    #[error("MSI-X cannot be laid out as {0:?}")]
+    MsixLayout(MsixLayout),
+    /// There is no room for another capability.
+    #[error("no room for another capability in configuration space")]
+    CapabilitySpace,
+}
+
+/// Describes a function, and hands out what its device model is made with.
+///
+/// Every function has power management (D0 and D3hot, and a reset on the way back) and, unless it
+/// ends up on a conventional bus, a PCI Express capability with Function Level Reset.
+pub struct FunctionBuilder {
+    config: ConfigSpace,
+    capabilities: CapabilityList,
+    ranges: Vec<BaseRange>,
+    msix: Option<(MsixRegisters, Arc<Msix>)>,
+    device_bytes: Vec<DeviceBytes>,
+    intx: Option<Arc<IntxPin>>,
+    rom: Vec<u8>,
+    state: Arc<FunctionState>,
+}
+
+impl FunctionBuilder {
+    /// A function without address ranges or interrupts.
+    pub fn new(identity: Identity) -> Self {
+        let mut config = ConfigSpace::with_header(&identity, HeaderType::Endpoint);
+        config.set(register::SUBSYSTEM_VENDOR_ID, &identity.subsystem_vendor.to_le_bytes());
+        config.set(register::SUBSYSTEM_ID, &identity.subsystem.to_le_bytes());
+        let mut capabilities = CapabilityList::new();
+        power::add(&mut capabilities, &mut config, SoftReset::Yes);
+        Self {
+            config,
+            capabilities,
+            ranges: Vec::new(),
+            msix: None,
+            device_bytes: Vec::new(),
+            intx: None,
+            rom: Vec::new(),
+            state: Arc::default(),
+        }
+    }
+
+    /// What the device model may ask about the function.
+    pub fn state(&self) -> Arc<FunctionState> {
+        Arc::clone(&self.state)
+    }
+
+    /// Adds a range of `size` bytes.
+    pub fn bar(&mut self, index: BarIndex, kind: BarKind, size: u64) -> Result<(), FunctionError> {
+        let taken = FunctionError::RegisterTaken(BaseRegister::Bar(index));
+        let upper = match (kind.is_64_bit(), index.next()) {
+            (false, _) => index,
+            (true, Some(upper)) => upper,
+            (true, None) => return Err(taken),
+        };
+        if [index, upper].into_iter().any(|index| self.is_taken(index)) {
+            return Err(taken);
+        }
+        let sizes = kind.sizes();
+        if !size.is_power_of_two() || !sizes.contains(&size) {
+            return Err(FunctionError::Size { kind, size, min: *sizes.start(), max: *sizes.end() });
+        }
+        self.add_range(BaseRange { register: BaseRegister::Bar(index), kind, size });
+        Ok(())
+    }
+
+    fn is_taken(&self, index: BarIndex) -> bool {
+        self.ranges.iter().any(|range| match range.register {
+            BaseRegister::Bar(bar) => {
+                bar == index || range.kind.is_64_bit() && bar.next() == Some(index)
+            }
+            BaseRegister::ExpansionRom => false,
+        })
+    }
+
+    fn add_range(&mut self, range: BaseRange) {
+        range.add(&mut self.config);
+        self.ranges.push(range);
+    }
+
+    /// Adds an expansion ROM with these contents, and zeros up to a size that can be.
+    pub fn rom(&mut self, contents: Vec<u8>) -> Result<(), FunctionError> {
+        let (register, kind) = (BaseRegister::ExpansionRom, BarKind::Memory32);
+        if self.ranges.iter().any(|range| range.register == register) {
+            return Err(FunctionError::RegisterTaken(register));
+        }
+        let (min, max) = BaseRange::ROM_SIZES.into_inner();
+        let size = contents.len() as u64;
+        if size > max {
+            return Err(FunctionError::Size { kind, size, min, max });
+        }
+        self.rom = contents;
+        self.add_range(BaseRange { register, kind, size: size.next_power_of_two().max(min) });
+        Ok(())
+    }
+
+    /// Adds MSI-X. Its structures lie in a BAR added before, and the device model never sees
+    /// accesses to them.
+    pub fn msix(
+        &mut self,
+        layout: MsixLayout,
+        sink: Arc<dyn MessageSink>,
+    ) -> Result<Arc<Msix>, FunctionError> {
+        let room = self
+            .ranges
+            .iter()
+            .find(|range| range.register == BaseRegister::Bar(layout.bar))
+            .filter(|range| range.kind != BarKind::Io)
+            .map_or(0, |range| range.size);
+        if self.msix.is_some() || !layout.fits(room) {
+            return Err(FunctionError::MsixLayout(layout));
+        }
+        let capability = MsixCapability::add(&mut self.capabilities, &mut self.config, &layout)
+            .ok_or(FunctionError::CapabilitySpace)?;
+        let msix = Arc::new(Msix::new(&layout, sink));
+        self.msix = Some((MsixRegisters { capability, layout }, Arc::clone(&msix)));
+        Ok(msix)
+    }
+
+    /// Adds an interrupt pin, which replaces one added before.
+    pub fn intx(&mut self, pin: InterruptPin) -> Arc<IntxPin> {
+        self.config.set(register::INTERRUPT_PIN, &[pin as u8]);
+        self.config.allow_command(Command::INTX_DISABLE);
+        let intx = Arc::new(IntxPin::default());
+        self.intx = Some(Arc::clone(&intx));
+        intx
+    }
+
+    /// Adds a vendor-specific capability.
+    pub fn vendor_capability(
+        &mut self,
+        capability: &VendorCapability,
+    ) -> Result<(), FunctionError> {
+        let place = capability
+            .add(&mut self.capabilities, &mut self.config)
+            .ok_or(FunctionError::CapabilitySpace)?;
+        let own = &capability.device_bytes;
+        if !own.is_empty() {
+            let own = place.start + own.start..(place.start + own.end).min(place.end);
+            self.device_bytes.push(DeviceBytes { capability: place, own });
+        }
+        Ok(())
+    }
+
+    /// Adds Access Control Services, without which Linux does not isolate a function from the
+    /// others of its device.
+    pub fn access_control(&mut self) {
+        AccessControl::MULTI_FUNCTION.add(&mut self.config);
+    }
+
+    /// The function, with `device` to answer for its ranges and resets.
+    pub fn build(self, device: Arc<Mutex<dyn PciDevice>>) -> Function {
+        let (msix_registers, msix) = self.msix.unzip();
+        let completer =
+            Completer { state: self.state, device, msix, intx: self.intx, rom: self.rom };
+        Function {
+            config: self.config,
+            capabilities: self.capabilities,
+            ranges: self.ranges.into_iter().map(RangeRegisters::new).collect(),
+            msix: msix_registers,
+            device_bytes: self.device_bytes,
+            completer: Arc::new(completer),
+        }
+    }
+}

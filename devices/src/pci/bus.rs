@@ -1,0 +1,216 @@
+//! The tree of buses: how configuration requests find their way, and how the address maps are
+//! made.
+
+use std::sync::Arc;
+
+use super::address_map::DecodeMap;
+use super::bridge::{self, Reach};
+use super::capability::express::PortType;
+use super::function::{Placement, Reset, Written};
+use super::intx::SharedLine;
+use super::{
+    Function, FunctionAddress, FunctionStatus, Node, ResetKind, RootNode, RootPort, Slot, Topology,
+    TopologyError,
+};
+
+/// The functions on a bus, in the order of their slots.
+pub(super) struct Bus {
+    seats: Vec<Seat>,
+}
+
+/// A function in its slot and, if it is a bridge, the bus below.
+pub(super) struct Seat {
+    address: FunctionAddress,
+    function: Function,
+    below: Option<Bus>,
+}
+
+impl Bus {
+    /// Bus 0 and everything behind it. `lines` are those that pins A to D of device 0 drive.
+    pub fn root(topology: Topology, lines: [Arc<SharedLine>; 4]) -> Result<Self, TopologyError> {
+        let mut bus = BusBuilder::new(BusKind::Root, 0, lines);
+        let mut last_bus = 0;
+        bus.add_device(vec![bridge::host_bridge()])?;
+        for node in topology.root {
+            match node {
+                RootNode::Port(port) => bus.add_root_port(port, &mut last_bus)?,
+                RootNode::Integrated(node) => bus.add(node, &mut last_bus)?,
+            }
+        }
+        Ok(Self { seats: bus.seats })
+    }
+
+    /// The function that a configuration request for `target` gets to from this bus, whose number
+    /// is `number` at this time (PCI Express Base 6.0, section 7.3.3).
+    pub fn find(&mut self, number: u8, target: FunctionAddress) -> Option<&mut Seat> {
+        if target.bus == number {
+            return self.seats.iter_mut().find(|seat| seat.address.slot == target.slot);
+        }
+        self.seats.iter_mut().find_map(|seat| {
+            let below = seat.below.as_mut()?;
+            let numbers = bridge::bus_numbers(&seat.function.config)?;
+            numbers.contains(&target.bus).then(|| below.find(*numbers.start(), target))
+        })?
+    }
+
+    /// Enters into `map` what everybody on the bus and behind it decodes. The first one to decode
+    /// an address gets it.
+    pub fn decode(&mut self, reach: &Reach, map: &mut DecodeMap) {
+        for Seat { address, function, below } in &mut self.seats {
+            function.decode(*address, reach, map);
+            if let Some(below) = below {
+                below.decode(&reach.through(&function.config), map);
+            }
+        }
+    }
+
+    /// What an observer may know of everybody on the bus and behind it.
+    pub fn status(&self) -> Vec<FunctionStatus> {
+        let of_seat = |seat: &Seat| {
+            let mut status = vec![seat.function.status(seat.address)];
+            status.extend(seat.below.iter().flat_map(Self::status));
+            status
+        };
+        self.seats.iter().flat_map(of_seat).collect()
+    }
+
+    fn reset(&mut self, resets: &mut Vec<Reset>) {
+        for Seat { function, below, .. } in &mut self.seats {
+            resets.push(function.reset(ResetKind::Hot));
+            if let Some(below) = below {
+                below.reset(resets);
+            }
+        }
+    }
+}
+
+impl Seat {
+    pub fn function(&mut self) -> &mut Function {
+        &mut self.function
+    }
+
+    /// The guest writes registers. A bridge may be told to reset what is below it.
+    pub fn write(&mut self, offset: usize, data: &[u8]) -> Written {
+        let held_reset = bridge::holds_reset(&self.function.config);
+        let mut written = self.function.write(offset, data);
+        if let Some(below) = &mut self.below
+            && !held_reset
+            && bridge::holds_reset(&self.function.config)
+        {
+            below.reset(&mut written.resets);
+        }
+        written
+    }
+}
+
+/// What kind of functions a bus is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum BusKind {
+    Root,
+    Link,
+    Conventional,
+}
+
+struct BusBuilder {
+    kind: BusKind,
+    number: u8,
+    lines: [Arc<SharedLine>; 4],
+    devices: u8,
+    seats: Vec<Seat>,
+}
+
+impl BusBuilder {
+    fn new(kind: BusKind, number: u8, lines: [Arc<SharedLine>; 4]) -> Self {
+        Self { kind, number, lines, devices: 0, seats: Vec::new() }
+    }
+
+    fn add(&mut self, node: Node, last_bus: &mut u8) -> Result<(), TopologyError> {
+        match node {
+            Node::Device(functions) => self.add_device(functions),
+            Node::ConventionalBridge(below) => {
+                let port_type = (self.kind != BusKind::Conventional).then_some(PortType::Bridge);
+                let below = (BusKind::Conventional, below);
+                self.add_bridge(bridge::conventional_bridge(), port_type, true, below, last_bus)
+            }
+        }
+    }
+
+    fn add_root_port(&mut self, port: RootPort, last_bus: &mut u8) -> Result<(), TopologyError> {
+        let function = bridge::root_port(port.access_control);
+        let linked = port.below.is_some();
+        let below = (BusKind::Link, port.below.into_iter().collect());
+        self.add_bridge(function, Some(PortType::RootPort), linked, below, last_bus)
+    }
+
+    fn add_device(&mut self, functions: Vec<Function>) -> Result<(), TopologyError> {
+        let device = self.next_device()?;
+        let count = functions.len();
+        let error = TopologyError::Functions { bus: self.number, device, functions: count };
+        if !(1..=usize::from(Slot::FUNCTIONS)).contains(&count) {
+            return Err(error);
+        }
+        let port_type = match self.kind {
+            BusKind::Root => Some(PortType::IntegratedEndpoint),
+            BusKind::Link => Some(PortType::Endpoint),
+            BusKind::Conventional => None,
+        };
+        for (number, mut function) in (0..Slot::FUNCTIONS).zip(functions) {
+            let placement = Placement {
+                address: self.address(device, number),
+                port_type,
+                linked: true,
+                multi_function: count > 1,
+                lines: &self.lines,
+            };
+            function.place(&placement);
+            self.seats.push(Seat { address: placement.address, function, below: None });
+        }
+        Ok(())
+    }
+
+    fn add_bridge(
+        &mut self,
+        mut function: Function,
+        port_type: Option<PortType>,
+        linked: bool,
+        (kind, nodes): (BusKind, Vec<Node>),
+        last_bus: &mut u8,
+    ) -> Result<(), TopologyError> {
+        let device = self.next_device()?;
+        let secondary = last_bus.checked_add(1).ok_or(TopologyError::TooManyBuses)?;
+        *last_bus = secondary;
+        // The pins of the bus below are those of the bridge (PCI-to-PCI Bridge 1.2, section 9.1).
+        let mut lines = self.lines.clone();
+        lines.rotate_left(usize::from(device % 4));
+        let mut below = BusBuilder::new(kind, secondary, lines);
+        for node in nodes {
+            below.add(node, last_bus)?;
+        }
+        let placement = Placement {
+            address: self.address(device, 0),
+            port_type,
+            linked,
+            multi_function: false,
+            lines: &self.lines,
+        };
+        function.place(&placement);
+        bridge::set_bus_numbers(&mut function.config, self.number, &(secondary..=*last_bus));
+        let below = Some(Bus { seats: below.seats });
+        self.seats.push(Seat { address: placement.address, function, below });
+        Ok(())
+    }
+
+    fn next_device(&mut self) -> Result<u8, TopologyError> {
+        let device = self.devices;
+        if device == Slot::DEVICES {
+            return Err(TopologyError::TooManyDevices { bus: self.number });
+        }
+        self.devices += 1;
+        Ok(device)
+    }
+
+    /// The address of a function whose numbers were checked.
+    fn address(&self, device: u8, function: u8) -> FunctionAddress {
+        FunctionAddress::new(self.number, Slot(device << 3 | function))
+    }
+}

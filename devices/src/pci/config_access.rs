@@ -1,0 +1,99 @@
+//! The two ways in which a guest reaches configuration space: memory and I/O ports.
+
+use std::sync::Arc;
+
+use super::{FunctionAddress, RootComplex};
+use crate::bus::BusDevice;
+
+/// The Enhanced Configuration Access Mechanism (PCI Express Base 6.0, section 7.2.2): the
+/// registers of all functions in memory, which ACPI's MCFG table tells of (PCI Firmware 3.3,
+/// section 4.1.2).
+pub struct Ecam(Arc<RootComplex>);
+
+impl Ecam {
+    /// Bytes of memory for each bus, from bus 0 on.
+    pub const BYTES_PER_BUS: u64 = 1 << 20;
+    /// Bytes of memory for all buses there can be.
+    pub const SIZE: u64 = Self::BYTES_PER_BUS * 256;
+
+    const FUNCTION_SHIFT: u32 = 12;
+    const REGISTER: u64 = (1 << Self::FUNCTION_SHIFT) - 1;
+
+    /// Configuration space of everything below `root`.
+    pub fn new(root: Arc<RootComplex>) -> Self {
+        Self(root)
+    }
+
+    fn decode(offset: u64) -> (FunctionAddress, usize) {
+        let function = (offset >> Self::FUNCTION_SHIFT) as u16;
+        (FunctionAddress::from(function), (offset & Self::REGISTER) as usize)
+    }
+}
+
+impl BusDevice for Ecam {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        let (function, register) = Self::decode(offset);
+        self.0.read_config(function, register, data);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        let (function, register) = Self::decode(offset);
+        self.0.write_config(function, register, data);
+    }
+}
+
+/// CONFIG_ADDRESS and CONFIG_DATA (PCI Local Bus 3.0, section 3.2.2.3.2): the first 256 bytes of
+/// each function's registers, through two I/O ports.
+pub struct ConfigPorts {
+    root: Arc<RootComplex>,
+    address: u32,
+}
+
+impl ConfigPorts {
+    /// The first port.
+    pub const FIRST: u64 = 0xcf8;
+    /// Number of ports.
+    pub const PORTS: u64 = 8;
+
+    /// The data register's offset.
+    const DATA: u64 = 4;
+    const ENABLE: u32 = 1 << 31;
+    const FUNCTION_SHIFT: u32 = 8;
+    const REGISTER: u32 = 0xfc;
+    /// The other bits are reserved and read as zeros.
+    const WRITABLE: u32 = Self::ENABLE | 0xff_ff00 | Self::REGISTER;
+
+    /// Configuration space of everything below `root`.
+    pub fn new(root: Arc<RootComplex>) -> Self {
+        Self { root, address: 0 }
+    }
+
+    /// The registers that an access of `size` bytes at `offset` concerns, if it is to the data
+    /// register and one that a CPU makes.
+    fn decode(&self, offset: u64, size: usize) -> Option<(FunctionAddress, usize)> {
+        let byte = offset.checked_sub(Self::DATA)?;
+        let fits = matches!(size, 1 | 2 | 4) && byte + size as u64 <= Self::PORTS - Self::DATA;
+        let function = FunctionAddress::from((self.address >> Self::FUNCTION_SHIFT) as u16);
+        let register = (self.address & Self::REGISTER) as usize + byte as usize;
+        (fits && self.address & Self::ENABLE != 0).then_some((function, register))
+    }
+}
+
+impl BusDevice for ConfigPorts {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(u8::MAX);
+        if let Some((function, register)) = self.decode(offset, data.len()) {
+            self.root.read_config(function, register, data);
+        } else if let (0, Ok(data)) = (offset, <&mut [u8; 4]>::try_from(data)) {
+            *data = self.address.to_le_bytes();
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if let Some((function, register)) = self.decode(offset, data.len()) {
+            self.root.write_config(function, register, data);
+        } else if let (0, Ok(data)) = (offset, <[u8; 4]>::try_from(data)) {
+            self.address = u32::from_le_bytes(data) & Self::WRITABLE;
+        }
+    }
+}

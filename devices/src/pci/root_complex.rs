@@ -1,0 +1,150 @@
+//! The root complex: the way from the machine to every function.
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use super::address_map::{DecodeMap, Route};
+use super::bridge::Reach;
+use super::bus::Bus;
+use super::intx::SharedLine;
+use super::{
+    Access, AddressSpace, Direction, FunctionAddress, FunctionStatus, InterruptLine, Refusal,
+    Topology, TopologyError, lock,
+};
+
+/// All of PCI. Shared between vCPUs.
+pub struct RootComplex {
+    /// Every function with its registers.
+    root: Mutex<Bus>,
+    /// What the registers say about addresses. Written with the registers' lock held.
+    map: RwLock<DecodeMap>,
+}
+
+impl RootComplex {
+    /// Functions as power-on leaves them, and bridges that firmware has given bus numbers.
+    ///
+    /// Pin A of device `d` on bus 0 drives line `d % 4`, pin B the next one, and so on.
+    pub fn new(
+        topology: Topology,
+        lines: [Arc<dyn InterruptLine>; 4],
+    ) -> Result<Self, TopologyError> {
+        let lines = lines.map(|line| Arc::new(SharedLine::new(line)));
+        let mut root = Bus::root(topology, lines)?;
+        let map = RwLock::new(decode(&mut root));
+        Ok(Self { root: Mutex::new(root), map })
+    }
+
+    /// The guest reads registers of `function`, from `offset` on. It reads ones where there is
+    /// nothing.
+    pub fn read_config(&self, function: FunctionAddress, offset: usize, data: &mut [u8]) {
+        data.fill(u8::MAX);
+        let device_bytes =
+            lock(&self.root).find(0, function).and_then(|seat| seat.function().read(offset, data));
+        if let Some(access) = device_bytes {
+            access.read(data);
+        }
+    }
+
+    /// The guest writes registers of `function`, from `offset` on.
+    pub fn write_config(&self, function: FunctionAddress, offset: usize, data: &[u8]) {
+        let mut root = lock(&self.root);
+        let Some(seat) = root.find(0, function) else {
+            return;
+        };
+        let written = seat.write(offset, data);
+        if written.changed {
+            let map = decode(&mut root);
+            *self.map.write().unwrap_or_else(PoisonError::into_inner) = map;
+        }
+        // What is left takes devices' locks, and a device may be busy.
+        drop(root);
+        for (completer, kind) in written.resets {
+            completer.reset(kind);
+        }
+        if let Some(access) = written.device_bytes {
+            access.write(data);
+        }
+    }
+
+    /// The guest reads memory. It reads ones unless a function answers.
+    pub fn read_memory(&self, address: u64, data: &mut [u8]) -> Access {
+        self.read(AddressSpace::Memory, address, data)
+    }
+
+    /// The guest writes memory.
+    pub fn write_memory(&self, address: u64, data: &[u8]) -> Access {
+        self.write(AddressSpace::Memory, address, data)
+    }
+
+    /// The guest reads from an I/O port. It reads ones unless a function answers.
+    pub fn read_io(&self, port: u16, data: &mut [u8]) -> Access {
+        self.read(AddressSpace::Io, port.into(), data)
+    }
+
+    /// The guest writes to an I/O port.
+    pub fn write_io(&self, port: u16, data: &[u8]) -> Access {
+        self.write(AddressSpace::Io, port.into(), data)
+    }
+
+    /// Every function as its registers are now, in the order of addresses at the start.
+    pub fn status(&self) -> Vec<FunctionStatus> {
+        lock(&self.root).status()
+    }
+
+    /// Whoever decodes the first byte gets the access, up to the end of what it decodes.
+    fn read(&self, space: AddressSpace, address: u64, data: &mut [u8]) -> Access {
+        data.fill(u8::MAX);
+        match self.route(space, address) {
+            Some(Route { completer, target, offset, room }) => {
+                let size = data.len().min(room);
+                completer.read(&target, offset, &mut data[..size]);
+                Access::Claimed
+            }
+            None => self.refuse(space, address, data.len(), Direction::Read),
+        }
+    }
+
+    fn write(&self, space: AddressSpace, address: u64, data: &[u8]) -> Access {
+        match self.route(space, address) {
+            Some(Route { completer, target, offset, room }) => {
+                let size = data.len().min(room);
+                completer.write(&target, offset, &data[..size]);
+                Access::Claimed
+            }
+            None => self.refuse(space, address, data.len(), Direction::Write),
+        }
+    }
+
+    fn route(&self, space: AddressSpace, address: u64) -> Option<Route> {
+        self.map.read().unwrap_or_else(PoisonError::into_inner).space(space).route(address)
+    }
+
+    fn refuse(
+        &self,
+        space: AddressSpace,
+        address: u64,
+        size: usize,
+        direction: Direction,
+    ) -> Access {
+        let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(stray) = map.space(space).stray(address) else {
+            return Access::Nobody;
+        };
+        stray.completer.state.count_refused();
+        Access::Refused(Refusal {
+            function: stray.function,
+            register: stray.register,
+            space,
+            offset: address - stray.span.first,
+            size,
+            direction,
+            reason: stray.reason,
+        })
+    }
+}
+
+/// The way is one: from all registers to the map.
+fn decode(root: &mut Bus) -> DecodeMap {
+    let mut map = DecodeMap::default();
+    root.decode(&Reach::root(), &mut map);
+    map
+}

@@ -143,3 +143,40 @@ impl DecodeMap {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::test_machine::{Messages, function};
+    use super::super::{BarIndex, InterruptPin};
+    use super::*;
+
+    fn span() -> impl Strategy<Value = Span> {
+        let address = prop_oneof![0..24_u64, u64::MAX - 24..=u64::MAX];
+        (address, 1..16_u64).prop_map(|(first, size)| Span::sized(first, size))
+    }
+
+    proptest! {
+        #[test]
+        fn the_first_to_claim_an_address_gets_it(spans in prop::collection::vec(span(), 0..12)) {
+            let (function, _) = function(InterruptPin::A, &Arc::new(Messages::default()));
+            let mut map = AddressMap::default();
+            for (base, &span) in (0..).zip(&spans) {
+                map.claim(span, base, &function.completer, &Target::Device(BarIndex::Bar0));
+            }
+            prop_assert!(map.claims.len() <= 2 * spans.len());
+            for address in (0..48).chain(u64::MAX - 48..=u64::MAX) {
+                let naive = (0..).zip(&spans).find(|(_, span)| span.contains(address));
+                let found = map.route(address);
+                prop_assert_eq!(found.as_ref().map(|route| address - route.offset), naive.map(|(base, _)| base));
+                if let (Some(route), Some((base, span))) = (found, naive) {
+                    let end = address.saturating_add(route.room as u64 - 1);
+                    prop_assert!(end <= span.last);
+                    let owner = (0..).zip(&spans).find(|(_, span)| span.contains(end));
+                    prop_assert_eq!(owner.map(|(base, _)| base), Some(base));
+                }
+            }
+        }
+    }
+}

@@ -15,14 +15,14 @@ use super::{
 
 /// The functions on a bus, in the order of their slots.
 pub(super) struct Bus {
-    seats: Vec<Seat>,
+    pub seats: Vec<Seat>,
 }
 
 /// A function in its slot and, if it is a bridge, the bus below.
 pub(super) struct Seat {
-    address: FunctionAddress,
-    function: Function,
-    below: Option<Bus>,
+    pub address: FunctionAddress,
+    pub function: Function,
+    pub below: Option<Bus>,
 }
 
 impl Bus {
@@ -53,9 +53,16 @@ impl Bus {
         })?
     }
 
+    /// Who decodes what, as all registers of bus 0 and behind it say now.
+    pub fn map(&mut self) -> DecodeMap {
+        let mut map = DecodeMap::default();
+        self.decode(&Reach::root(), &mut map);
+        map
+    }
+
     /// Enters into `map` what everybody on the bus and behind it decodes. The first one to decode
     /// an address gets it.
-    pub fn decode(&mut self, reach: &Reach, map: &mut DecodeMap) {
+    fn decode(&mut self, reach: &Reach, map: &mut DecodeMap) {
         for Seat { address, function, below } in &mut self.seats {
             function.decode(*address, reach, map);
             if let Some(below) = below {
@@ -85,10 +92,6 @@ impl Bus {
 }
 
 impl Seat {
-    pub fn function(&mut self) -> &mut Function {
-        &mut self.function
-    }
-
     /// The guest writes registers. A bridge may be told to reset what is below it.
     pub fn write(&mut self, offset: usize, data: &[u8]) -> Written {
         let held_reset = bridge::holds_reset(&self.function.config);

@@ -33,6 +33,15 @@ mod root_complex;
 mod state;
 mod topology;
 
+#[cfg(test)]
+mod decode_test;
+#[cfg(test)]
+mod root_complex_test;
+#[cfg(test)]
+mod scribble_test;
+#[cfg(test)]
+mod test_machine;
+
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::address_map::{DecodeMap, Route};
-use super::bridge::Reach;
 use super::bus::Bus;
 use super::intx::SharedLine;
 use super::{
@@ -29,7 +28,7 @@ impl RootComplex {
     ) -> Result<Self, TopologyError> {
         let lines = lines.map(|line| Arc::new(SharedLine::new(line)));
         let mut root = Bus::root(topology, lines)?;
-        let map = RwLock::new(decode(&mut root));
+        let map = RwLock::new(root.map());
         Ok(Self { root: Mutex::new(root), map })
     }
 
@@ -38,7 +37,7 @@ impl RootComplex {
     pub fn read_config(&self, function: FunctionAddress, offset: usize, data: &mut [u8]) {
         data.fill(u8::MAX);
         let device_bytes =
-            lock(&self.root).find(0, function).and_then(|seat| seat.function().read(offset, data));
+            lock(&self.root).find(0, function).and_then(|seat| seat.function.read(offset, data));
         if let Some(access) = device_bytes {
             access.read(data);
         }
@@ -52,7 +51,7 @@ impl RootComplex {
         };
         let written = seat.write(offset, data);
         if written.changed {
-            let map = decode(&mut root);
+            let map = root.map();
             *self.map.write().unwrap_or_else(PoisonError::into_inner) = map;
         }
         // What is left takes devices' locks, and a device may be busy.
@@ -140,11 +139,4 @@ impl RootComplex {
             reason: stray.reason,
         })
     }
-}
-
-/// The way is one: from all registers to the map.
-fn decode(root: &mut Bus) -> DecodeMap {
-    let mut map = DecodeMap::default();
-    root.decode(&Reach::root(), &mut map);
-    map
 }

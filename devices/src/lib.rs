@@ -3,7 +3,8 @@
 //! Nothing here knows KVM, a file system or who runs the devices. What a device needs from the
 //! machine is a small trait that this crate owns and the machine implements: [`Signal`] to raise
 //! an interrupt, [`virtio::mem::BlockBackend`] to make memory appear and go away,
-//! [`dma::Reachability`] to say which guest memory exists at this moment.
+//! [`dma::Reachability`] to say which guest memory exists at this moment, [`pci::MessageSink`] and
+//! [`pci::InterruptLine`] to interrupt from PCI.
 
 pub mod bus;
 pub mod dma;

@@ -162,20 +162,30 @@ mod tests {
         fn the_first_to_claim_an_address_gets_it(spans in prop::collection::vec(span(), 0..12)) {
             let (function, _) = function(InterruptPin::A, &Arc::new(Messages::default()));
             let mut map = AddressMap::default();
-            for (base, &span) in (0..).zip(&spans) {
-                map.claim(span, base, &function.completer, &Target::Device(BarIndex::Bar0));
+            let targets = BarIndex::ALL.into_iter().cycle();
+            for (&span, bar) in spans.iter().zip(targets.clone()) {
+                map.claim(span, span.first, &function.completer, &Target::Device(bar));
             }
             prop_assert!(map.claims.len() <= 2 * spans.len());
+            let naive = |address| {
+                let mut claims = spans.iter().zip(targets.clone());
+                claims.find(|(span, _)| span.contains(address))
+            };
             for address in (0..48).chain(u64::MAX - 48..=u64::MAX) {
-                let naive = (0..).zip(&spans).find(|(_, span)| span.contains(address));
-                let found = map.route(address);
-                prop_assert_eq!(found.as_ref().map(|route| address - route.offset), naive.map(|(base, _)| base));
-                if let (Some(route), Some((base, span))) = (found, naive) {
-                    let end = address.saturating_add(route.room as u64 - 1);
-                    prop_assert!(end <= span.last);
-                    let owner = (0..).zip(&spans).find(|(_, span)| span.contains(end));
-                    prop_assert_eq!(owner.map(|(base, _)| base), Some(base));
-                }
+                let found = map.route(address).map(|route| {
+                    let bar = match route.target {
+                        Target::Device(bar) => Some(bar),
+                        _ => None,
+                    };
+                    (address - route.offset, bar, address + (route.room as u64 - 1))
+                });
+                let Some((span, bar)) = naive(address) else {
+                    prop_assert!(found.is_none());
+                    continue;
+                };
+                let (base, found_bar, last) = found.unwrap();
+                prop_assert_eq!((base, found_bar), (span.first, Some(bar)));
+                prop_assert_eq!(naive(last), Some((span, bar)));
             }
         }
     }

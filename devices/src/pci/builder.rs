@@ -200,3 +200,76 @@ impl FunctionBuilder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_machine::{IDENTITY, MSIX, Messages};
+    use super::*;
+
+    #[test]
+    fn ranges_are_powers_of_two_in_registers_of_their_own() {
+        let mut builder = FunctionBuilder::new(IDENTITY);
+        builder.bar(BarIndex::Bar1, BarKind::Memory64, 0x1000).unwrap();
+        let taken = |index| Err(FunctionError::RegisterTaken(BaseRegister::Bar(index)));
+        for index in [BarIndex::Bar1, BarIndex::Bar2] {
+            assert_eq!(builder.bar(index, BarKind::Io, 4), taken(index));
+        }
+        for index in [BarIndex::Bar0, BarIndex::Bar5] {
+            assert_eq!(builder.bar(index, BarKind::Memory64, 0x1000), taken(index));
+        }
+        for (kind, sizes) in [
+            (BarKind::Memory32, [0, 8, 0x1001, 1 << 32]),
+            (BarKind::Memory64, [0, 1, 0x3000, u64::MAX]),
+            (BarKind::Io, [0, 2, 12, 512]),
+        ] {
+            for size in sizes {
+                let result = builder.bar(BarIndex::Bar3, kind, size);
+                assert!(matches!(result, Err(FunctionError::Size { .. })), "{kind:?} {size:#x}");
+            }
+        }
+        builder.bar(BarIndex::Bar5, BarKind::Memory32, 1 << 31).unwrap();
+        assert!(matches!(builder.rom(vec![0; (1 << 24) + 1]), Err(FunctionError::Size { .. })));
+        builder.rom(vec![0; 0x1001]).unwrap();
+        assert_eq!(
+            builder.rom(Vec::new()),
+            Err(FunctionError::RegisterTaken(BaseRegister::ExpansionRom))
+        );
+    }
+
+    #[test]
+    fn msix_fits_into_a_memory_bar() {
+        let mut builder = FunctionBuilder::new(IDENTITY);
+        builder.bar(BarIndex::Bar0, BarKind::Memory64, 0x4000).unwrap();
+        builder.bar(BarIndex::Bar2, BarKind::Io, 256).unwrap();
+        let sink = Arc::new(Messages::default());
+        for layout in [
+            MsixLayout { vectors: 0, ..MSIX },
+            MsixLayout { vectors: 2049, table: 0, ..MSIX },
+            MsixLayout { bar: BarIndex::Bar1, ..MSIX },
+            MsixLayout { bar: BarIndex::Bar2, vectors: 1, table: 0, pending: 16 },
+            MsixLayout { table: 4, ..MSIX },
+            MsixLayout { table: 0x3ff8, ..MSIX },
+            MsixLayout { pending: u32::MAX - 7, ..MSIX },
+            MsixLayout { pending: MSIX.table + 40, ..MSIX },
+        ] {
+            let result = builder.msix(layout, Arc::clone(&sink) as _).map(|_| ());
+            assert_eq!(result, Err(FunctionError::MsixLayout(layout)));
+        }
+        assert_eq!(builder.msix(MSIX, Arc::clone(&sink) as _).unwrap().vectors(), 3);
+        assert!(builder.msix(MSIX, sink).is_err(), "once is enough");
+    }
+
+    #[test]
+    fn capabilities_are_added_while_there_is_room() {
+        let mut builder = FunctionBuilder::new(IDENTITY);
+        let mut add = |size| builder.vendor_capability(&VendorCapability::read_only(vec![0; size]));
+        // virtio's five, and one more.
+        for size in [16, 20, 16, 16, 20, 24] {
+            add(size).unwrap();
+        }
+        for size in [16, 256, 100_000] {
+            assert_eq!(add(size), Err(FunctionError::CapabilitySpace));
+        }
+        add(0).unwrap();
+    }
+}

@@ -217,3 +217,38 @@ impl BusBuilder {
         FunctionAddress::new(self.number, Slot(device << 3 | function))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_machine::{Line, Messages, function};
+    use super::super::{InterruptPin, RootComplex};
+    use super::*;
+
+    fn device(functions: usize) -> Node {
+        let sink = Arc::new(Messages::default());
+        Node::Device((0..functions).map(|_| function(InterruptPin::A, &sink).0).collect())
+    }
+
+    fn build(root: Vec<Node>) -> Result<RootComplex, TopologyError> {
+        let root = root.into_iter().map(RootNode::Integrated).collect();
+        RootComplex::new(Topology { root }, [(); 4].map(|()| Arc::new(Line::default()) as _))
+    }
+
+    #[test]
+    fn what_cannot_be_numbered_cannot_be() {
+        let devices = |count| (0..count).map(|_| device(1)).collect::<Vec<_>>();
+        assert!(build(devices(31)).is_ok());
+        assert_eq!(build(devices(32)).err(), Some(TopologyError::TooManyDevices { bus: 0 }));
+        let bridge = Node::ConventionalBridge(devices(33));
+        assert_eq!(build(vec![bridge]).err(), Some(TopologyError::TooManyDevices { bus: 1 }));
+        assert!(build(vec![device(8)]).is_ok());
+        for functions in [0, 9] {
+            let error = TopologyError::Functions { bus: 0, device: 1, functions };
+            assert_eq!(build(vec![device(functions)]).err(), Some(error));
+        }
+        let deep =
+            |buses| (0..buses).fold(device(1), |below, _| Node::ConventionalBridge(vec![below]));
+        assert_eq!(build(vec![deep(255)]).unwrap().status().len(), 257);
+        assert_eq!(build(vec![deep(256)]).err(), Some(TopologyError::TooManyBuses));
+    }
+}

@@ -72,10 +72,11 @@ impl ConfigPorts {
     /// register and one that a CPU makes.
     fn decode(&self, offset: u64, size: usize) -> Option<(FunctionAddress, usize)> {
         let byte = offset.checked_sub(Self::DATA)?;
-        let fits = matches!(size, 1 | 2 | 4) && byte + size as u64 <= Self::PORTS - Self::DATA;
+        let fits = matches!(size, 1 | 2 | 4) && byte <= Self::PORTS - Self::DATA - size as u64;
         let function = FunctionAddress::from((self.address >> Self::FUNCTION_SHIFT) as u16);
-        let register = (self.address & Self::REGISTER) as usize + byte as usize;
-        (fits && self.address & Self::ENABLE != 0).then_some((function, register))
+        let register = (self.address & Self::REGISTER) as usize;
+        let enabled = self.address & Self::ENABLE != 0;
+        (fits && enabled).then(|| (function, register + byte as usize))
     }
 }
 

@@ -40,6 +40,8 @@ bitflags! {
         const EVENT_IDX = 1 << 29;
         /// VIRTIO_F_VERSION_1.
         const VERSION_1 = 1 << 32;
+        /// VIRTIO_F_RING_RESET.
+        const RING_RESET = 1 << 40;
         // Device-specific bits pass through.
         const _ = !0;
     }

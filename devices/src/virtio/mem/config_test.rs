@@ -83,6 +83,7 @@ fn c5_c6_c11_usable_is_requested_and_256_mib_and_never_shrinks_by_a_resize() {
 fn c7_a_resize_interrupts_and_changes_the_generation() {
     let mut machine = TestMachine::up();
     let generation = machine.driver.read(register::CONFIG_GENERATION);
+    machine.config();
     machine.resize(10);
     assert_ne!(machine.driver.read(register::CONFIG_GENERATION), generation);
     assert_eq!(machine.driver.interrupts.take(), 1);
@@ -93,6 +94,7 @@ fn c7_a_resize_interrupts_and_changes_the_generation() {
     // Nobody is there to be interrupted.
     machine.driver.write(register::STATUS, 0);
     let generation = machine.driver.read(register::CONFIG_GENERATION);
+    machine.config();
     machine.resize(20);
     assert_ne!(machine.driver.read(register::CONFIG_GENERATION), generation);
     assert_eq!(machine.driver.interrupts.take(), 0);

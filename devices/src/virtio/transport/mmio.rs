@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::{CommonConfig, Notification, Transport};
+use super::{CommonConfig, Notification, Transport, set_high, set_low};
 use crate::Signal;
 use crate::bus::BusDevice;
 use crate::dma::DmaView;
@@ -34,6 +34,7 @@ mod register {
     pub const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
     pub const SHM_LEN_LOW: u64 = 0x0b0;
     pub const SHM_BASE_HIGH: u64 = 0x0bc;
+    pub const QUEUE_RESET: u64 = 0x0c0;
     pub const CONFIG_GENERATION: u64 = 0x0fc;
     pub const CONFIG: u64 = 0x100;
 }
@@ -74,7 +75,8 @@ impl MmioTransport {
     }
 
     fn notify(&mut self, notification: Notification) {
-        let Notification { used_buffer, config_change } = notification;
+        let Notification { used_queues, config_change } = notification;
+        let used_buffer = !used_queues.is_empty();
         if used_buffer {
             self.interrupt_status |= INTERRUPT_USED_BUFFER;
         }
@@ -123,6 +125,12 @@ impl MmioTransport {
                 let notification = common.set_queue_ready(value & 1 != 0);
                 self.notify(notification);
             }
+            // It is over at once, so that the register always reads as 0.
+            register::QUEUE_RESET => {
+                if value == 1 {
+                    common.reset_queue();
+                }
+            }
             register::QUEUE_NOTIFY => self.doorbell.signal(),
             register::INTERRUPT_ACK => self.interrupt_status &= !value,
             register::STATUS => {
@@ -158,7 +166,7 @@ impl MmioTransport {
 impl BusDevice for MmioTransport {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if let Some(offset) = offset.checked_sub(register::CONFIG) {
-            self.common.device().read_config(offset, data);
+            self.common.read_config(offset, data);
         } else if data.len() == 4 && offset.is_multiple_of(4) {
             data.copy_from_slice(&self.read_register(offset).to_le_bytes());
         } else {
@@ -187,12 +195,4 @@ impl Transport for MmioTransport {
         let notification = self.common.config_changed();
         self.notify(notification);
     }
-}
-
-fn set_low(register: &mut u64, value: u32) {
-    *register = *register & !0xffff_ffff | u64::from(value);
-}
-
-fn set_high(register: &mut u64, value: u32) {
-    *register = *register & 0xffff_ffff | u64::from(value) << 32;
 }

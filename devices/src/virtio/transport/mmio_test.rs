@@ -70,7 +70,8 @@ fn the_device_introduces_itself() {
 #[test]
 fn features_are_offered_32_at_a_time() {
     let (_, mut driver) = stub();
-    let common = Features::INDIRECT_DESC | Features::EVENT_IDX | Features::VERSION_1;
+    let common =
+        Features::INDIRECT_DESC | Features::EVENT_IDX | Features::VERSION_1 | Features::RING_RESET;
     assert_eq!(driver.offered_features(), common.bits() | FEATURE_A | FEATURE_B);
     for select in [2, 3, u32::MAX] {
         driver.write(register::DEVICE_FEATURES_SEL, select);
@@ -186,6 +187,7 @@ fn the_generation_changes_with_the_configuration_alone() {
     let (_, mut driver) = stub();
     driver.bring_up(FEATURE_A, Rings::default());
     let generation = driver.read(register::CONFIG_GENERATION);
+    driver.read(register::CONFIG);
     driver.send(&[Buffer::readable(BUFFERS, 1)]);
     assert_eq!(driver.read(register::CONFIG_GENERATION), generation);
     driver.transport.config_changed();

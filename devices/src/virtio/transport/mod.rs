@@ -35,12 +35,15 @@ struct CommonConfig {
     queue_select: u16,
     queues: Vec<Virtqueue>,
     config_generation: u32,
+    /// Whether the driver has read the device's configuration since the generation changed.
+    config_read: bool,
 }
 
 /// What the transport has to tell the driver after something happened.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Notification {
-    used_buffer: bool,
+    /// The queues in which buffers were used, and the driver wants to know.
+    used_queues: Vec<u16>,
     config_change: bool,
 }
 
@@ -58,6 +61,7 @@ impl CommonConfig {
             queue_select: 0,
             queues,
             config_generation: 0,
+            config_read: false,
         }
     }
 
@@ -66,17 +70,16 @@ impl CommonConfig {
     }
 
     fn offered_features(&self) -> u64 {
-        let common = Features::INDIRECT_DESC | Features::EVENT_IDX | Features::VERSION_1;
+        let common = Features::INDIRECT_DESC
+            | Features::EVENT_IDX
+            | Features::VERSION_1
+            | Features::RING_RESET;
         common.bits() | self.device().features()
     }
 
     /// The 32 offered feature bits that the driver selected.
     fn device_features(&self) -> u32 {
-        match self.device_feature_select {
-            0 => self.offered_features() as u32,
-            1 => (self.offered_features() >> 32) as u32,
-            _ => 0,
-        }
+        half(self.offered_features(), self.device_feature_select)
     }
 
     /// The driver accepts 32 feature bits. Too late once FEATURES_OK is set (section 2.2).
@@ -84,12 +87,16 @@ impl CommonConfig {
         if self.status.contains(DeviceStatus::FEATURES_OK) {
             return;
         }
-        let bits = u64::from(bits);
         match self.driver_feature_select {
-            0 => self.driver_features = self.driver_features & !0xffff_ffff | bits,
-            1 => self.driver_features = self.driver_features & 0xffff_ffff | bits << 32,
+            0 => set_low(&mut self.driver_features, bits),
+            1 => set_high(&mut self.driver_features, bits),
             _ => {}
         }
+    }
+
+    fn negotiated(&self, feature: Features) -> bool {
+        self.status.contains(DeviceStatus::FEATURES_OK)
+            && self.driver_features & feature.bits() != 0
     }
 
     /// The driver writes the status field: 0 resets, anything else only adds bits.
@@ -129,7 +136,7 @@ impl CommonConfig {
 
     /// The driver makes the selected queue ready, or takes that back.
     fn set_queue_ready(&mut self, ready: bool) -> Notification {
-        let event_idx = self.driver_features & Features::EVENT_IDX.bits() != 0;
+        let event_idx = self.negotiated(Features::EVENT_IDX);
         let memory = self.memory.clone();
         let negotiated = self.status.contains(DeviceStatus::FEATURES_OK);
         let Some(queue) = self.selected_queue() else {
@@ -146,6 +153,13 @@ impl CommonConfig {
         Notification::default()
     }
 
+    /// The driver resets the selected queue (section 2.6.1). Whether there is one, and it may.
+    fn reset_queue(&mut self) -> bool {
+        let negotiated = self.negotiated(Features::RING_RESET);
+        let queue = self.selected_queue().filter(|_| negotiated);
+        queue.map(Virtqueue::reset).is_some()
+    }
+
     /// Processes every queue once. The flag says whether one may hold more.
     fn process_queues(&mut self) -> (Notification, bool) {
         let mut notification = Notification::default();
@@ -159,14 +173,11 @@ impl CommonConfig {
         for (index, queue) in (0..).zip(&mut self.queues) {
             match queue.process(index, &mut *lock(&device), &self.memory) {
                 Ok(Progress { interrupt, more: queue_more }) => {
-                    notification.used_buffer |= interrupt;
+                    notification.used_queues.extend(interrupt.then_some(index));
                     more |= queue_more;
                 }
                 Err(error) => {
-                    let notification = Notification {
-                        used_buffer: notification.used_buffer,
-                        ..self.needs_reset(&error)
-                    };
+                    notification.config_change = self.needs_reset(&error).config_change;
                     return (notification, false);
                 }
             }
@@ -181,13 +192,40 @@ impl CommonConfig {
         self.config_changed()
     }
 
-    fn config_changed(&mut self) -> Notification {
-        self.config_generation = self.config_generation.wrapping_add(1);
-        Notification {
-            used_buffer: false,
-            config_change: self.status.contains(DeviceStatus::DRIVER_OK),
-        }
+    /// The driver reads the device's configuration.
+    fn read_config(&mut self, offset: u64, data: &mut [u8]) {
+        self.config_read = true;
+        self.device().read_config(offset, data);
     }
+
+    /// A change that the driver cannot have seen half of leaves the generation as it is: of the
+    /// generation's bits some transports show a few only, and it must not come round to an old
+    /// value between two reads (section 4.1.4.3.1).
+    fn config_changed(&mut self) -> Notification {
+        if std::mem::take(&mut self.config_read) {
+            self.config_generation = self.config_generation.wrapping_add(1);
+        }
+        let config_change = self.status.contains(DeviceStatus::DRIVER_OK);
+        Notification { used_queues: Vec::new(), config_change }
+    }
+}
+
+/// The low or high half of `bits`, as a driver's feature select register says; other halves are
+/// empty.
+fn half(bits: u64, select: u32) -> u32 {
+    match select {
+        0 => bits as u32,
+        1 => (bits >> 32) as u32,
+        _ => 0,
+    }
+}
+
+fn set_low(register: &mut u64, value: u32) {
+    *register = *register & !0xffff_ffff | u64::from(value);
+}
+
+fn set_high(register: &mut u64, value: u32) {
+    *register = *register & 0xffff_ffff | u64::from(value) << 32;
 }
 
 /// A device that panicked half-way is still better answered than taken down with its VM.

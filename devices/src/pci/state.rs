@@ -1,10 +1,11 @@
 //! What a device model, on any thread, may ask about its function.
 
 use std::fmt;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::FunctionAddress;
+use crate::Signal;
 
 /// Power states of a function (PCI Express Base 6.0, section 5.3.1), less the optional ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,10 +30,11 @@ pub struct Counters {
 }
 
 /// The part of a function's registers that its device model acts on.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct FunctionState {
     address: OnceLock<FunctionAddress>,
     bus_master: AtomicBool,
+    bus_master_signal: OnceLock<Arc<dyn Signal>>,
     asleep: AtomicBool,
     reads: AtomicU64,
     writes: AtomicU64,
@@ -50,6 +52,12 @@ impl FunctionState {
     /// every bridge above it, and all of them are awake.
     pub fn is_bus_master(&self) -> bool {
         self.bus_master.load(Ordering::Acquire)
+    }
+
+    /// Has `signal` tell whenever the function becomes a bus master, so that the device model can
+    /// go on with what it must not do before. The first one counts.
+    pub fn signal_bus_master(&self, signal: Arc<dyn Signal>) {
+        let _ = self.bus_master_signal.set(signal);
     }
 
     /// The power state that the function is in.
@@ -77,7 +85,10 @@ impl FunctionState {
     }
 
     pub(super) fn set_bus_master(&self, bus_master: bool) {
-        self.bus_master.store(bus_master, Ordering::Release);
+        let before = self.bus_master.swap(bus_master, Ordering::AcqRel);
+        if let (false, true, Some(signal)) = (before, bus_master, self.bus_master_signal.get()) {
+            signal.signal();
+        }
     }
 
     pub(super) fn count_read(&self) {

@@ -1,14 +1,16 @@
-//! How a driver reaches a device: the state common to all transports, and virtio-mmio.
+//! How a driver reaches a device: the state common to all transports, virtio-mmio and virtio-pci.
 
 mod mmio;
 #[cfg(test)]
 mod mmio_test;
+mod pci;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use log::debug;
 
 pub use mmio::MmioTransport;
+pub use pci::PciTransport;
 
 use super::queue::{Progress, Virtqueue};
 use super::{DeviceStatus, Features, VirtioDevice};
@@ -80,6 +82,11 @@ impl CommonConfig {
     /// The 32 offered feature bits that the driver selected.
     fn device_features(&self) -> u32 {
         half(self.offered_features(), self.device_feature_select)
+    }
+
+    /// The 32 feature bits, of those that the driver accepted, that it selected.
+    fn selected_driver_features(&self) -> u32 {
+        half(self.driver_features, self.driver_feature_select)
     }
 
     /// The driver accepts 32 feature bits. Too late once FEATURES_OK is set (section 2.2).

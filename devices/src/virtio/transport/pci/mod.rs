@@ -1,0 +1,323 @@
+//! virtio over PCI, without the legacy interface (virtio 1.3, section 4.1).
+
+mod capability;
+mod interrupts;
+
+use std::sync::{Arc, Mutex};
+
+use capability::{ConfigAccess, Structure};
+use interrupts::Interrupts;
+
+use super::{CommonConfig, Transport, set_high, set_low};
+use crate::Signal;
+use crate::dma::DmaView;
+use crate::pci::{
+    BarIndex, BarKind, ClassCode, Function, FunctionBuilder, FunctionError, FunctionState,
+    Identity, InterruptPin, MessageSink, MsixLayout, PciDevice, ResetKind,
+};
+use crate::virtio::{DeviceType, VirtioDevice};
+
+/// A field of the common configuration structure: its offset and its width. An access to anything
+/// else is an access to nothing (section 4.1.3.1).
+type Field = (u64, usize);
+
+/// `struct virtio_pci_common_cfg` (section 4.1.4.3), as far as its fields exist with the features
+/// on offer. 64-bit fields are two of 32 bits.
+mod field {
+    use super::Field;
+
+    pub const DEVICE_FEATURE_SELECT: Field = (0x00, 4);
+    pub const DEVICE_FEATURE: Field = (0x04, 4);
+    pub const DRIVER_FEATURE_SELECT: Field = (0x08, 4);
+    pub const DRIVER_FEATURE: Field = (0x0c, 4);
+    pub const CONFIG_MSIX_VECTOR: Field = (0x10, 2);
+    pub const NUM_QUEUES: Field = (0x12, 2);
+    pub const DEVICE_STATUS: Field = (0x14, 1);
+    pub const CONFIG_GENERATION: Field = (0x15, 1);
+    pub const QUEUE_SELECT: Field = (0x16, 2);
+    pub const QUEUE_SIZE: Field = (0x18, 2);
+    pub const QUEUE_MSIX_VECTOR: Field = (0x1a, 2);
+    pub const QUEUE_ENABLE: Field = (0x1c, 2);
+    pub const QUEUE_NOTIFY_OFF: Field = (0x1e, 2);
+    pub const QUEUE_DESC_LOW: Field = (0x20, 4);
+    pub const QUEUE_DESC_HIGH: Field = (0x24, 4);
+    pub const QUEUE_DRIVER_LOW: Field = (0x28, 4);
+    pub const QUEUE_DRIVER_HIGH: Field = (0x2c, 4);
+    pub const QUEUE_DEVICE_LOW: Field = (0x30, 4);
+    pub const QUEUE_DEVICE_HIGH: Field = (0x34, 4);
+    pub const QUEUE_RESET: Field = (0x3a, 2);
+}
+
+const VENDOR: u16 = 0x1af4;
+/// Device IDs are the device type and this.
+const FIRST_DEVICE: u16 = 0x1040;
+/// What tells legacy drivers to keep away.
+const REVISION: u8 = 1;
+
+/// The BAR of the MSI-X table and, behind the largest table there can be, the Pending Bit Array.
+const MSIX_BAR: BarIndex = BarIndex::Bar2;
+const MSIX_BAR_SIZE: u64 = 0x1_0000;
+const MSIX_PENDING: u32 = 0x8000;
+
+/// The registers of one device.
+pub struct PciTransport {
+    common: CommonConfig,
+    interrupts: Interrupts,
+    function: Arc<FunctionState>,
+    doorbell: Arc<dyn Signal>,
+    pci_cfg_data: [u8; 4],
+}
+
+impl PciTransport {
+    /// The BAR with the register that a driver writes to when it made buffers available.
+    pub const NOTIFY_BAR: BarIndex = Structure::BAR;
+    /// Offset of that register, which is the same for all queues, in the BAR.
+    pub const QUEUE_NOTIFY: u64 = Structure::Notify.offset();
+
+    /// A transport for `device`, which reaches guest memory through `memory`, and the function to
+    /// put into the machine's topology. Its message-signalled interrupts go to `messages`.
+    ///
+    /// `doorbell` is signalled when the driver notifies a queue, and when the function becomes a
+    /// bus master. The machine then calls [`Transport::process_queues`] from a thread that is no
+    /// vCPU's.
+    pub fn new(
+        device: Arc<Mutex<dyn VirtioDevice>>,
+        memory: DmaView,
+        messages: Arc<dyn MessageSink>,
+        doorbell: Arc<dyn Signal>,
+    ) -> Result<(Arc<Mutex<Self>>, Function), FunctionError> {
+        let common = CommonConfig::new(device, memory);
+        let device_type = common.device().device_type();
+        let mut builder = FunctionBuilder::new(identity(device_type));
+        // Not prefetchable: to read the ISR status changes it.
+        builder.bar(Structure::BAR, BarKind::Memory64, Structure::BAR_SIZE)?;
+        builder.bar(MSIX_BAR, BarKind::Memory64, MSIX_BAR_SIZE)?;
+        for capability in capability::capabilities() {
+            builder.vendor_capability(&capability)?;
+        }
+        let queues = common.queues.len();
+        let layout = MsixLayout {
+            bar: MSIX_BAR,
+            // One for each queue, and one for the configuration. Too many are an error.
+            vectors: u16::try_from(queues + 1).unwrap_or(u16::MAX),
+            table: 0,
+            pending: MSIX_PENDING,
+        };
+        let msix = builder.msix(layout, messages)?;
+        let intx = builder.intx(InterruptPin::A);
+        let function = builder.state();
+        function.signal_bus_master(Arc::clone(&doorbell));
+        let transport = Arc::new(Mutex::new(Self {
+            common,
+            interrupts: Interrupts::new(queues, msix, intx),
+            function,
+            doorbell,
+            pci_cfg_data: [0; 4],
+        }));
+        let function = builder.build(Arc::clone(&transport) as _);
+        Ok((transport, function))
+    }
+
+    fn read_common_config(&mut self, field: Field) -> u32 {
+        let common = &mut self.common;
+        match field {
+            field::DEVICE_FEATURE_SELECT => common.device_feature_select,
+            field::DEVICE_FEATURE => common.device_features(),
+            field::DRIVER_FEATURE_SELECT => common.driver_feature_select,
+            field::DRIVER_FEATURE => common.selected_driver_features(),
+            field::CONFIG_MSIX_VECTOR => self.interrupts.config_vector().into(),
+            field::NUM_QUEUES => common.queues.len() as u32,
+            field::DEVICE_STATUS => common.status.bits().into(),
+            // As many bits as the field is wide.
+            field::CONFIG_GENERATION => common.config_generation,
+            field::QUEUE_SELECT => common.queue_select.into(),
+            field::QUEUE_MSIX_VECTOR => self.interrupts.queue_vector(common.queue_select).into(),
+            // A reset is over at once.
+            field::QUEUE_RESET => 0,
+            _ => self.read_queue_field(field),
+        }
+    }
+
+    /// The fields of the selected queue. They are zeros if there is none.
+    fn read_queue_field(&mut self, field: Field) -> u32 {
+        let Some(queue) = self.common.selected_queue() else {
+            return 0;
+        };
+        let registers = &queue.registers;
+        match field {
+            // Nothing but a power of two may be seen here, or 0 (section 4.1.4.3.1).
+            field::QUEUE_SIZE if registers.size.is_power_of_two() => registers.size.into(),
+            field::QUEUE_ENABLE => queue.is_ready().into(),
+            // All queues are notified at the same address.
+            field::QUEUE_NOTIFY_OFF => 0,
+            field::QUEUE_DESC_LOW => registers.descriptor_area as u32,
+            field::QUEUE_DESC_HIGH => (registers.descriptor_area >> 32) as u32,
+            field::QUEUE_DRIVER_LOW => registers.driver_area as u32,
+            field::QUEUE_DRIVER_HIGH => (registers.driver_area >> 32) as u32,
+            field::QUEUE_DEVICE_LOW => registers.device_area as u32,
+            field::QUEUE_DEVICE_HIGH => (registers.device_area >> 32) as u32,
+            _ => 0,
+        }
+    }
+
+    /// `value` is as wide as `field`.
+    fn write_common_config(&mut self, field: Field, value: u32) {
+        let common = &mut self.common;
+        match field {
+            field::DEVICE_FEATURE_SELECT => common.device_feature_select = value,
+            field::DRIVER_FEATURE_SELECT => common.driver_feature_select = value,
+            field::DRIVER_FEATURE => common.set_driver_features(value),
+            field::CONFIG_MSIX_VECTOR => self.interrupts.set_config_vector(value as u16),
+            field::DEVICE_STATUS => {
+                common.set_status(value);
+                if common.status.is_empty() {
+                    self.interrupts.reset();
+                }
+            }
+            field::QUEUE_SELECT => common.queue_select = value as u16,
+            field::QUEUE_MSIX_VECTOR => {
+                self.interrupts.set_queue_vector(common.queue_select, value as u16);
+            }
+            // Only a reset takes a queue back.
+            field::QUEUE_ENABLE if value == 1 => {
+                let notification = common.set_queue_ready(true);
+                self.interrupts.notify(&notification);
+            }
+            field::QUEUE_RESET if value == 1 => {
+                if common.reset_queue() {
+                    self.interrupts.reset_queue(common.queue_select);
+                }
+            }
+            _ => self.write_queue_field(field, value),
+        }
+    }
+
+    /// The fields of the selected queue, which count at the moment it is enabled.
+    fn write_queue_field(&mut self, field: Field, value: u32) {
+        let Some(queue) = self.common.selected_queue() else {
+            return;
+        };
+        let registers = &mut queue.registers;
+        match field {
+            field::QUEUE_SIZE => registers.size = value as u16,
+            field::QUEUE_DESC_LOW => set_low(&mut registers.descriptor_area, value),
+            field::QUEUE_DESC_HIGH => set_high(&mut registers.descriptor_area, value),
+            field::QUEUE_DRIVER_LOW => set_low(&mut registers.driver_area, value),
+            field::QUEUE_DRIVER_HIGH => set_high(&mut registers.driver_area, value),
+            field::QUEUE_DEVICE_LOW => set_low(&mut registers.device_area, value),
+            field::QUEUE_DEVICE_HIGH => set_high(&mut registers.device_area, value),
+            _ => {}
+        }
+    }
+
+    /// Reads from the structures into `data`, which holds zeros.
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        match Structure::at(offset) {
+            Some((Structure::CommonConfig, offset)) => {
+                let value = self.read_common_config((offset, data.len())).to_le_bytes();
+                data.iter_mut().zip(value).for_each(|(data, byte)| *data = byte);
+            }
+            Some((Structure::IsrStatus, 0)) => {
+                if let Some(isr_status) = data.first_mut() {
+                    *isr_status = self.interrupts.take_isr_status();
+                }
+            }
+            Some((Structure::DeviceConfig, offset)) => self.common.read_config(offset, data),
+            Some((Structure::IsrStatus | Structure::Notify, _)) | None => {}
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        match Structure::at(offset) {
+            Some((Structure::CommonConfig, offset)) => {
+                let mut value = [0; 4];
+                value.iter_mut().zip(data).for_each(|(value, byte)| *value = *byte);
+                self.write_common_config((offset, data.len()), u32::from_le_bytes(value));
+            }
+            Some((Structure::Notify, _)) => self.doorbell.signal(),
+            Some((Structure::IsrStatus | Structure::DeviceConfig, _)) | None => {}
+        }
+    }
+}
+
+impl PciDevice for PciTransport {
+    fn read_bar(&mut self, bar: BarIndex, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if bar == Structure::BAR {
+            self.read(offset, data);
+        }
+    }
+
+    fn write_bar(&mut self, bar: BarIndex, offset: u64, data: &[u8]) {
+        if bar == Structure::BAR {
+            self.write(offset, data);
+        }
+    }
+
+    fn reset(&mut self, _kind: ResetKind) {
+        self.common.reset();
+        self.interrupts.reset();
+        self.pci_cfg_data = [0; 4];
+    }
+
+    /// `pci_cfg_data`, after the read that the capability describes.
+    fn read_capability(&mut self, capability: &[u8], offset: usize, data: &mut [u8]) {
+        if let Some(ConfigAccess { offset, length }) = ConfigAccess::parse(capability) {
+            let mut pci_cfg_data = [0; 4];
+            self.read(offset, &mut pci_cfg_data[..length]);
+            self.pci_cfg_data = pci_cfg_data;
+        }
+        let own = self.pci_cfg_data.iter().skip(offset - ConfigAccess::DATA);
+        data.iter_mut().zip(own).for_each(|(data, byte)| *data = *byte);
+    }
+
+    /// `pci_cfg_data`, before the write that the capability describes.
+    fn write_capability(&mut self, capability: &[u8], offset: usize, data: &[u8]) {
+        let own = self.pci_cfg_data.iter_mut().skip(offset - ConfigAccess::DATA);
+        own.zip(data).for_each(|(byte, data)| *byte = *data);
+        if let Some(ConfigAccess { offset, length }) = ConfigAccess::parse(capability) {
+            let pci_cfg_data = self.pci_cfg_data;
+            self.write(offset, &pci_cfg_data[..length]);
+        }
+    }
+}
+
+impl Transport for PciTransport {
+    fn process_queues(&mut self) -> bool {
+        // Queues are in memory, which nobody but a bus master may access.
+        if !self.function.is_bus_master() {
+            return false;
+        }
+        let (notification, more) = self.common.process_queues();
+        self.interrupts.notify(&notification);
+        more
+    }
+
+    fn config_changed(&mut self) {
+        let notification = self.common.config_changed();
+        self.interrupts.notify(&notification);
+    }
+}
+
+fn identity(device_type: DeviceType) -> Identity {
+    let device = FIRST_DEVICE + device_type as u16;
+    Identity {
+        vendor: VENDOR,
+        device,
+        revision: REVISION,
+        class: class_code(device_type),
+        subsystem_vendor: VENDOR,
+        subsystem: device,
+    }
+}
+
+/// What a system without a driver may take the device for (PCI Code and ID Assignment, section 1).
+fn class_code(device_type: DeviceType) -> ClassCode {
+    let (base, sub) = match device_type {
+        // Nothing that there is a class for.
+        DeviceType::Entropy => (0x00, 0xff),
+        // RAM.
+        DeviceType::Memory => (0x05, 0x00),
+    };
+    ClassCode { base, sub, interface: 0 }
+}

@@ -10,6 +10,7 @@ pub mod bus;
 pub mod dma;
 pub mod pci;
 pub mod platform;
+pub mod probe;
 pub mod serial;
 pub mod virtio;
 

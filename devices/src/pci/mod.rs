@@ -40,7 +40,7 @@ mod root_complex_test;
 #[cfg(test)]
 mod scribble_test;
 #[cfg(test)]
-mod test_machine;
+pub(crate) mod test_machine;
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};

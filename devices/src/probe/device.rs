@@ -8,8 +8,9 @@ use zerocopy::little_endian::U32;
 
 use super::access_log::AccessLog;
 use super::dma_engine::DmaEngine;
-use super::registers::{Control, LogEntry, Report, Signature, bar0, bar4, bar5};
-use super::registers::{DEVICE, VECTORS, VENDOR};
+use super::registers::{
+    Control, DEVICE, LogEntry, Report, Signature, VECTORS, VENDOR, VERSION, bar0, bar4, bar5,
+};
 use super::{AccessCounts, DmaCounts, DmaStatus, LoggedAccess, rom};
 use crate::Signal;
 use crate::dma::DmaView;
@@ -63,7 +64,7 @@ impl Probe {
     pub const IDENTITY: Identity = Identity {
         vendor: VENDOR,
         device: DEVICE,
-        revision: super::registers::VERSION as u8,
+        revision: VERSION as u8,
         class: ClassCode { base: 0xff, sub: 0, interface: 0 },
         subsystem_vendor: VENDOR,
         subsystem: DEVICE,

@@ -15,6 +15,15 @@ mod dma_engine;
 pub mod registers;
 mod rom;
 
+#[cfg(test)]
+mod dma_test;
+#[cfg(test)]
+mod probe_test;
+#[cfg(test)]
+mod scribble_test;
+#[cfg(test)]
+mod test_machine;
+
 pub use access_log::{AccessCounts, LoggedAccess};
 pub use device::{Probe, ProbeStatus, ResetCounts};
 pub use dma_engine::{DmaCounts, DmaFault, DmaStatus};

@@ -1,0 +1,154 @@
+//! DMA transfers, from the guest's registers to guest memory.
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::test_machine::*;
+use super::{DmaCounts, DmaFault, DmaStatus};
+use crate::pci::Command;
+
+const READ: u32 = 1;
+const WRITE: u32 = 2;
+const FILL: u32 = 3;
+
+const STATUS: u64 = 0x008;
+const COMPLETED: u64 = 0x010;
+const FAULTED: u64 = 0x018;
+const ADDRESS: u64 = 0x108;
+const LENGTH: u64 = 0x110;
+const BYTE: u64 = 0x114;
+const VECTOR: u64 = 0x118;
+const COMMAND: u64 = 0x11c;
+
+fn start(machine: &Machine, command: u32, address: u64, length: u32) {
+    machine.write_bytes(BAR0 + ADDRESS, &address.to_le_bytes());
+    machine.write(BAR0 + LENGTH, length);
+    machine.write(BAR0 + COMMAND, command);
+}
+
+/// Has a transfer carried out and gives its status.
+fn transfer(machine: &Machine, command: u32, address: u64, length: u32) -> DmaStatus {
+    start(machine, command, address, length);
+    machine.probe().process();
+    machine.status().dma_status
+}
+
+fn memory(machine: &Machine, address: u64, length: usize) -> Vec<u8> {
+    let mut data = vec![0; length];
+    machine.memory.read_slice(&mut data, GuestAddress(address)).unwrap();
+    data
+}
+
+#[test]
+fn memory_is_read_written_and_filled() {
+    let machine = Machine::new();
+    assert_eq!(machine.read(BAR0 + STATUS), 0);
+    let text = b"who goes there?";
+    machine.memory.write_slice(text, GuestAddress(MEMORY + 0x123)).unwrap();
+    assert_eq!(transfer(&machine, READ, MEMORY + 0x123, 15), DmaStatus::Done);
+    assert_eq!(machine.read_bytes(BAR0 + BUFFER, 16), b"who goes there?\0");
+
+    machine.write_bytes(BAR0 + BUFFER, b"WHO");
+    assert_eq!(transfer(&machine, WRITE, MEMORY + 0x1ff8, 8), DmaStatus::Done);
+    assert_eq!(memory(&machine, MEMORY + 0x1ff7, 9), b"\0WHO goes");
+
+    machine.write(BAR0 + BYTE, 0x1255);
+    assert_eq!(transfer(&machine, FILL, MEMORY + 1, 0x1000), DmaStatus::Done);
+    let mut expected = vec![0x55; 0x1002];
+    (expected[0], expected[0x1001]) = (0, 0);
+    assert_eq!(memory(&machine, MEMORY, 0x1002), expected);
+    assert_eq!(machine.read_bytes(BAR0 + BUFFER, 3), b"WHO");
+
+    assert_eq!(machine.read(BAR0 + STATUS), 2);
+    assert_eq!(machine.read_u64(BAR0 + COMPLETED), 3);
+    assert_eq!(machine.status().dma, DmaCounts { completed: 3, faulted: 0 });
+}
+
+#[test]
+fn transfers_wait_for_the_machine_and_work_with_what_they_were_started_with() {
+    let machine = Machine::new();
+    machine.probe().process();
+    assert_eq!((machine.rings(), machine.status().dma), (0, DmaCounts::default()));
+
+    machine.write(BAR0 + BYTE, 1);
+    start(&machine, FILL, MEMORY, 1);
+    assert_eq!((machine.rings(), machine.read(BAR0 + STATUS)), (1, 1));
+    assert_eq!(memory(&machine, MEMORY, 1), [0]);
+    // A second command is ignored, whatever else it is given.
+    machine.write(BAR0 + BYTE, 2);
+    start(&machine, FILL, MEMORY + 1, 2);
+    assert_eq!(machine.rings(), 1);
+    machine.probe().process();
+    machine.probe().process();
+    assert_eq!(memory(&machine, MEMORY, 3), [1, 0, 0]);
+    assert_eq!(machine.status().dma, DmaCounts { completed: 1, faulted: 0 });
+}
+
+#[test]
+fn what_cannot_be_done_is_a_fault_with_a_reason() {
+    let machine = Machine::new();
+    let end = MEMORY + MEMORY_SIZE as u64;
+    let cases = [
+        (0, MEMORY, 1, DmaFault::Command, 0x101),
+        (4, MEMORY, 1, DmaFault::Command, 0x101),
+        (u32::MAX, MEMORY, 1, DmaFault::Command, 0x101),
+        (READ, MEMORY, 0, DmaFault::Length, 0x102),
+        (READ, MEMORY, 0x1001, DmaFault::Length, 0x102),
+        (WRITE, MEMORY, u32::MAX, DmaFault::Length, 0x102),
+        (READ, 0, 1, DmaFault::Address, 0x104),
+        (READ, end, 1, DmaFault::Address, 0x104),
+        (WRITE, end - 1, 2, DmaFault::Address, 0x104),
+        (FILL, MEMORY - 1, 2, DmaFault::Address, 0x104),
+        (READ, u64::MAX, 0x1000, DmaFault::Address, 0x104),
+        (WRITE, u64::MAX - 0xfff, 0x1000, DmaFault::Address, 0x104),
+    ];
+    for (faulted, (command, address, length, fault, code)) in (1..).zip(cases) {
+        assert_eq!(transfer(&machine, command, address, length), DmaStatus::Fault(fault));
+        assert_eq!(machine.read(BAR0 + STATUS), code);
+        assert_eq!(machine.read_u64(BAR0 + FAULTED), faulted);
+    }
+    assert_eq!(transfer(&machine, READ, end - 1, 1), DmaStatus::Done);
+}
+
+#[test]
+fn memory_is_out_of_reach_without_bus_mastering() {
+    let machine = Machine::new();
+    machine.write(BAR0 + BYTE, 1);
+    machine.command(Command::MEMORY);
+    assert_eq!(transfer(&machine, FILL, MEMORY, 1), DmaStatus::Fault(DmaFault::BusMaster));
+    assert_eq!(machine.read(BAR0 + STATUS), 0x103);
+    machine.command(Command::MEMORY | Command::MASTER);
+    start(&machine, FILL, MEMORY, 1);
+    // It counts when the transfer is carried out.
+    machine.command(Command::MEMORY);
+    machine.probe().process();
+    assert_eq!(machine.status().dma, DmaCounts { completed: 0, faulted: 2 });
+    assert_eq!(memory(&machine, MEMORY, 1), [0]);
+}
+
+#[test]
+fn the_end_of_a_transfer_interrupts_if_it_should() {
+    let machine = Machine::new();
+    machine.enable_msix();
+    let _ = transfer(&machine, READ, MEMORY, 1);
+    assert!(machine.raised().is_empty());
+    machine.write(BAR0 + VECTOR, 4);
+    start(&machine, READ, MEMORY, 1);
+    assert!(machine.raised().is_empty());
+    machine.probe().process();
+    assert_eq!(machine.raised(), [4]);
+    let _ = transfer(&machine, READ, 0, 1);
+    assert_eq!(machine.raised(), [4], "a fault ends it too");
+}
+
+#[test]
+fn a_reset_forgets_the_transfer_that_waits() {
+    let machine = Machine::new();
+    machine.write(BAR0 + BYTE, 1);
+    start(&machine, FILL, MEMORY, 1);
+    machine.write_config(PROBE, machine.capability(0x10) + 8, 1 << 15);
+    machine.configure();
+    assert_eq!(machine.status().dma_status, DmaStatus::Idle);
+    machine.probe().process();
+    assert_eq!(machine.status().dma, DmaCounts::default());
+    assert_eq!(memory(&machine, MEMORY, 1), [0]);
+}

@@ -1,0 +1,200 @@
+//! A machine for tests: a probe below a root port, as firmware would leave it, with some memory.
+//!
+//! Registers are spelled out as `docs/probe.md` has them.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use vm_memory::{GuestAddress, GuestRegionMmap};
+
+use super::{Probe, ProbeStatus};
+use crate::Signal;
+use crate::dma::{DmaRegion, DmaView};
+use crate::pci::test_machine::{Line, Messages, address};
+use crate::pci::{
+    Access, Command, FunctionAddress, Message, Node, RootComplex, RootNode, RootPort, Topology,
+};
+
+pub const PORT: FunctionAddress = address(0, 1, 0);
+pub const PROBE: FunctionAddress = address(1, 0, 0);
+
+pub const BAR0: u64 = 0xe000_0000;
+pub const BAR2: u64 = 0x8_0000_0000;
+pub const BAR4: u64 = 0xe000_2000;
+pub const BAR5: u16 = 0xc000;
+pub const ROM: u64 = 0xe000_4000;
+pub const RAM_SIZE: u32 = 0x10000;
+
+pub const MEMORY: u64 = 0x10000;
+pub const MEMORY_SIZE: usize = 0x2000;
+
+pub const INTERRUPT: u64 = 0x100;
+pub const INTX: u64 = 0x104;
+pub const SCRATCH: u64 = 0x200;
+pub const BUFFER: u64 = 0x1000;
+
+const COMMAND: usize = 0x04;
+const ALL: Command = Command::IO.union(Command::MEMORY).union(Command::MASTER);
+
+/// Counts how often it was signalled.
+#[derive(Default)]
+pub struct Doorbell(AtomicUsize);
+
+impl Signal for Doorbell {
+    fn signal(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+pub struct Machine {
+    pub root: RootComplex,
+    pub probe: Arc<Mutex<Probe>>,
+    pub memory: DmaView,
+    pub messages: Arc<Messages>,
+    pub line: Arc<Line>,
+    doorbell: Arc<Doorbell>,
+}
+
+impl Machine {
+    pub fn new() -> Self {
+        let messages = Arc::new(Messages::default());
+        let doorbell = Arc::new(Doorbell::default());
+        let range = GuestRegionMmap::from_range(GuestAddress(MEMORY), MEMORY_SIZE, None).unwrap();
+        let memory = DmaView::new(vec![DmaRegion::fixed(Arc::new(range))]).unwrap();
+        let (function, probe) = Probe::new(
+            RAM_SIZE,
+            memory.clone(),
+            Arc::clone(&messages) as _,
+            Arc::clone(&doorbell) as _,
+        )
+        .unwrap();
+        let below = Some(Node::Device(vec![function.build(Arc::clone(&probe) as _)]));
+        let port = RootNode::Port(RootPort { access_control: true, below });
+        let lines = [(); 4].map(|()| Arc::new(Line::default()));
+        let root =
+            RootComplex::new(Topology { root: vec![port] }, lines.clone().map(|line| line as _))
+                .unwrap();
+        // Pin A below device 1.
+        let line = Arc::clone(&lines[1]);
+        let machine = Self { root, probe, memory, messages, line, doorbell };
+        machine.configure_port();
+        machine.configure();
+        machine
+    }
+
+    fn configure_port(&self) {
+        for (register, value) in [
+            // Ports c000-cfff; memory e0000000-e00fffff and 800000000-8000fffff.
+            (0x1c, 0xc0c0),
+            (0x20, 0xe000_e000),
+            (0x24, 0x0001_0001),
+            (0x28, 8),
+            (0x2c, 8),
+        ] {
+            self.write_config(PORT, register, value);
+        }
+        self.write_config(PORT, COMMAND, ALL.bits().into());
+    }
+
+    /// Gives the probe its addresses, and enables all of it.
+    pub fn configure(&self) {
+        for (register, value) in [
+            (0x10, BAR0 as u32),
+            (0x18, BAR2 as u32),
+            (0x1c, (BAR2 >> 32) as u32),
+            (0x20, BAR4 as u32),
+            (0x24, BAR5.into()),
+            (0x30, ROM as u32 | 1),
+        ] {
+            self.write_config(PROBE, register, value);
+        }
+        self.command(ALL);
+    }
+
+    pub fn command(&self, command: Command) {
+        self.write_config(PROBE, COMMAND, command.bits().into());
+    }
+
+    pub fn read_config(&self, function: FunctionAddress, register: usize) -> u32 {
+        let mut data = [0; 4];
+        self.root.read_config(function, register, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    pub fn write_config(&self, function: FunctionAddress, register: usize, value: u32) {
+        self.root.write_config(function, register, &value.to_le_bytes());
+    }
+
+    /// Where the probe has capability `id`.
+    pub fn capability(&self, id: u8) -> usize {
+        let mut at = self.read_config(PROBE, 0x34) as u8;
+        loop {
+            let [found, next, ..] = self.read_config(PROBE, at.into()).to_le_bytes();
+            if found == id {
+                return at.into();
+            }
+            assert_ne!(next, 0, "no capability {id:#x}");
+            at = next;
+        }
+    }
+
+    pub fn read_bytes(&self, address: u64, length: usize) -> Vec<u8> {
+        let mut data = vec![0; length];
+        assert_eq!(self.root.read_memory(address, &mut data), Access::Claimed);
+        data
+    }
+
+    pub fn read(&self, address: u64) -> u32 {
+        u32::from_le_bytes(self.read_bytes(address, 4).try_into().unwrap())
+    }
+
+    pub fn read_u64(&self, address: u64) -> u64 {
+        u64::from_le_bytes(self.read_bytes(address, 8).try_into().unwrap())
+    }
+
+    pub fn write_bytes(&self, address: u64, data: &[u8]) {
+        assert_eq!(self.root.write_memory(address, data), Access::Claimed);
+    }
+
+    pub fn write(&self, address: u64, value: u32) {
+        self.write_bytes(address, &value.to_le_bytes());
+    }
+
+    pub fn read_port(&self, port: u16) -> u32 {
+        let mut data = [0; 4];
+        assert_eq!(self.root.read_io(port, &mut data), Access::Claimed);
+        u32::from_le_bytes(data)
+    }
+
+    pub fn write_port(&self, port: u16, value: u32) {
+        assert_eq!(self.root.write_io(port, &value.to_le_bytes()), Access::Claimed);
+    }
+
+    /// Makes vector n send n.
+    pub fn enable_msix(&self) {
+        for vector in 0..8 {
+            let entry = BAR4 + 16 * u64::from(vector);
+            for (offset, value) in [(0, 0xfee0_0000), (4, 0), (8, vector), (12, 0)] {
+                self.write(entry + offset, value);
+            }
+        }
+        self.write_config(PROBE, self.capability(0x11), 1 << 31);
+    }
+
+    /// The vectors raised since the last call.
+    pub fn raised(&self) -> Vec<u32> {
+        self.messages.take().into_iter().map(|Message { data, .. }| data).collect()
+    }
+
+    pub fn rings(&self) -> usize {
+        self.doorbell.0.load(Ordering::Relaxed)
+    }
+
+    pub fn probe(&self) -> MutexGuard<'_, Probe> {
+        self.probe.lock().unwrap()
+    }
+
+    pub fn status(&self) -> ProbeStatus {
+        self.probe().status()
+    }
+}

@@ -58,6 +58,18 @@ pub enum Action {
         /// Its argument: too small to be the address of anything.
         argument: u16,
     },
+    /// ioctl(2) whose argument points to these bytes; answers with the number returned and what the
+    /// bytes have become. At least a page is at the kernel's disposal.
+    Exchange {
+        /// On what.
+        file: FileId,
+        /// Which.
+        request: u32,
+        /// What its argument points to.
+        data: Vec<u8>,
+    },
+    /// Keep a descriptor that an ioctl has opened; answers with the file.
+    Adopt(u32),
     /// mmap(2); answers with the address.
     Map {
         /// What to map; nothing for anonymous memory.
@@ -120,6 +132,18 @@ pub enum Action {
     },
     /// Stop them; answers with their report.
     StopHammer,
+    /// Fork a child that loads from a mapping, which it inherits, again and again until it is
+    /// stopped or dies of it. Answered when it is at work.
+    StartPolling {
+        /// The mapping.
+        mapping: u64,
+        /// Where in it.
+        offset: u64,
+        /// How wide.
+        width: Width,
+    },
+    /// Stop it after at least one more load; answers with its report.
+    StopPolling,
     /// Read an I/O port; answers with what it gave.
     ReadPort {
         /// Which.
@@ -195,6 +219,10 @@ impl fmt::Display for Action {
             Self::Ioctl { file, request, argument } => {
                 write!(f, "ioctl {request:#x} of {file} with {argument:#x}")
             }
+            Self::Exchange { file, request, data } => {
+                write!(f, "ioctl {request:#x} of {file} with {:#x} bytes", data.len())
+            }
+            Self::Adopt(descriptor) => write!(f, "keep descriptor {descriptor}"),
             Self::Map { file: Some(file), offset, length, protection, sharing } => write!(
                 f,
                 "map {length:#x} bytes at {offset:#x} of {file}, {protection:?}, {sharing:?}"
@@ -221,6 +249,12 @@ impl fmt::Display for Action {
                 write!(f, "hammer {bytes:#x} bytes with each of {threads} threads")
             }
             Self::StopHammer => write!(f, "stop the hammer"),
+            Self::StartPolling { mapping, offset, width } => write!(
+                f,
+                "poll {} bytes at {offset:#x} of mapping {mapping:#x} in a child",
+                width.bytes()
+            ),
+            Self::StopPolling => write!(f, "stop polling"),
             Self::ReadPort { port, width } => {
                 write!(f, "read {} bytes of port {port:#x}", width.bytes())
             }

@@ -30,6 +30,10 @@ pub enum Value {
     Verdict(Verdict),
     /// What a hammer did.
     Hammer(HammerReport),
+    /// What an ioctl gave.
+    Reply(IoctlReply),
+    /// How far a polling child came.
+    Polling(PollReport),
 }
 
 macro_rules! value_kinds {
@@ -56,6 +60,8 @@ value_kinds! {
     Names => Vec<String>,
     Verdict => Verdict,
     Hammer => HammerReport,
+    Reply => IoctlReply,
+    Polling => PollReport,
 }
 
 /// Gives back a value that is more than nothing.
@@ -124,4 +130,22 @@ pub struct HammerReport {
     pub rounds: u64,
     /// How many 8-byte words did not hold what had been written.
     pub wrong_words: u64,
+}
+
+/// What an ioctl gave whose argument points to bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoctlReply {
+    /// What it returned.
+    pub number: u64,
+    /// What the bytes have become, as many as were given.
+    pub data: Vec<u8>,
+}
+
+/// How far a polling child came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PollReport {
+    /// How many of its loads gave something.
+    pub accesses: u64,
+    /// What the last one died of; nothing if the child lived until it was stopped.
+    pub fault: Option<Fault>,
 }

@@ -16,7 +16,7 @@ mod request;
 mod signal;
 
 pub use action::{Action, OpenFlags, Protection, Sharing, Victim, Width};
-pub use answer::{Answer, End, Failure, HammerReport, Value, Verdict};
+pub use answer::{Answer, End, Failure, HammerReport, IoctlReply, PollReport, Value, Verdict};
 pub use errno::Errno;
 pub use frame::{FrameError, FrameReader, MAGIC, MAX_DATA, MAX_FRAME, write_frame};
 pub use module_index::{ModuleEntry, ModuleIndex, ModuleIndexError, module_name};

@@ -10,6 +10,7 @@ mod hammer;
 mod kernel_log;
 mod mapping;
 mod modules;
+mod polling;
 mod serial;
 mod supervisor;
 mod sys;

@@ -22,7 +22,7 @@ pub enum Fork {
 /// thread may have been holding one.
 pub fn fork() -> io::Result<Fork> {
     // SAFETY: fork has no preconditions. Process 1 has no threads when it forks; the children
-    // that workers fork make one memory access, write to a pipe and exit.
+    // that workers fork only access memory, write to a pipe and exit.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         pid => Ok(Pid::from_raw(pid).map_or(Fork::Child, Fork::Parent)),
@@ -76,6 +76,28 @@ pub fn ioctl(file: BorrowedFd<'_>, request: u32, argument: u16) -> io::Result<u6
     let result =
         unsafe { libc::ioctl(file.as_raw_fd(), request.into(), libc::c_ulong::from(argument)) };
     check(result).map(|value| value as u64)
+}
+
+/// ioctl(2) whose argument points to bytes. It may make more of them than there were, up to a page.
+pub fn exchange(file: BorrowedFd<'_>, request: u32, data: &mut Vec<u8>) -> io::Result<u64> {
+    const PAGE: usize = 4096;
+    let length = data.len();
+    data.resize(length.max(PAGE), 0);
+    // SAFETY: the descriptor is open. The kernel writes where the argument points, and no request
+    // that lab makes writes more than a page.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), request.into(), data.as_mut_ptr()) };
+    data.truncate(length);
+    check(result).map(|value| value as u64)
+}
+
+/// Takes over a descriptor that an ioctl has opened.
+pub fn adopt(descriptor: u32) -> io::Result<OwnedFd> {
+    let descriptor = descriptor as libc::c_int;
+    // SAFETY: fcntl finds out whether the descriptor is open; the flag is a plain number.
+    check(unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    // SAFETY: it is open, and nobody else's: an ioctl of this process gave it, and lab keeps each
+    // once.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
 /// Lets this process use every I/O port.

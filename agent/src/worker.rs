@@ -13,7 +13,8 @@ use std::{
 };
 
 use agent_protocol::{
-    Action, Failure, FileId, FrameReader, MAX_DATA, OpenFlags, Value, Victim, write_frame,
+    Action, Failure, FileId, FrameReader, IoctlReply, MAX_DATA, OpenFlags, Value, Victim,
+    write_frame,
 };
 use rustix::fs::{Mode, OFlags};
 
@@ -23,7 +24,9 @@ use crate::{
     hammer::Hammer,
     kernel_log,
     mapping::Mapping,
-    modules, sys,
+    modules,
+    polling::Polling,
+    sys,
 };
 
 /// What a worker holds.
@@ -32,6 +35,7 @@ pub struct Worker {
     files: BTreeMap<FileId, File>,
     mappings: BTreeMap<u64, Mapping>,
     hammer: Option<Hammer>,
+    polling: Option<Polling>,
     ports: Option<Ports>,
 }
 
@@ -69,6 +73,16 @@ impl Worker {
             }
             Action::Ioctl { file, request, argument } => {
                 Value::Word(sys::ioctl(self.file(file)?.as_fd(), request, argument)?)
+            }
+            Action::Exchange { file, request, mut data } => {
+                let number = sys::exchange(self.file(file)?.as_fd(), request, &mut data)?;
+                Value::Reply(IoctlReply { number, data })
+            }
+            Action::Adopt(descriptor) => {
+                if self.files.contains_key(&FileId(descriptor)) {
+                    return Err(refused("this process keeps that descriptor already"));
+                }
+                Value::Word(self.keep(sys::adopt(descriptor)?.into()))
             }
             Action::Map { file, offset, length, protection, sharing } => {
                 let file = file.map(|file| self.file(file)).transpose()?;
@@ -109,6 +123,18 @@ impl Worker {
             Action::StopHammer => {
                 let hammer = self.hammer.take().ok_or_else(|| refused("there is no hammer"))?;
                 Value::Hammer(hammer.stop()?)
+            }
+            Action::StartPolling { mapping, offset, width } => {
+                if self.polling.is_some() {
+                    return Err(refused("a child of this process polls already"));
+                }
+                let cell = self.mapping(mapping)?.cell(offset, width)?;
+                self.polling = Some(Polling::start(cell)?);
+                Value::Done
+            }
+            Action::StopPolling => {
+                let polling = self.polling.take().ok_or_else(|| refused("no child polls"))?;
+                Value::Polling(polling.stop()?)
             }
             Action::ReadPort { port, width } => {
                 let value = self.ports()?.read(port, width).ok_or_else(no_such_width)?;
@@ -152,9 +178,13 @@ impl Worker {
         let flags = OFlags::from_bits_retain(flags.0) | OFlags::CLOEXEC | OFlags::NOCTTY;
         let mode = Mode::RUSR | Mode::WUSR;
         let file = rustix::fs::open(path, flags, mode).map_err(std::io::Error::from)?;
+        Ok(self.keep(file.into()))
+    }
+
+    fn keep(&mut self, file: File) -> u64 {
         let number = file.as_raw_fd() as u32;
-        self.files.insert(FileId(number), file.into());
-        Ok(number.into())
+        self.files.insert(FileId(number), file);
+        number.into()
     }
 
     fn file(&self, file: FileId) -> Result<&File, Failure> {

@@ -166,7 +166,8 @@ Examples:
   moat check --kernel .cache/kernels/debian-6.12-cloud
   moat check --kernel .cache/kernels/debian-6.1-cloud --kernel .cache/kernels/protected --json
   moat check --kernel ~/linux/arch/x86/boot/bzImage --modules ~/linux-modules --only VM3,VM11
-  moat check --kernel .cache/kernels/unprotected --expect-unprotected
+  moat check --kernel .cache/kernels/debian-6.12 --vmm moat,qemu
+  moat check --kernel .cache/kernels/unprotected --expect-without io-strict-devmem
   moat check --list")]
 pub struct CheckArguments {
     /// Kernel to check: a directory as scripts/guest-kernel makes it, or a bzImage; may be repeated
@@ -187,10 +188,30 @@ pub struct CheckArguments {
     /// Number of vCPUs of each guest; with several, mappings are torn down across them
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
-    /// The control of the controls: the kernels were built without IO_STRICT_DEVMEM, and mappings
-    /// that are held when a driver comes must survive
-    #[arg(long)]
-    pub expect_unprotected: bool,
+    /// What runs the guests; with both, a table shows where they differ
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "moat")]
+    pub vmm: Vec<CheckedVmm>,
+    /// The control of the controls: the kernels lack this protection, and the checks of it must fail
+    #[arg(long, value_enum, value_name = "PROTECTION", value_delimiter = ',')]
+    pub expect_without: Vec<ExpectWithout>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CheckedVmm {
+    /// moat
+    Moat,
+    /// QEMU, which must be installed; with KVM where it works, else by emulation
+    Qemu,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum ExpectWithout {
+    /// Built without IO_STRICT_DEVMEM
+    IoStrictDevmem,
+    /// Older than Linux 5.12, which brought sysfs and procfs under revocation
+    PciRevocation,
+    /// Older than Linux 5.16, or with a virtio-mem whose region is not EXCLUSIVE
+    ExclusiveRegion,
 }
 
 #[derive(Args)]

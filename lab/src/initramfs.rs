@@ -13,7 +13,8 @@ use crate::kernel::ModuleSet;
 /// The agent: static, because nothing else is in the initramfs.
 const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/agent"));
 
-const DIRECTORIES: [&str; 5] = ["dev", "modules", "proc", "sys", "tmp"];
+const DIRECTORIES: [&str; 8] =
+    ["dev", "kernel", "kernel/firmware", "kernel/firmware/acpi", "modules", "proc", "sys", "tmp"];
 
 /// Character devices that a program needs before devtmpfs is mounted: name, major and minor.
 const DEVICES: [(&str, u32, u32); 2] = [("dev/console", 5, 1), ("dev/null", 1, 3)];
@@ -43,6 +44,12 @@ impl Initramfs {
     pub fn with_file(mut self, path: &str, contents: Vec<u8>) -> Self {
         self.files.insert(path.trim_start_matches('/').to_owned(), contents);
         self
+    }
+
+    /// Adds an ACPI table, which the kernel reads before it unpacks anything: Linux's
+    /// Documentation/admin-guide/acpi/initrd_table_override.rst.
+    pub fn with_acpi_table(self, table: Vec<u8>) -> Self {
+        self.with_file("kernel/firmware/acpi/table.aml", table)
     }
 
     /// The archive, uncompressed: unpacking would cost the guest more time than reading.

@@ -1,28 +1,31 @@
 //! Tells scenarios on a kernel, one guest after the other.
 
 use crate::{
-    kernel::{GuestKernel, ModuleSet},
+    initramfs::Initramfs,
+    kernel::GuestKernel,
     report::{
         KernelReport, Observations, Protection, ScenarioReport, TroubledGuest, Unfinished, Verdict,
     },
     scenarios::{AfterLoad, Boot, Scenario, Story, Told},
-    vm::{MODULES, Trouble, Vm, VmConfig, VmError},
+    vm::{Trouble, Vm, VmConfig, VmError, Vmm},
 };
 
 /// How scenarios are told.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub struct Settings<'a> {
+    /// What runs the guests.
+    pub vmm: Vmm,
     /// Number of vCPUs of each guest.
     pub vcpus: u32,
-    /// What the kernel is expected to have been built with.
-    pub protection: Protection,
+    /// What the kernel is expected to lack.
+    pub lacking: &'a [Protection],
 }
 
 /// What is going on.
 #[derive(Clone, Copy, Debug)]
 pub enum Progress<'a> {
     /// A guest is started for these scenarios.
-    Booting(&'a GuestKernel, Boot, &'a [&'static Scenario]),
+    Booting(&'a GuestKernel, Vmm, Boot, &'a [&'static Scenario]),
     /// A scenario is done with, all its guests included.
     Told(&'static Scenario, Verdict),
 }
@@ -34,14 +37,15 @@ pub fn run(
     settings: Settings,
     progress: &dyn Fn(Progress),
 ) -> KernelReport {
-    let reports = scenarios.iter().map(|scenario| blank_report(scenario, kernel)).collect();
+    let reports =
+        scenarios.iter().map(|scenario| blank_report(scenario, kernel, settings.vmm)).collect();
     let mut run = Run { kernel, settings, reports, troubled_guests: Vec::new() };
     run.read_configurations();
     for boot in Boot::ALL {
-        let stories = stories(&run.reports, boot, settings.protection);
+        let stories = stories(&run.reports, boot, settings.lacking);
         if !stories.is_empty() {
             let told: Vec<_> = stories.iter().map(|told| told.scenario).collect();
-            progress(Progress::Booting(kernel, boot, &told));
+            progress(Progress::Booting(kernel, settings.vmm, boot, &told));
             run.tell(boot, stories);
         }
     }
@@ -50,6 +54,7 @@ pub fn run(
         progress(Progress::Told(report.scenario, report.verdict()));
     }
     KernelReport {
+        vmm: settings.vmm,
         image: kernel.image().to_owned(),
         release: kernel.release().to_owned(),
         scenarios: run.reports,
@@ -57,9 +62,9 @@ pub fn run(
     }
 }
 
-/// A report of nothing yet, but for what the kernel lacks.
-fn blank_report(scenario: &'static Scenario, kernel: &GuestKernel) -> ScenarioReport {
-    let missing = scenario.needs.iter().find_map(|need| need.missing_in(kernel));
+/// A report of nothing yet, but for what the kernel or the monitor lacks.
+fn blank_report(scenario: &'static Scenario, kernel: &GuestKernel, vmm: Vmm) -> ScenarioReport {
+    let missing = scenario.needs.iter().find_map(|need| need.missing_in(kernel, vmm));
     let unfinished = missing.map(Unfinished::Skipped);
     ScenarioReport { scenario, observations: Vec::new(), unfinished }
 }
@@ -74,7 +79,7 @@ struct GuestStory {
 }
 
 /// The stories to be told in one guest, in the order in which they are.
-fn stories(reports: &[ScenarioReport], boot: Boot, protection: Protection) -> Vec<GuestStory> {
+fn stories(reports: &[ScenarioReport], boot: Boot, lacking: &[Protection]) -> Vec<GuestStory> {
     let (mut stories, mut last) = (Vec::new(), Vec::new());
     for (report, ScenarioReport { scenario, unfinished, .. }) in reports.iter().enumerate() {
         for story in scenario.stories {
@@ -84,7 +89,7 @@ fn stories(reports: &[ScenarioReport], boot: Boot, protection: Protection) -> Ve
                 Story::Kernel(_) => continue,
             };
             if place == boot && unfinished.is_none() {
-                let seen = Observations::new(Some(boot), protection);
+                let seen = Observations::new(Some(boot), lacking);
                 stories.push(GuestStory { scenario, report, tell, seen });
             }
         }
@@ -95,7 +100,7 @@ fn stories(reports: &[ScenarioReport], boot: Boot, protection: Protection) -> Ve
 
 struct Run<'a> {
     kernel: &'a GuestKernel,
-    settings: Settings,
+    settings: Settings<'a>,
     reports: Vec<ScenarioReport>,
     troubled_guests: Vec<TroubledGuest>,
 }
@@ -105,7 +110,7 @@ impl Run<'_> {
         for report in self.reports.iter_mut().filter(|report| report.unfinished.is_none()) {
             for story in report.scenario.stories {
                 if let Story::Kernel(tell) = story {
-                    let mut seen = Observations::new(None, self.settings.protection);
+                    let mut seen = Observations::new(None, self.settings.lacking);
                     if let Err(error) = tell(self.kernel, &mut seen) {
                         report.unfinished = Some(Unfinished::Failed(error.to_string()));
                     }
@@ -130,14 +135,23 @@ impl Run<'_> {
     }
 
     fn tell_in_guest(&mut self, boot: Boot, stories: &mut [GuestStory]) -> Result<(), Trouble> {
+        let Settings { vmm, vcpus, .. } = self.settings;
         let config = VmConfig {
-            vcpus: self.settings.vcpus,
+            vmm,
+            vcpus,
             parameters: boot.parameters(),
             requested: boot.requested(),
+            special: boot.special(),
         };
-        // Stories that need the driver are not told where it is not to be had.
-        let modules = self.kernel.modules(&MODULES).unwrap_or_else(|_| ModuleSet::default());
-        let vm = Vm::boot(self.kernel, modules, config)?;
+        let needs = stories.iter().flat_map(|story| story.scenario.needs);
+        let modules: Vec<_> = needs.flat_map(|need| need.modules(vmm)).collect();
+        // Nothing is told that needs what is not to be had.
+        let modules = self.kernel.modules(&modules).map_err(VmError::from)?;
+        let mut initramfs = Initramfs::new().with_modules(modules);
+        if let Some(table) = boot.acpi_table() {
+            initramfs = initramfs.with_acpi_table(table);
+        }
+        let vm = Vm::boot(self.kernel, &initramfs, config)?;
         self.tell_to_the_end(boot, &vm, stories).map_err(|error| vm.trouble(error))
     }
 
@@ -205,7 +219,7 @@ mod tests {
     }
 
     fn ids(reports: &[ScenarioReport], boot: Boot) -> Vec<&'static str> {
-        let stories = stories(reports, boot, Protection::Present);
+        let stories = stories(reports, boot, &[]);
         stories.iter().map(|story| story.scenario.id).collect()
     }
 

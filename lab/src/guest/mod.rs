@@ -23,13 +23,15 @@ mod iomem;
 mod kernel_log;
 mod meminfo;
 mod outcome;
+mod pci;
 mod process;
+mod vfio;
 
 use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
 
 use agent_protocol::{Action, Command, Power};
 pub use agent_protocol::{
-    End, Errno, HammerReport, OpenFlags, Protection, Sharing, Signal, Verdict, Width,
+    End, Errno, HammerReport, IoctlReply, OpenFlags, Protection, Sharing, Signal, Verdict, Width,
 };
 
 use self::channel::Channel;
@@ -39,7 +41,9 @@ pub use self::{
     kernel_log::{Level, LogRecord},
     meminfo::MemInfo,
     outcome::{Denial, Observe, Outcome, Show},
-    process::{File, Mapping, Process},
+    pci::{PciAddress, PciFunction},
+    process::{File, Mapping, Polled, Polling, Process},
+    vfio::VfioDevice,
 };
 
 /// A guest whose agent has said hello.

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use agent_protocol::{
-    Action, Command, FileId, HammerReport, OpenFlags, ProcessId, Protection, Sharing, Value,
-    Verdict, Victim, Width,
+    Action, Command, FileId, HammerReport, IoctlReply, OpenFlags, PollReport, ProcessId,
+    Protection, Sharing, Value, Verdict, Victim, Width,
 };
 
 use super::{Denial, GuestError, channel::Channel, outcome::Show};
@@ -35,6 +35,22 @@ pub struct Mapping {
     victim: Victim,
 }
 
+/// A child that loads from a mapping again and again.
+#[derive(Debug)]
+pub struct Polling {
+    process: Process,
+    polled: u64,
+}
+
+/// How far such a child came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Polled {
+    /// How many of its loads gave something.
+    pub accesses: u64,
+    /// What its last one died of, if one did.
+    pub death: Option<Denial>,
+}
+
 impl Show for File {}
 impl Show for Mapping {}
 
@@ -51,6 +67,12 @@ impl Process {
     /// open(2).
     pub fn open(&self, path: &str, flags: OpenFlags) -> Result<File, GuestError> {
         let id: u64 = self.perform(Action::Open { path: path.to_owned(), flags })?;
+        Ok(File { process: self.clone(), id: FileId(id as u32) })
+    }
+
+    /// Keeps a descriptor that an ioctl has opened.
+    pub fn adopt(&self, descriptor: u64) -> Result<File, GuestError> {
+        let id: u64 = self.perform(Action::Adopt(descriptor as u32))?;
         Ok(File { process: self.clone(), id: FileId(id as u32) })
     }
 
@@ -127,6 +149,21 @@ impl File {
     /// ioctl(2) whose argument is a number.
     pub fn ioctl(&self, request: u32, argument: u16) -> Result<u64, GuestError> {
         self.process.perform(Action::Ioctl { file: self.id, request, argument })
+    }
+
+    /// ioctl(2) whose argument points to bytes.
+    pub fn exchange(
+        &self,
+        request: u32,
+        data: impl Into<Vec<u8>>,
+    ) -> Result<IoctlReply, GuestError> {
+        let data = data.into();
+        self.process.perform(Action::Exchange { file: self.id, request, data })
+    }
+
+    /// The number of its descriptor, for ioctls that want it.
+    pub fn descriptor(&self) -> u32 {
+        self.id.0
     }
 
     /// mmap(2).
@@ -210,7 +247,15 @@ impl Mapping {
         self.process.perform(Action::Unmap(self.address))
     }
 
-    fn peek(&self, offset: u64, width: Width) -> Result<u64, GuestError> {
+    /// Forks a child that inherits the mapping and loads from there until it is stopped.
+    pub fn start_polling(&self, offset: u64, width: Width) -> Result<Polling, GuestError> {
+        let mapping = self.address;
+        self.process.perform::<()>(Action::StartPolling { mapping, offset, width })?;
+        Ok(Polling { process: self.process.clone(), polled: self.address + offset })
+    }
+
+    /// One load.
+    pub fn peek(&self, offset: u64, width: Width) -> Result<u64, GuestError> {
         let (mapping, victim) = (self.address, self.victim);
         self.access(offset, width.bytes(), Action::Peek { mapping, offset, width, victim })
     }
@@ -236,5 +281,17 @@ impl Mapping {
             }
             error => error,
         })
+    }
+}
+
+impl Polling {
+    /// Stops it, if it lives, after at least one more load.
+    pub fn stop(self) -> Result<Polled, GuestError> {
+        let PollReport { accesses, fault } = self.process.perform(Action::StopPolling)?;
+        let death = fault.map(|fault| match fault.address == self.polled {
+            true => Ok(Denial::Signal { signal: fault.signal, code: fault.code }),
+            false => Err(GuestError::Faulted { asked: Action::StopPolling.to_string(), fault }),
+        });
+        Ok(Polled { accesses, death: death.transpose()? })
     }
 }

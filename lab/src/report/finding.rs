@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-use crate::guest::{Denial, Errno, File, GuestError, Mapping, Observe as _, Outcome};
+use crate::guest::{Denial, Errno, File, GuestError, Mapping, Observe as _, Outcome, Polled};
 
 /// What comes of something that is tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +73,13 @@ impl<T: Into<Self>> From<Outcome<T>> for Finding {
             Outcome::Value(value) => value.into(),
             Outcome::Denied(denial) => denial.into(),
         }
+    }
+}
+
+/// What the last access came to.
+impl From<Polled> for Finding {
+    fn from(polled: Polled) -> Self {
+        polled.death.map_or(Self::Done, Self::Denied)
     }
 }
 

@@ -3,14 +3,17 @@
 mod finding;
 mod observations;
 
-use std::path::PathBuf;
+use std::{collections::HashSet, path::PathBuf};
 
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
 pub use finding::{Finding, Observe};
 pub use observations::{Observations, Protection};
 
-use crate::scenarios::{Boot, Scenario};
+use crate::{
+    scenarios::{Boot, Scenario},
+    vm::Vmm,
+};
 
 /// One thing that was tried.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -39,6 +42,10 @@ pub enum Kind {
     Control,
     /// A check on a kernel that is known to lack the protection: it has to fail, and does.
     UnprotectedControl,
+    /// The protection should be there, and is not: every kernel that we know has this gap.
+    KnownGap,
+    /// The monitor does not tell.
+    Unasked,
 }
 
 /// What follows for a scenario.
@@ -49,7 +56,9 @@ pub enum Verdict {
     Passed,
     /// Some are not, or could not be made.
     Failed,
-    /// This kernel cannot be asked.
+    /// Every observation is as expected, and some show a gap that is known.
+    KnownGap,
+    /// This kernel, or this monitor, cannot be asked.
     Skipped,
 }
 
@@ -68,7 +77,7 @@ pub struct ScenarioReport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unfinished {
-    /// The kernel lacks what it needs.
+    /// The kernel or the monitor lacks what it needs.
     Skipped(String),
     /// Something went wrong.
     Failed(String),
@@ -81,22 +90,24 @@ impl ScenarioReport {
             _ if self.observations.iter().any(|observation| !observation.holds) => Verdict::Failed,
             Some(Unfinished::Failed(_)) => Verdict::Failed,
             Some(Unfinished::Skipped(_)) => Verdict::Skipped,
+            None if self.has(&[Kind::KnownGap]) => Verdict::KnownGap,
             None => Verdict::Passed,
         }
     }
 
     /// Fails it unless it has been told whole: a check that nothing controls proves nothing.
     pub fn require_checks_and_controls(&mut self) {
-        let has = |wanted: &[Kind]| {
-            self.observations.iter().any(|observation| wanted.contains(&observation.kind))
-        };
         let missing = match () {
             () if self.unfinished.is_some() => return,
-            () if !has(&[Kind::Check, Kind::UnprotectedControl]) => "check",
-            () if !has(&[Kind::Control]) => "control",
+            () if !self.has(&[Kind::Check, Kind::UnprotectedControl, Kind::KnownGap]) => "check",
+            () if !self.has(&[Kind::Control]) => "control",
             () => return,
         };
         self.unfinished = Some(Unfinished::Failed(format!("it was told without a {missing}")));
+    }
+
+    fn has(&self, kinds: &[Kind]) -> bool {
+        self.observations.iter().any(|observation| kinds.contains(&observation.kind))
     }
 }
 
@@ -126,6 +137,8 @@ pub struct TroubledGuest {
 /// What became of the scenarios on one kernel.
 #[derive(Debug, Serialize)]
 pub struct KernelReport {
+    /// What ran its guests.
+    pub vmm: Vmm,
     /// The kernel's image.
     pub image: PathBuf,
     /// Its release.
@@ -142,13 +155,23 @@ pub struct KernelReport {
 pub struct Totals {
     pub passed: usize,
     pub failed: usize,
+    pub known_gaps: usize,
     pub skipped: usize,
 }
 
+impl KernelReport {
+    /// The guests in which something was observed.
+    pub fn boots(&self) -> impl Iterator<Item = Boot> {
+        let observations = self.scenarios.iter().flat_map(|scenario| &scenario.observations);
+        let seen: HashSet<_> = observations.filter_map(|observation| observation.boot).collect();
+        Boot::ALL.into_iter().filter(move |boot| seen.contains(boot))
+    }
+}
+
 /// The whole of a run.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Report {
-    /// Kernel by kernel.
+    /// Kernel by kernel, and monitor by monitor.
     pub kernels: Vec<KernelReport>,
 }
 
@@ -160,6 +183,7 @@ impl Report {
             match scenario.verdict() {
                 Verdict::Passed => totals.passed += 1,
                 Verdict::Failed => totals.failed += 1,
+                Verdict::KnownGap => totals.known_gaps += 1,
                 Verdict::Skipped => totals.skipped += 1,
             }
         }
@@ -246,6 +270,7 @@ mod tests {
             (vec![passed(), failed()], false),
         ] {
             let kernel = KernelReport {
+                vmm: Vmm::Moat,
                 image: "bzImage".into(),
                 release: "6.12.0".to_owned(),
                 scenarios,

@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-use super::MIB;
+use super::{MIB, gap};
+use crate::vm::Special;
 
 /// A guest: how its kernel is started, and what its virtio-mem device requests at first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,12 +20,29 @@ pub enum Boot {
     Offline,
     /// Nobody may change the running kernel.
     Lockdown,
+    /// The virtio-mem region is in a window of the PCI host bridge, and nothing is plugged.
+    Overlaid,
+    /// Likewise, with memory plugged, and the checks of I/O memory relaxed.
+    OverlaidRelaxed,
+    /// There is an IOMMU, and it is in use.
+    Iommu,
+    /// A device has registers that do not start on a page boundary.
+    Misaligned,
 }
 
 impl Boot {
     /// All of them, in the order in which they are started.
-    pub const ALL: [Self; 5] =
-        [Self::Plain, Self::Relaxed, Self::Movable, Self::Offline, Self::Lockdown];
+    pub const ALL: [Self; 9] = [
+        Self::Plain,
+        Self::Relaxed,
+        Self::Movable,
+        Self::Offline,
+        Self::Lockdown,
+        Self::Overlaid,
+        Self::OverlaidRelaxed,
+        Self::Iommu,
+        Self::Misaligned,
+    ];
 
     /// A word for it.
     pub fn name(self) -> &'static str {
@@ -34,27 +52,50 @@ impl Boot {
             Self::Movable => "movable",
             Self::Offline => "offline",
             Self::Lockdown => "lockdown",
+            Self::Overlaid => "overlaid",
+            Self::OverlaidRelaxed => "overlaid, relaxed",
+            Self::Iommu => "IOMMU",
+            Self::Misaligned => "misaligned",
         }
     }
 
     /// The kernel's parameters.
     pub fn parameters(self) -> &'static str {
         match self {
-            Self::Plain => "",
-            Self::Relaxed => "iomem=relaxed memhp_default_state=online_kernel",
+            Self::Plain | Self::Overlaid => "",
+            Self::Relaxed | Self::OverlaidRelaxed => {
+                "iomem=relaxed memhp_default_state=online_kernel"
+            }
             Self::Movable => "memhp_default_state=online_movable",
             Self::Offline => "memhp_default_state=offline",
             Self::Lockdown => "lockdown=integrity",
+            Self::Iommu => "intel_iommu=on",
+            Self::Misaligned => gap::PARAMETERS,
         }
     }
 
     /// Bytes that the device requests when the guest starts.
     pub fn requested(self) -> u64 {
         match self {
-            Self::Plain | Self::Relaxed | Self::Movable | Self::Lockdown => 256 * MIB,
-            // So that VM6, which is told first there, sees a region in which nothing ever was.
-            Self::Offline => 0,
+            // So that VM6, which is told first there, sees a region in which nothing ever was, and
+            // VM9 a claim of the driver's that holds no memory yet.
+            Self::Offline | Self::Overlaid => 0,
+            _ => 256 * MIB,
         }
+    }
+
+    /// What is special about its machine.
+    pub fn special(self) -> Special {
+        match self {
+            Self::Overlaid | Self::OverlaidRelaxed => Special::RegionInPciWindow,
+            Self::Iommu => Special::Iommu,
+            _ => Special::None,
+        }
+    }
+
+    /// An ACPI table in its initramfs.
+    pub fn acpi_table(self) -> Option<Vec<u8>> {
+        (self == Self::Misaligned).then(gap::acpi_table)
     }
 }
 

@@ -169,12 +169,13 @@ pub fn relaxed_for_other_devices_only(vm: &Vm, _: &mut Observations) -> Told {
     })
 }
 
-/// Where the registers of a virtio-mmio device are that its driver has claimed: ACPI declares them
-/// as an `LNRO0005`, and the driver's claim, of the same name, is busy.
+/// Where the registers of a device are that its driver has claimed: of one that ACPI declares as an
+/// `LNRO0005`, under whose name virtio-mmio's claim is, or of a PCI function.
 fn claimed_registers(guest: &Guest) -> Result<u64, VmError> {
     let iomem = guest.iomem()?;
-    let claim = iomem.iter().find(|claim| claim.name.starts_with("LNRO0005"));
+    let claims = ["LNRO0005", "virtio-pci-modern"];
+    let claim = iomem.iter().find(|claim| claims.iter().any(|name| claim.name.starts_with(name)));
     claim
         .map(|claim| *claim.range.start())
-        .ok_or(VmError::Absent("claimed virtio-mmio device in /proc/iomem"))
+        .ok_or(VmError::Absent("claimed virtio device in /proc/iomem"))
 }

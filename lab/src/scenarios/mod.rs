@@ -4,12 +4,18 @@
 //! Scenarios share guests, because booting takes longer than all they do. Each has a control: an
 //! observation that shows that its check can fail.
 
+mod bar_drivers;
+mod bar_exclusion;
+mod bar_revocation;
+mod bars;
 mod boot;
 mod configuration;
 mod dev_mem;
 mod exclusion;
+mod gap;
 mod need;
 mod oracle;
+mod overlay;
 mod revocation;
 mod unload;
 
@@ -19,7 +25,7 @@ pub use need::Need;
 use crate::{
     kernel::GuestKernel,
     report::Observations,
-    vm::{Vm, VmError},
+    vm::{Feature, Vm, VmError},
 };
 
 /// Something that a guest must do, and how one finds out.
@@ -28,7 +34,7 @@ pub struct Scenario {
     pub id: &'static str,
     /// What holds where it passes.
     pub title: &'static str,
-    /// What a kernel must have for it.
+    /// What a kernel, or its monitor, must have for it.
     pub needs: &'static [Need],
     /// How one finds out.
     pub stories: &'static [Story],
@@ -121,6 +127,24 @@ pub static CATALOGUE: &[Scenario] = &[
         ],
     },
     Scenario {
+        id: "VM9",
+        title: "a PCI device's BAR over the region is no way to it, for the region is EXCLUSIVE",
+        needs: &[Need::Driver, Need::Monitor(Feature::RegionInPciWindow), Need::VirtioPci],
+        stories: &[
+            Guest(Boot::Overlaid, overlay::new_mappings),
+            Guest(Boot::OverlaidRelaxed, overlay::new_mappings),
+        ],
+    },
+    Scenario {
+        id: "VM10",
+        title: "a held mapping of a PCI device's BAR over the region is torn down",
+        needs: &[Need::Driver, Need::Monitor(Feature::RegionInPciWindow)],
+        stories: &[
+            Guest(Boot::Overlaid, overlay::held_mappings),
+            Guest(Boot::OverlaidRelaxed, overlay::held_mappings),
+        ],
+    },
+    Scenario {
         id: "VM11",
         title: "a held mapping of the region is torn down when the driver comes, for good",
         needs: &[Need::Driver, Need::DevMem],
@@ -166,13 +190,13 @@ pub static CATALOGUE: &[Scenario] = &[
     Scenario {
         id: "VM17",
         title: "a driver that finds memory plugged has all of it unplugged first",
-        needs: &[Need::Driver],
+        needs: &[Need::Driver, Need::Monitor(Feature::Witness)],
         stories: &[Guest(Boot::Offline, unload::unplug_all)],
     },
     Scenario {
         id: "VM18",
         title: "the host sees no access to unplugged memory, whatever /dev/mem is asked for",
-        needs: &[Need::Driver, Need::DevMem],
+        needs: &[Need::Driver, Need::DevMem, Need::Monitor(Feature::Witness)],
         stories: &[Guest(Boot::Plain, oracle::nothing_reaches_unplugged_memory)],
     },
     Scenario {
@@ -190,7 +214,121 @@ pub static CATALOGUE: &[Scenario] = &[
             Guest(Boot::Lockdown, configuration::dev_mem_under_lockdown),
         ],
     },
+    Scenario {
+        id: "P1",
+        title: "a BAR that no driver has claimed is open",
+        needs: &[Need::DevMem, Need::Monitor(Feature::Pci)],
+        stories: &[Guest(Boot::Plain, bar_exclusion::idle)],
+    },
+    Scenario {
+        id: "P2",
+        title: "a BAR that a driver has claimed is closed, by /dev/mem, sysfs and procfs",
+        needs: BARS,
+        stories: &[
+            Guest(Boot::Plain, bar_exclusion::claimed),
+            Guest(Boot::Relaxed, bar_exclusion::claimed),
+        ],
+    },
+    Scenario {
+        id: "P3",
+        title: "read of /dev/mem reaches a BAR only if there is RAM above it and no claim",
+        needs: &[Need::Driver, Need::DevMem, Need::Monitor(Feature::Pci), Need::VirtioPci],
+        stories: &[
+            Guest(Boot::Plain, bar_exclusion::read),
+            Guest(Boot::Relaxed, bar_exclusion::read),
+        ],
+    },
+    Scenario {
+        id: "P4",
+        title: "a held mapping of a BAR by sysfs is torn down when a driver claims it",
+        needs: BARS,
+        stories: &[
+            Guest(Boot::Plain, bar_revocation::held_by_sysfs),
+            Guest(Boot::Relaxed, bar_revocation::held_by_sysfs),
+        ],
+    },
+    Scenario {
+        id: "P5",
+        title: "a held mapping of a BAR by /dev/mem is torn down when a driver claims it",
+        needs: BARS,
+        stories: &[
+            Guest(Boot::Plain, bar_revocation::held_by_dev_mem),
+            Guest(Boot::Relaxed, bar_revocation::held_by_dev_mem),
+        ],
+    },
+    Scenario {
+        id: "P6",
+        title: "a held mapping of a BAR by procfs is torn down when a driver claims it",
+        needs: BARS,
+        stories: &[
+            Guest(Boot::Plain, bar_revocation::held_by_procfs),
+            Guest(Boot::Relaxed, bar_revocation::held_by_procfs),
+        ],
+    },
+    Scenario {
+        id: "P7",
+        title: "a mapping that a child has inherited, and uses, is torn down too",
+        needs: BARS,
+        stories: &[
+            Guest(Boot::Plain, bar_revocation::inherited),
+            Guest(Boot::Relaxed, bar_revocation::inherited),
+        ],
+    },
+    Scenario {
+        id: "P8",
+        title: "of a mapping of two BARs only the claimed one is torn down",
+        needs: BARS,
+        stories: &[
+            Guest(Boot::Plain, bar_revocation::two_bars),
+            Guest(Boot::Relaxed, bar_revocation::two_bars),
+        ],
+    },
+    Scenario {
+        id: "P9",
+        title: "a private copy of a page of a BAR is torn down too",
+        needs: BARS,
+        stories: &[
+            Guest(Boot::Plain, bar_revocation::copied_page),
+            Guest(Boot::Relaxed, bar_revocation::copied_page),
+        ],
+    },
+    Scenario {
+        id: "P10",
+        title: "a mapping that was torn down stays so when the driver has gone",
+        needs: BARS,
+        stories: &[
+            Guest(Boot::Plain, bar_revocation::after_release),
+            Guest(Boot::Relaxed, bar_revocation::after_release),
+        ],
+    },
+    Scenario {
+        id: "P11",
+        title: "a driver that claims no BAR leaves mappings alone",
+        needs: &[
+            Need::DevMem,
+            Need::Monitor(Feature::Pci),
+            Need::VirtioPci,
+            Need::UioPciGeneric,
+            Need::IoStrictDevmem,
+        ],
+        stories: &[Guest(Boot::Plain, bar_drivers::driver_without_claim)],
+    },
+    Scenario {
+        id: "P12",
+        title: "vfio-pci claims a BAR when its user maps it, and no sooner",
+        needs: &[Need::DevMem, Need::Monitor(Feature::Pci), Need::VirtioPci, Need::Vfio],
+        stories: &[Guest(Boot::Iommu, bar_drivers::claim_on_use)],
+    },
+    Scenario {
+        id: "P13",
+        title: "a claim across a page boundary has both its pages torn down (known gap: only one)",
+        needs: &[Need::DevMem, Need::AcpiTables, Need::VirtioMmio, Need::IoStrictDevmem],
+        stories: &[Guest(Boot::Misaligned, gap::tail_page)],
+    },
 ];
+
+/// What scenarios about a BAR need that virtio-pci claims.
+const BARS: &[Need] = &[Need::DevMem, Need::Monitor(Feature::Pci), Need::VirtioPci];
 
 /// A scenario that is not in the catalogue.
 #[derive(Debug, thiserror::Error)]

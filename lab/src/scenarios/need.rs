@@ -2,10 +2,10 @@
 
 use crate::{
     kernel::GuestKernel,
-    vm::{DRIVER, MODULES},
+    vm::{DRIVER, Feature, Vmm},
 };
 
-/// What a kernel must have for a scenario. Of a kernel that came without its configuration all is
+/// What a kernel, or the monitor that runs it, must have for a scenario. Of a kernel that came without its configuration all is
 /// believed that only the configuration tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
@@ -21,11 +21,35 @@ pub enum Need {
     Lockdown,
     /// Configurations that other settings would have led to.
     OtherConfigs,
+    /// ACPI tables in an initramfs.
+    AcpiTables,
+    /// virtio-pci, built in or as a module.
+    VirtioPci,
+    /// uio_pci_generic.
+    UioPciGeneric,
+    /// virtio-mmio, built in or as a module.
+    VirtioMmio,
+    /// vfio-pci, with an IOMMU or without.
+    Vfio,
+    /// Something that not every monitor has.
+    Monitor(Feature),
 }
 
 impl Need {
-    /// Why a kernel does not have it.
-    pub fn missing_in(self, kernel: &GuestKernel) -> Option<String> {
+    /// The modules that it is.
+    pub fn modules(self, vmm: Vmm) -> Vec<&'static str> {
+        match self {
+            Self::Driver => vec![vmm.bus(), DRIVER],
+            Self::VirtioPci => vec!["virtio_pci"],
+            Self::UioPciGeneric => vec!["uio_pci_generic"],
+            Self::VirtioMmio => vec!["virtio_mmio"],
+            Self::Vfio => vec!["vfio_pci", "vfio_iommu_type1"],
+            _ => vec![],
+        }
+    }
+
+    /// Why a kernel, or the monitor that runs it, does not have it.
+    pub fn missing_in(self, kernel: &GuestKernel, vmm: Vmm) -> Option<String> {
         let off = |symbol: &str| {
             let is_off = kernel.config().is_some_and(|config| !config.is_on(symbol));
             is_off.then(|| format!("{symbol} is off in this kernel"))
@@ -34,7 +58,17 @@ impl Need {
             Self::Driver if kernel.has_built_in(DRIVER) => Some(format!(
                 "{DRIVER} is built into this kernel, so there is no time before it: make it a module"
             )),
-            Self::Driver => kernel.modules(&MODULES).err().map(|error| error.to_string()),
+            Self::Vfio if vmm.lacks(Feature::Iommu).is_some() && off("VFIO_NOIOMMU").is_some() => {
+                let lacks = vmm.lacks(Feature::Iommu).unwrap_or_default();
+                Some(format!("{lacks}, and VFIO_NOIOMMU is off in this kernel"))
+            }
+            Self::Driver
+            | Self::VirtioPci
+            | Self::UioPciGeneric
+            | Self::VirtioMmio
+            | Self::Vfio => kernel.modules(&self.modules(vmm)).err().map(|error| error.to_string()),
+            Self::Monitor(feature) => vmm.lacks(feature).map(str::to_owned),
+            Self::AcpiTables => off("ACPI_TABLE_UPGRADE"),
             Self::DevMem => off("DEVMEM"),
             Self::IoStrictDevmem => {
                 off("IO_STRICT_DEVMEM").map(|why| format!("{why}: nothing is left to relax"))
@@ -79,15 +113,19 @@ mod tests {
     #[test]
     fn what_is_off_is_named() {
         let kernel = kernel("CONFIG_DEVMEM=y\n", "");
-        assert_eq!(Need::DevMem.missing_in(&kernel), None);
+        assert_eq!(Need::DevMem.missing_in(&kernel, Vmm::Moat), None);
         for (need, named) in [
             (Need::IoStrictDevmem, "IO_STRICT_DEVMEM is off"),
             (Need::PageFlags, "PROC_PAGE_MONITOR is off"),
             (Need::Lockdown, "SECURITY_LOCKDOWN_LSM is off"),
             (Need::Driver, "no module"),
             (Need::OtherConfigs, "kconfig/"),
+            (Need::AcpiTables, "ACPI_TABLE_UPGRADE is off"),
+            (Need::UioPciGeneric, "no module uio_pci_generic"),
+            (Need::Vfio, "no IOMMU"),
+            (Need::Monitor(Feature::Iommu), "no IOMMU"),
         ] {
-            let why = need.missing_in(&kernel).unwrap();
+            let why = need.missing_in(&kernel, Vmm::Moat).unwrap();
             assert!(why.contains(named), "{why}");
         }
     }
@@ -95,7 +133,7 @@ mod tests {
     #[test]
     fn a_built_in_driver_will_not_do() {
         let kernel = kernel("", "virtio/virtio_mem.ko\nvirtio/virtio_mmio.ko\n");
-        let why = Need::Driver.missing_in(&kernel).unwrap();
+        let why = Need::Driver.missing_in(&kernel, Vmm::Moat).unwrap();
         assert!(why.contains("make it a module"), "{why}");
     }
 }

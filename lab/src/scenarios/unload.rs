@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use super::{
     MIB, Told, after_load,
     dev_mem::{DevMem, first_page, last_page},
+    oracle::witness,
 };
 use crate::{
     guest::{Errno, Guest, GuestError},
@@ -70,7 +71,7 @@ pub fn movable_memory(_: &Vm, _: &mut Observations) -> Told {
         vm.resize(256 * MIB)?;
         seen.check("256 MiB plugged: zones of it", "Movable", zones(vm)?)?;
         vm.resize(0)?;
-        let left = format!("{} MiB", vm.device().plugged / MIB);
+        let left = format!("{} MiB", vm.device()?.plugged / MIB);
         Ok(seen.check("shrunk to nothing: still plugged", "0 MiB", left)?)
     })
 }
@@ -88,11 +89,11 @@ pub fn unplug_all(_: &Vm, _: &mut Observations) -> Told {
         vm.resize(0)?;
         let reload = |requested| -> Result<String, VmError> {
             vm.unload_driver()?;
-            let before = vm.device().requests;
+            let before = witness(vm)?.requests;
             vm.request(requested)?;
             vm.start_driver()?;
-            vm.wait_until("the driver asks for something", || Ok(vm.device().requests != before))?;
-            Ok(format!("{} UNPLUG_ALL", vm.device().requests.unplug_all - before.unplug_all))
+            vm.wait_until("the driver asks for something", || Ok(witness(vm)?.requests != before))?;
+            Ok(format!("{} UNPLUG_ALL", witness(vm)?.requests.unplug_all - before.unplug_all))
         };
         let requests = reload(64 * MIB)?;
         seen.control("loaded with nothing plugged: the driver asks", "0 UNPLUG_ALL", requests)?;

@@ -1,45 +1,47 @@
-//! A virtual machine with an agent in it, for the scenarios: one virtio-mem device, a console that
-//! is kept, and a bound on everything that it is waited for.
+//! A virtual machine with an agent in it, for the scenarios: one virtio-mem device, PCI endpoints, a
+//! console that is kept, and a bound on everything that it is waited for.
+
+mod console;
+mod moat;
+mod monitor;
+mod qemu;
+mod qmp;
 
 use std::{
-    fmt,
-    io::{self, Write},
-    net::Shutdown,
+    fmt, io,
     ops::Range,
-    os::unix::net::UnixStream,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
-    thread::{self, JoinHandle},
+    thread,
     time::{Duration, Instant},
 };
 
 use vmm::{
-    Ending, Enforcement, Machine, MachineConfig, MachineControl, MachineError, MemoryDeviceConfig,
-    MemoryDeviceStatus, SerialEndpoint, boot::BootProtocol, machine::ResizeRefused,
-    memory::host::Backing,
+    Ending, MachineError,
+    machine::{RequestStatus, ResizeRefused},
+    memory::violations::ViolationCounters,
 };
 
+use self::{moat::Moat, qemu::Qemu};
+pub use self::{
+    monitor::{Accelerator, Endpoint, Endpoints, Feature, Register, Vmm},
+    qemu::QemuError,
+};
 use crate::{
-    guest::{Guest, GuestError, Observe},
+    guest::{Guest, GuestError, Observe, PciAddress},
     initramfs::Initramfs,
-    kernel::{GuestKernel, KernelError, ModuleSet},
+    kernel::{GuestKernel, KernelError},
 };
 
-/// The driver under test, and the bus that its device is on.
+/// The driver under test.
 pub const DRIVER: &str = "virtio_mem";
-const BUS: &str = "virtio_mmio";
-
-/// What [`Vm::boot`] gives a guest to load.
-pub const MODULES: [&str; 2] = [BUS, DRIVER];
 
 const MIB: u64 = 1 << 20;
 
 /// Less than 4 GiB, so that the region is the first thing above it.
 const RAM: u64 = 512 * MIB;
 const REGION_SIZE: u64 = 1024 * MIB;
-const DEVICE: &str = "mem0";
 
-/// Emulated hosts need 10 seconds; much more is a hang.
-const BOOT: Duration = Duration::from_secs(60);
+/// Emulated processors need 10 to 20 seconds; much more is a hang.
+const BOOT: Duration = Duration::from_secs(90);
 /// How long a guest has to do what it was asked to.
 const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(10);
@@ -47,12 +49,78 @@ const POLL: Duration = Duration::from_millis(10);
 /// A virtual machine to be.
 #[derive(Clone, Copy, Debug)]
 pub struct VmConfig<'a> {
+    /// What runs it.
+    pub vmm: Vmm,
     /// Number of vCPUs.
     pub vcpus: u32,
     /// Parameters for the kernel.
     pub parameters: &'a str,
     /// Bytes that the virtio-mem device requests at first.
     pub requested: u64,
+    /// What is special about the machine.
+    pub special: Special,
+}
+
+/// What can be special about a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Special {
+    /// Nothing.
+    None,
+    /// The virtio-mem region lies in a window of the PCI host bridge, and an endpoint has a BAR that
+    /// is as large.
+    RegionInPciWindow,
+    /// It has an IOMMU.
+    Iommu,
+}
+
+impl VmConfig<'_> {
+    fn command_line(&self) -> String {
+        format!("console=ttyS0 panic=-1 {}", self.parameters)
+    }
+}
+
+/// The virtio-mem device, as the machine has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryDevice {
+    /// Its region, in guest physical addresses.
+    pub region: Range<u64>,
+    /// Bytes requested from the driver.
+    pub requested: u64,
+    /// Bytes plugged.
+    pub plugged: u64,
+}
+
+/// What has reached the virtio-mem device and its unplugged memory so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Witness {
+    /// Accesses to unplugged memory.
+    pub violations: ViolationCounters,
+    /// The driver's requests.
+    pub requests: RequestStatus,
+}
+
+/// A machine, whoever runs it. It ends when it is dropped.
+trait Machine {
+    fn memory_device(&self) -> Result<MemoryDevice, VmError>;
+
+    /// Asks the virtio-mem driver for another size.
+    fn request(&self, bytes: u64) -> Result<(), VmError>;
+
+    /// Where the monitor counts it, what has reached the virtio-mem device.
+    fn witness(&self) -> Option<Witness> {
+        None
+    }
+
+    /// Where the monitor counts them, how many accesses of vCPUs have reached a BAR.
+    fn bar_accesses(&self, _function: PciAddress, _bar: usize) -> Option<u64> {
+        None
+    }
+
+    /// How the machine ended, if it does within this time.
+    fn wait_for_end(&self, patience: Duration) -> Option<Ending>;
+
+    /// The last lines of the guest's console.
+    fn console_tail(&self) -> String;
 }
 
 /// Why a virtual machine could not be had, or not be waited for.
@@ -64,6 +132,9 @@ pub enum VmError {
     /// The machine cannot be.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// QEMU does not do as it should.
+    #[error(transparent)]
+    Qemu(#[from] QemuError),
     /// The agent's serial port cannot be wired.
     #[error("cannot wire the agent's serial port")]
     Wiring(#[from] io::Error),
@@ -90,7 +161,11 @@ pub enum VmError {
 impl VmError {
     /// Whether the guest cannot be asked anything any more.
     pub fn guest_is_lost(&self) -> bool {
-        matches!(self, Self::Guest(GuestError::NoAnswer { .. } | GuestError::Channel { .. }))
+        matches!(
+            self,
+            Self::Guest(GuestError::NoAnswer { .. } | GuestError::Channel { .. })
+                | Self::Qemu(QemuError::Ended(_) | QemuError::Qmp(_))
+        )
     }
 }
 
@@ -98,10 +173,9 @@ impl VmError {
 pub struct Vm {
     /// The guest in it.
     pub guest: Guest,
-    control: MachineControl,
-    ending: mpsc::Receiver<Ending>,
-    watcher: Option<JoinHandle<()>>,
-    console: Console,
+    vmm: Vmm,
+    machine: Box<dyn Machine>,
+    region: Range<u64>,
 }
 
 /// What went wrong, and the guest's last words.
@@ -122,75 +196,70 @@ impl From<VmError> for Trouble {
 }
 
 impl Vm {
-    /// Boots a kernel with the agent and these modules, and waits until the agent says hello.
+    /// Boots a kernel with the agent, and waits until the agent says hello.
     pub fn boot(
         kernel: &GuestKernel,
-        modules: ModuleSet,
+        initramfs: &Initramfs,
         config: VmConfig,
     ) -> Result<Self, Trouble> {
-        let console = Console::default();
-        let (ours, theirs) = UnixStream::pair().map_err(VmError::from)?;
-        let machine = Machine::start(MachineConfig {
-            vcpus: config.vcpus,
-            memory: RAM,
-            kernel: kernel.image().to_owned(),
-            protocol: BootProtocol::Auto,
-            initrd: Initramfs::new().with_modules(modules).build(),
-            cmdline: format!("console=ttyS0 panic=-1 {}", config.parameters),
-            memory_devices: vec![MemoryDeviceConfig {
-                size: REGION_SIZE,
-                requested: config.requested,
-                block_size: MemoryDeviceConfig::DEFAULT_BLOCK_SIZE,
-                backing: Backing::Anonymous,
-                insist_on_inaccessible: false,
-            }],
-            enforcement: Enforcement::Strict,
-            console: SerialEndpoint { input: None, output: Box::new(console.clone()) },
-            agent: serial(&theirs).map_err(VmError::from)?,
-        })
-        .map_err(VmError::from)?;
-        let control = machine.control();
-        let (sender, ending) = mpsc::channel();
-        let watcher = thread::spawn(move || {
-            let ending = machine.wait();
-            // The thread that reads the agent's input has a copy of the stream: without this, who
-            // waits for an answer would not see that there is nobody left to give it.
-            let _ = theirs.shutdown(Shutdown::Both);
-            // Nobody may care how it ended.
-            let _ = sender.send(ending);
-        });
-        match Guest::connect(ours, BOOT) {
-            Ok(guest) => Ok(Self { guest, control, ending, watcher: Some(watcher), console }),
-            Err(error) => {
-                let ended = ending.try_recv().ok();
-                control.stop();
-                let _ = watcher.join();
-                Err(Trouble { error: error.into(), ending: ended, console: console.tail() })
+        let initrd = initramfs.build();
+        let (machine, agent): (Box<dyn Machine>, _) = match config.vmm {
+            Vmm::Moat => {
+                let (machine, agent) = Moat::start(kernel, initrd, &config)?;
+                (Box::new(machine), agent)
             }
+            Vmm::Qemu(accelerator) => {
+                let (machine, agent) =
+                    Qemu::start(accelerator, kernel, initrd, &config).map_err(VmError::from)?;
+                (Box::new(machine), agent)
+            }
+        };
+        let region = machine.memory_device()?.region;
+        match Guest::connect(agent, BOOT) {
+            Ok(guest) => Ok(Self { guest, vmm: config.vmm, machine, region }),
+            Err(error) => Err(Trouble {
+                error: error.into(),
+                ending: machine.wait_for_end(Duration::ZERO),
+                console: machine.console_tail(),
+            }),
         }
+    }
+
+    /// What runs it.
+    pub fn vmm(&self) -> Vmm {
+        self.vmm
     }
 
     /// The device-managed region, in guest physical addresses.
     pub fn region(&self) -> Range<u64> {
-        let device = self.device();
-        device.address..device.address + device.size
+        self.region.clone()
     }
 
     /// The virtio-mem device as the host sees it.
-    pub fn device(&self) -> MemoryDeviceStatus {
-        self.control.status().memory_devices.remove(0)
+    pub fn device(&self) -> Result<MemoryDevice, VmError> {
+        self.machine.memory_device()
+    }
+
+    /// What has reached the virtio-mem device, as far as the monitor counts it.
+    pub fn witness(&self) -> Option<Witness> {
+        self.machine.witness()
+    }
+
+    /// How many accesses of vCPUs have reached a BAR, as far as the monitor counts them.
+    pub fn bar_accesses(&self, function: PciAddress, bar: usize) -> Option<u64> {
+        self.machine.bar_accesses(function, bar)
     }
 
     /// Loads the driver, and waits until it has plugged what is requested.
     pub fn load_driver(&self) -> Result<(), VmError> {
         self.start_driver()?;
-        self.wait_until_plugged(self.device().requested)
+        self.wait_until_plugged(self.device()?.requested)
     }
 
     /// Loads the driver.
     pub fn start_driver(&self) -> Result<(), VmError> {
         // The bus is there already when the driver comes back.
-        self.guest.load_module(BUS, "").outcome()?;
+        self.guest.load_module(self.vmm.bus(), "").outcome()?;
         Ok(self.guest.load_module(DRIVER, "")?)
     }
 
@@ -207,14 +276,13 @@ impl Vm {
 
     /// Asks the driver for another size; a driver to come finds it asked for.
     pub fn request(&self, bytes: u64) -> Result<(), VmError> {
-        self.control.resize(DEVICE, bytes)?;
-        Ok(())
+        self.machine.request(bytes)
     }
 
     /// Waits until the driver has plugged this much and told the rest of its kernel.
     pub fn wait_until_plugged(&self, bytes: u64) -> Result<(), VmError> {
         self.wait_until(&format!("{} MiB are plugged", bytes / MIB), || {
-            Ok(self.device().plugged == bytes && {
+            Ok(self.device()?.plugged == bytes && {
                 // Blocks are plugged before memory is added, and removed before they are unplugged.
                 let added = self.guest.iomem()?.size_of(ADDED_MEMORY);
                 if bytes == 0 { added == 0 } else { added >= bytes }
@@ -241,70 +309,27 @@ impl Vm {
     /// Powers the guest off.
     pub fn power_off(&self) -> Result<(), VmError> {
         self.guest.power_off()?;
-        match self.ending.recv_timeout(PATIENCE) {
-            Ok(Ending::PowerOff) => Ok(()),
-            Ok(other) => Err(VmError::Ending(other)),
-            Err(_) => Err(VmError::NoEnding),
+        match self.machine.wait_for_end(PATIENCE) {
+            Some(Ending::PowerOff) => Ok(()),
+            Some(other) => Err(VmError::Ending(other)),
+            None => Err(VmError::NoEnding),
         }
     }
 
     /// An error with what else is known about the machine by now.
     pub fn trouble(&self, error: VmError) -> Trouble {
-        Trouble { error, ending: self.ending.try_recv().ok(), console: self.console_tail() }
+        let ending = self.machine.wait_for_end(Duration::ZERO);
+        Trouble { error, ending, console: self.console_tail() }
     }
 
     /// The last lines of the guest's console.
     pub fn console_tail(&self) -> String {
-        self.console.tail()
-    }
-}
-
-impl Drop for Vm {
-    fn drop(&mut self) {
-        self.control.stop();
-        if let Some(watcher) = self.watcher.take() {
-            // A panic there has been reported already, and there is nothing left to do.
-            let _ = watcher.join();
-        }
+        self.machine.console_tail()
     }
 }
 
 /// What `/proc/iomem` calls the memory that the driver has added.
 pub const ADDED_MEMORY: &str = "System RAM (virtio_mem)";
-
-fn serial(stream: &UnixStream) -> io::Result<SerialEndpoint> {
-    let input = Box::new(stream.try_clone()?);
-    Ok(SerialEndpoint { input: Some(input), output: Box::new(stream.try_clone()?) })
-}
-
-/// What a guest has said on its console.
-#[derive(Clone, Default)]
-struct Console(Arc<Mutex<Vec<u8>>>);
-
-impl Console {
-    const TAIL_LINES: usize = 25;
-
-    fn text(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn tail(&self) -> String {
-        let text = String::from_utf8_lossy(&self.text()).replace('\r', "");
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(Self::TAIL_LINES)..].join("\n")
-    }
-}
-
-impl Write for Console {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.text().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 impl fmt::Display for Trouble {
     /// The error with its causes, and how the machine ended.
@@ -322,16 +347,6 @@ impl fmt::Display for Trouble {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_tail_of_a_console_is_its_last_lines() {
-        let mut console = Console::default();
-        for line in 0..100 {
-            write!(console, "line {line}\r\n").unwrap();
-        }
-        let tail = console.tail();
-        assert!(tail.starts_with("line 75\nline 76\n") && tail.ends_with("line 99"), "{tail}");
-    }
 
     #[test]
     fn trouble_names_causes_and_the_end() {

@@ -1,0 +1,201 @@
+//! PCI functions of a guest, by way of sysfs: Linux's Documentation/PCI/sysfs-pci.rst and
+//! Documentation/ABI/testing/sysfs-bus-pci.
+
+use std::{fmt, ops::Range, str::FromStr};
+
+use agent_protocol::Errno;
+
+use super::{Guest, GuestError, Observe as _, OpenFlags, Outcome, Process};
+
+const BUS: &str = "/sys/bus/pci";
+
+/// Where a PCI function is; all are in segment 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub struct PciAddress {
+    pub bus: u8,
+    pub device: u8,
+    pub function: u8,
+}
+
+impl fmt::Display for PciAddress {
+    /// As the kernel writes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "0000:{:02x}:{:02x}.{}", self.bus, self.device, self.function)
+    }
+}
+
+impl FromStr for PciAddress {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let number = |digits| u8::from_str_radix(digits, 16).map_err(drop);
+        let (bus, rest) =
+            text.strip_prefix("0000:").and_then(|rest| rest.split_once(':')).ok_or(())?;
+        let (device, function) = rest.split_once('.').ok_or(())?;
+        Ok(Self { bus: number(bus)?, device: number(device)?, function: number(function)? })
+    }
+}
+
+/// A PCI function.
+#[derive(Clone, Debug)]
+pub struct PciFunction {
+    clerk: Process,
+    address: PciAddress,
+}
+
+impl Guest {
+    /// The first PCI function with these ids.
+    pub fn pci_function(
+        &self,
+        vendor: u16,
+        device: u16,
+    ) -> Result<Option<PciFunction>, GuestError> {
+        for name in self.list_directory(&format!("{BUS}/devices"))? {
+            let Ok(address) = name.parse() else { continue };
+            let function = PciFunction { clerk: self.clerk.clone(), address };
+            let ids = function.read_config(0, 4)?;
+            if ids[..2] == vendor.to_le_bytes() && ids[2..] == device.to_le_bytes() {
+                return Ok(Some(function));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks for functions that are new, on every bus.
+    pub fn rescan_pci(&self) -> Result<(), GuestError> {
+        self.write_file(&format!("{BUS}/rescan"), "1").map(drop)
+    }
+}
+
+impl PciFunction {
+    /// Where it is.
+    pub fn address(&self) -> PciAddress {
+        self.address
+    }
+
+    /// One of its files in sysfs.
+    pub fn file(&self, name: &str) -> String {
+        format!("{BUS}/devices/{}/{name}", self.address)
+    }
+
+    /// Whether it has a file in sysfs.
+    pub fn has_file(&self, name: &str) -> Result<bool, GuestError> {
+        Ok(self.clerk.list_directory(&self.file(""))?.iter().any(|file| file == name))
+    }
+
+    /// Its file in procfs.
+    pub fn procfs_file(&self) -> String {
+        let PciAddress { bus, device, function } = self.address;
+        format!("/proc/bus/pci/{bus:02x}/{device:02x}.{function}")
+    }
+
+    /// The guest physical addresses of a BAR, if it has it.
+    pub fn bar(&self, index: usize) -> Result<Option<Range<u64>>, GuestError> {
+        let text = self.clerk.read_file(&self.file("resource"))?;
+        let text = String::from_utf8_lossy(&text);
+        parse_resource(text.lines().nth(index).unwrap_or_default()).ok_or_else(|| {
+            GuestError::Unparsed { path: "the file resource of a PCI function", line: text.into() }
+        })
+    }
+
+    /// Bytes of its configuration space.
+    pub fn read_config(&self, offset: u64, length: u32) -> Result<Vec<u8>, GuestError> {
+        let file = self.clerk.open(&self.file("config"), OpenFlags::RDONLY)?;
+        let bytes = file.read_at(offset, length)?;
+        file.close()?;
+        Ok(bytes)
+    }
+
+    /// Writes to its configuration space.
+    pub fn write_config(&self, offset: u64, data: &[u8]) -> Result<(), GuestError> {
+        let file = self.clerk.open(&self.file("config"), OpenFlags::RDWR)?;
+        file.write_at(offset, data)?;
+        file.close()
+    }
+
+    /// Has its memory BARs decoded, as a driver would.
+    pub fn decode_memory(&self) -> Result<(), GuestError> {
+        const COMMAND: u64 = 4;
+        const MEMORY: u8 = 1 << 1;
+        let command = self.read_config(COMMAND, 2)?;
+        self.write_config(COMMAND, &[command[0] | MEMORY, command[1]])
+    }
+
+    /// Gives it to a driver that is there, whatever other functions that driver is for.
+    pub fn bind(&self, driver: &str) -> Result<(), GuestError> {
+        self.clerk.write_file(&self.file("driver_override"), driver)?;
+        let bound = self
+            .clerk
+            .write_file(&format!("{BUS}/drivers/{driver}/bind"), self.address.to_string());
+        self.clerk.write_file(&self.file("driver_override"), "\n")?;
+        bound.map(drop)
+    }
+
+    /// Takes it from its driver, if it has one.
+    pub fn unbind(&self) -> Result<(), GuestError> {
+        let unbound = self.clerk.write_file(&self.file("driver/unbind"), self.address.to_string());
+        match unbound.outcome()? {
+            Outcome::Denied(denial) if denial == Errno::ENOENT.into() => Ok(()),
+            Outcome::Value(_) => Ok(()),
+            Outcome::Denied(denial) => {
+                Err(GuestError::Denied { asked: format!("unbind {}", self.address), denial })
+            }
+        }
+    }
+
+    /// The name of its group under /dev/vfio, while it is bound to vfio-pci.
+    pub fn vfio_group(&self) -> Result<String, GuestError> {
+        const GROUPS: &str = "/sys/kernel/iommu_groups";
+        let address = self.address.to_string();
+        let groups = self.clerk.list_directory("/dev/vfio")?;
+        for group in groups {
+            let number = group.trim_start_matches("noiommu-");
+            let members = self.clerk.list_directory(&format!("{GROUPS}/{number}/devices"));
+            if let Outcome::Value(members) = members.outcome()?
+                && members.contains(&address)
+            {
+                return Ok(group);
+            }
+        }
+        let asked = format!("find the VFIO group of {address}");
+        Err(GuestError::Denied { asked, denial: Errno::ENODEV.into() })
+    }
+
+    /// Has the kernel forget it, until the next rescan.
+    pub fn remove(self) -> Result<(), GuestError> {
+        self.clerk.write_file(&self.file("remove"), "1").map(drop)
+    }
+}
+
+/// `START END FLAGS`, in hexadecimal; all zeros where there is no BAR.
+fn parse_resource(line: &str) -> Option<Option<Range<u64>>> {
+    let mut numbers =
+        line.split_whitespace().map(|word| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok());
+    let (start, end) = (numbers.next()??, numbers.next()??);
+    Some((end != 0).then_some(start..end + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_written_as_the_kernel_does() {
+        let address = PciAddress { bus: 0, device: 0x1f, function: 3 };
+        assert_eq!(address.to_string(), "0000:00:1f.3");
+        assert_eq!("0000:00:1f.3".parse(), Ok(address));
+        for text in ["", "0001:00:1f.3", "0000:00:1f", "0000:00:xx.0"] {
+            assert_eq!(text.parse::<PciAddress>(), Err(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_resource_of_zeros_is_no_bar() {
+        let line = "0x00000000febd4000 0x00000000febd7fff 0x000000000014220c";
+        assert_eq!(parse_resource(line), Some(Some(0xfebd_4000..0xfebd_8000)));
+        let line = "0x0000000000000000 0x0000000000000000 0x0000000000000000";
+        assert_eq!(parse_resource(line), Some(None));
+        assert_eq!(parse_resource("nonsense"), None);
+    }
+}

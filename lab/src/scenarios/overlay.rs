@@ -1,0 +1,106 @@
+//! VM9 and VM10: another device's BAR over the region, which tells on x86 what closes it.
+//!
+//! `/dev/mem` asks `devmem_is_allowed()`, which refuses all that is SYSTEM_RAM. The files of PCI BARs
+//! in sysfs and procfs ask `iomem_is_exclusive()` at once: what they refuse of the region they
+//! refuse because it is EXCLUSIVE ("kernel/resource: disallow access to exclusive system RAM
+//! regions", "virtio-mem: disallow mapping virtio-mem memory via /dev/mem", Linux 5.16).
+//!
+//! The region lies in a window of the PCI host bridge, and the guest moves a BAR there that is as
+//! large.
+
+use super::{
+    Told, after_load,
+    bars::{Bar, Way},
+};
+use crate::{
+    guest::{Denial, GuestError, PciAddress, Process, Width},
+    report::{Finding, Observations, Protection},
+    vm::{Vm, VmError},
+};
+
+/// The ways that do not ask `devmem_is_allowed()`.
+const WAYS: [Way; 2] = [Way::Sysfs, Way::Procfs];
+
+/// VM9: EINVAL, relaxed too, for the policy of other devices does not concern RAM that is exclusive.
+/// Control: before the driver comes, OK.
+pub fn new_mappings(vm: &Vm, seen: &mut Observations) -> Told {
+    let bar = over_region(vm)?;
+    for way in WAYS {
+        let tried = format!("before load: mmap of a BAR over the region by {}", way.name());
+        seen.control(tried, Finding::Done, bar.map(way))?;
+    }
+    after_load(move |_, seen| {
+        for way in WAYS {
+            let tried = format!("mmap of a BAR over the region by {}", way.name());
+            let (refusal, mapping) = (way.refusal(), bar.map(way));
+            let by = [Protection::ExclusiveRegion];
+            seen.check_with(&by, tried, refusal, Finding::Done, mapping)?;
+        }
+        Ok(())
+    })
+}
+
+/// VM10: SIGBUS. Control: before the driver comes, OK.
+pub fn held_mappings(vm: &Vm, seen: &mut Observations) -> Told {
+    let bar = over_region(vm)?;
+    let mut held = Vec::new();
+    for way in WAYS {
+        let mapping = bar.map(way)?;
+        let tried = format!("before load: read of a BAR over the region by {}", way.name());
+        seen.control(tried, Finding::Done, mapping.peek_u32(0))?;
+        held.push((way, mapping));
+    }
+    after_load(move |_, seen| {
+        for (way, mapping) in held {
+            let by = way.torn_down_by();
+            let name = way.name();
+            let tried = format!("held across load: read of a BAR over the region by {name}");
+            seen.check_with(by, tried, Denial::SIGBUS, Finding::Done, mapping.peek_u32(0))?;
+            let tried = format!("held across load: write of a BAR over the region by {name}");
+            let written = mapping.poke_u32(0, 0);
+            seen.check_with(by, tried, Denial::SIGBUS, Finding::Done, written)?;
+        }
+        Ok(())
+    })
+}
+
+/// The BAR, once it is where the region is.
+fn over_region(vm: &Vm) -> Result<Bar, VmError> {
+    let endpoint = vm.vmm().endpoints().overlay;
+    let bar = Bar::of(vm, endpoint)?;
+    let region = vm.region();
+    if bar.range.start == region.start {
+        return Ok(bar);
+    }
+    let address = bar.function.address();
+    bar.function.remove()?;
+    move_bar(&vm.guest.spawn()?, address, endpoint.bar, region.start)?;
+    vm.guest.rescan_pci()?;
+    let bar = Bar::of(vm, endpoint)?;
+    bar.function.decode_memory()?;
+    match bar.range.start == region.start && bar.range.end >= region.end {
+        true => Ok(bar),
+        false => {
+            Err(VmError::Absent("BAR that stays over the region when the bus is scanned again"))
+        }
+    }
+}
+
+/// Writes a 64-bit BAR by PCI's configuration mechanism #1, behind the kernel's back.
+fn move_bar(
+    process: &Process,
+    function: PciAddress,
+    bar: usize,
+    address: u64,
+) -> Result<(), GuestError> {
+    const ADDRESS: u16 = 0xcf8;
+    const DATA: u16 = 0xcfc;
+    let register = 0x10 + 4 * bar as u32;
+    let PciAddress { bus, device, function } = function;
+    let place = 1 << 31 | u32::from(bus) << 16 | u32::from(device) << 11 | u32::from(function) << 8;
+    for (offset, value) in [(0, address as u32), (4, (address >> 32) as u32)] {
+        process.write_port(ADDRESS, Width::Long, place | (register + offset))?;
+        process.write_port(DATA, Width::Long, value)?;
+    }
+    Ok(())
+}

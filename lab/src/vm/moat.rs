@@ -1,0 +1,115 @@
+//! moat's own machine.
+
+use std::{
+    io,
+    net::Shutdown,
+    os::unix::net::UnixStream,
+    sync::mpsc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use vmm::{
+    Ending, Enforcement, Machine as MoatMachine, MachineConfig, MachineControl, MemoryDeviceConfig,
+    SerialEndpoint, boot::BootProtocol, memory::host::Backing,
+};
+
+use super::{
+    Machine, MemoryDevice, RAM, REGION_SIZE, VmConfig, VmError, Witness, console::Console,
+};
+use crate::kernel::GuestKernel;
+
+const DEVICE: &str = "mem0";
+
+/// A machine of moat's, in this process.
+pub struct Moat {
+    control: MachineControl,
+    ending: mpsc::Receiver<Ending>,
+    watcher: Option<JoinHandle<()>>,
+    console: Console,
+}
+
+impl Moat {
+    /// Starts one; gives the agent's end of its serial port too.
+    pub fn start(
+        kernel: &GuestKernel,
+        initrd: Vec<u8>,
+        config: &VmConfig,
+    ) -> Result<(Self, UnixStream), VmError> {
+        let console = Console::default();
+        let (ours, theirs) = UnixStream::pair()?;
+        let machine = MoatMachine::start(MachineConfig {
+            vcpus: config.vcpus,
+            memory: RAM,
+            kernel: kernel.image().to_owned(),
+            protocol: BootProtocol::Auto,
+            initrd,
+            cmdline: config.command_line(),
+            memory_devices: vec![MemoryDeviceConfig {
+                size: REGION_SIZE,
+                requested: config.requested,
+                block_size: MemoryDeviceConfig::DEFAULT_BLOCK_SIZE,
+                backing: Backing::Anonymous,
+                insist_on_inaccessible: false,
+            }],
+            enforcement: Enforcement::Strict,
+            console: SerialEndpoint { input: None, output: Box::new(console.clone()) },
+            agent: serial(&theirs)?,
+        })?;
+        let control = machine.control();
+        let (sender, ending) = mpsc::channel();
+        let watcher = thread::spawn(move || {
+            let ending = machine.wait();
+            // The thread that reads the agent's input has a copy of the stream: without this, who
+            // waits for an answer would not see that there is nobody left to give it.
+            let _ = theirs.shutdown(Shutdown::Both);
+            // Nobody may care how it ended.
+            let _ = sender.send(ending);
+        });
+        Ok((Self { control, ending, watcher: Some(watcher), console }, ours))
+    }
+}
+
+impl Machine for Moat {
+    fn memory_device(&self) -> Result<MemoryDevice, VmError> {
+        let status = self.control.status().memory_devices.remove(0);
+        Ok(MemoryDevice {
+            region: status.address..status.address + status.size,
+            requested: status.requested,
+            plugged: status.plugged,
+        })
+    }
+
+    fn request(&self, bytes: u64) -> Result<(), VmError> {
+        self.control.resize(DEVICE, bytes)?;
+        Ok(())
+    }
+
+    fn witness(&self) -> Option<Witness> {
+        let status = self.control.status().memory_devices.remove(0);
+        Some(Witness { violations: status.violations, requests: status.requests })
+    }
+
+    fn wait_for_end(&self, patience: Duration) -> Option<Ending> {
+        self.ending.recv_timeout(patience).ok()
+    }
+
+    fn console_tail(&self) -> String {
+        self.console.tail()
+    }
+}
+
+impl Drop for Moat {
+    fn drop(&mut self) {
+        self.control.stop();
+        if let Some(watcher) = self.watcher.take() {
+            // A panic there has been reported already, and there is nothing left to do.
+            let _ = watcher.join();
+        }
+    }
+}
+
+fn serial(stream: &UnixStream) -> io::Result<SerialEndpoint> {
+    let input = Box::new(stream.try_clone()?);
+    Ok(SerialEndpoint { input: Some(input), output: Box::new(stream.try_clone()?) })
+}

@@ -1,0 +1,166 @@
+//! The virtual machine monitors whose guests are checked, and what each has to offer.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+use crate::guest::Width;
+
+/// What runs the guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Vmm {
+    /// moat, in this process.
+    Moat,
+    /// QEMU, the second opinion.
+    Qemu(Accelerator),
+}
+
+/// What executes the instructions of QEMU's guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Accelerator {
+    /// The processor.
+    Kvm,
+    /// QEMU itself.
+    Tcg,
+}
+
+/// What not every monitor has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feature {
+    /// PCI endpoints.
+    Pci,
+    /// The virtio-mem region in a window of the PCI host bridge, and a BAR that covers it.
+    RegionInPciWindow,
+    /// An IOMMU.
+    Iommu,
+    /// Counters of what reaches the virtio-mem device and its unplugged memory.
+    Witness,
+}
+
+/// A PCI function in a role: which it is, and the BAR that is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Endpoint {
+    /// Its vendor's id.
+    pub vendor: u16,
+    /// Its id.
+    pub device: u16,
+    /// The number of a BAR with memory in it.
+    pub bar: usize,
+    /// A register in that BAR that always reads the same.
+    pub identity: Register,
+    /// The offset of 4 bytes in that BAR that may be written at any time.
+    pub scratch: u64,
+}
+
+/// A register of a device, and what it reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Register {
+    /// Its offset in the BAR.
+    pub offset: u64,
+    /// How wide it is.
+    pub width: Width,
+    /// What it reads.
+    pub value: u64,
+}
+
+/// Which functions play which role.
+#[derive(Clone, Copy, Debug)]
+pub struct Endpoints {
+    /// A virtio function, which virtio-pci drives and claims the BAR of.
+    pub driven: Endpoint,
+    /// One that no driver claims.
+    pub idle: Endpoint,
+    /// One whose 64-bit BAR is as large as the virtio-mem region.
+    pub overlay: Endpoint,
+}
+
+/// A virtio-rng device, with its common configuration at the start of a BAR: virtio 1.3, 4.1.4.3.
+/// It has one queue. Which feature bits are shown may be chosen at any time.
+const VIRTIO_RNG: Endpoint = Endpoint {
+    vendor: 0x1af4,
+    device: 0x1044,
+    bar: 4,
+    identity: Register { offset: 0x12, width: Width::Word, value: 1 },
+    scratch: 0,
+};
+
+/// QEMU's docs/specs/edu.rst: its identification, and the register that inverts what is written.
+const EDU: Endpoint = Endpoint {
+    vendor: 0x1234,
+    device: 0x11e8,
+    bar: 0,
+    identity: Register { offset: 0, width: Width::Long, value: 0x0100_00ed },
+    scratch: 4,
+};
+
+/// QEMU's docs/specs/pci-testdev.rst: with `membar`, plain memory.
+const PCI_TESTDEV: Endpoint = Endpoint {
+    vendor: 0x1b36,
+    device: 0x0005,
+    bar: 2,
+    identity: Register { offset: 0, width: Width::Long, value: 0 },
+    scratch: 0,
+};
+
+impl Vmm {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Moat => "moat",
+            Self::Qemu(_) => "QEMU",
+        }
+    }
+
+    /// Why it does not have something.
+    pub fn lacks(self, feature: Feature) -> Option<&'static str> {
+        match (self, feature) {
+            (Self::Moat, Feature::Pci | Feature::RegionInPciWindow) => {
+                Some("moat has no PCI bus yet")
+            }
+            (Self::Moat, Feature::Iommu) => Some("moat has no IOMMU yet"),
+            (Self::Moat, Feature::Witness) => None,
+            (Self::Qemu(_), Feature::Witness) => {
+                Some("QEMU does not count what reaches its virtio-mem device")
+            }
+            (Self::Qemu(_), _) => None,
+        }
+    }
+
+    /// The module that drives the bus which the virtio-mem device is on.
+    pub fn bus(self) -> &'static str {
+        match self {
+            Self::Moat => "virtio_mmio",
+            Self::Qemu(_) => "virtio_pci",
+        }
+    }
+
+    /// Its PCI functions. (moat's are agreed upon, and not there yet.)
+    pub fn endpoints(self) -> Endpoints {
+        Endpoints { driven: VIRTIO_RNG, idle: EDU, overlay: PCI_TESTDEV }
+    }
+}
+
+impl Accelerator {
+    /// QEMU's name for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+impl fmt::Display for Vmm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Moat => f.write_str("moat"),
+            Self::Qemu(accelerator) => write!(f, "QEMU, {}", accelerator.name()),
+        }
+    }
+}
+
+impl Serialize for Vmm {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}

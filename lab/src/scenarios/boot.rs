@@ -20,7 +20,7 @@ pub enum Boot {
     Offline,
     /// Nobody may change the running kernel.
     Lockdown,
-    /// The virtio-mem region is in a window of the PCI host bridge, and nothing is plugged.
+    /// A BAR may be anywhere, over the virtio-mem region too, and nothing is plugged.
     Overlaid,
     /// Likewise, with memory plugged, and the checks of I/O memory relaxed.
     OverlaidRelaxed,
@@ -62,10 +62,10 @@ impl Boot {
     /// The kernel's parameters.
     pub fn parameters(self) -> &'static str {
         match self {
-            Self::Plain | Self::Overlaid => "",
-            Self::Relaxed | Self::OverlaidRelaxed => {
-                "iomem=relaxed memhp_default_state=online_kernel"
-            }
+            Self::Plain => "",
+            Self::Overlaid => "pci=nocrs",
+            Self::OverlaidRelaxed => "pci=nocrs iomem=relaxed",
+            Self::Relaxed => "iomem=relaxed memhp_default_state=online_kernel",
             Self::Movable => "memhp_default_state=online_movable",
             Self::Offline => "memhp_default_state=offline",
             Self::Lockdown => "lockdown=integrity",
@@ -87,7 +87,7 @@ impl Boot {
     /// What is special about its machine.
     pub fn special(self) -> Special {
         match self {
-            Self::Overlaid | Self::OverlaidRelaxed => Special::RegionInPciWindow,
+            Self::Overlaid | Self::OverlaidRelaxed => Special::LargeBar,
             Self::Iommu => Special::Iommu,
             _ => Special::None,
         }

@@ -129,7 +129,7 @@ pub static CATALOGUE: &[Scenario] = &[
     Scenario {
         id: "VM9",
         title: "a PCI device's BAR over the region is no way to it, for the region is EXCLUSIVE",
-        needs: &[Need::Driver, Need::Monitor(Feature::RegionInPciWindow), Need::VirtioPci],
+        needs: &[Need::Driver, Need::Monitor(Feature::LargeBar), Need::VirtioPci],
         stories: &[
             Guest(Boot::Overlaid, overlay::new_mappings),
             Guest(Boot::OverlaidRelaxed, overlay::new_mappings),
@@ -138,7 +138,7 @@ pub static CATALOGUE: &[Scenario] = &[
     Scenario {
         id: "VM10",
         title: "a held mapping of a PCI device's BAR over the region is torn down",
-        needs: &[Need::Driver, Need::Monitor(Feature::RegionInPciWindow)],
+        needs: &[Need::Driver, Need::Monitor(Feature::LargeBar)],
         stories: &[
             Guest(Boot::Overlaid, overlay::held_mappings),
             Guest(Boot::OverlaidRelaxed, overlay::held_mappings),

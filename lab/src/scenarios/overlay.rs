@@ -5,8 +5,8 @@
 //! refuse because it is EXCLUSIVE ("kernel/resource: disallow access to exclusive system RAM
 //! regions", "virtio-mem: disallow mapping virtio-mem memory via /dev/mem", Linux 5.16).
 //!
-//! The region lies in a window of the PCI host bridge, and the guest moves a BAR there that is as
-//! large.
+//! The guest moves a BAR there that is as large as the region: the driver's claim must fit into the
+//! BAR's. `pci=nocrs` has the kernel accept it outside the windows of the host bridge.
 
 use super::{
     Told, after_load,

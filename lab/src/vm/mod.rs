@@ -66,9 +66,8 @@ pub struct VmConfig<'a> {
 pub enum Special {
     /// Nothing.
     None,
-    /// The virtio-mem region lies in a window of the PCI host bridge, and an endpoint has a BAR that
-    /// is as large.
-    RegionInPciWindow,
+    /// A PCI endpoint has a 64-bit BAR that is as large as the virtio-mem region.
+    LargeBar,
     /// It has an IOMMU.
     Iommu,
 }

@@ -29,8 +29,8 @@ pub enum Accelerator {
 pub enum Feature {
     /// PCI endpoints.
     Pci,
-    /// The virtio-mem region in a window of the PCI host bridge, and a BAR that covers it.
-    RegionInPciWindow,
+    /// A 64-bit BAR as large as the virtio-mem region, which may be moved over it.
+    LargeBar,
     /// An IOMMU.
     Iommu,
     /// Counters of what reaches the virtio-mem device and its unplugged memory.
@@ -114,9 +114,7 @@ impl Vmm {
     /// Why it does not have something.
     pub fn lacks(self, feature: Feature) -> Option<&'static str> {
         match (self, feature) {
-            (Self::Moat, Feature::Pci | Feature::RegionInPciWindow) => {
-                Some("moat has no PCI bus yet")
-            }
+            (Self::Moat, Feature::Pci | Feature::LargeBar) => Some("moat has no PCI bus yet"),
             (Self::Moat, Feature::Iommu) => Some("moat has no IOMMU yet"),
             (Self::Moat, Feature::Witness) => None,
             (Self::Qemu(_), Feature::Witness) => {

@@ -187,10 +187,7 @@ fn machine(accelerator: Accelerator, special: Special) -> Vec<&'static str> {
     };
     arguments.push("-no-reboot");
     arguments.extend(match special {
-        Special::None => ["-machine", "q35"].as_slice(),
-        // The host bridge's 64-bit window starts behind the memory that can be plugged, but in
-        // machines from before 2.5, where it starts with it.
-        Special::RegionInPciWindow => &["-machine", "pc-q35-2.4"],
+        Special::None | Special::LargeBar => ["-machine", "q35"].as_slice(),
         Special::Iommu => {
             &["-machine", "q35,kernel-irqchip=split", "-device", "intel-iommu,intremap=on"]
         }
@@ -208,7 +205,7 @@ fn devices(config: &VmConfig) -> Vec<String> {
             "virtio-mem-pci,id=mem0,memdev=backing,memaddr={REGION},requested-size={requested}"
         ),
     ];
-    if config.special == Special::RegionInPciWindow {
+    if config.special == Special::LargeBar {
         devices.push(format!("pci-testdev,membar={REGION_SIZE}"));
     }
     let backing = format!("memory-backend-ram,id=backing,size={REGION_SIZE}");

@@ -5,7 +5,8 @@
 mod support;
 
 use lab::guest::Observe;
-use lab::vm::{MODULES, Vm, VmConfig};
+use lab::initramfs::Initramfs;
+use lab::vm::{DRIVER, Special, Vm, VmConfig, Vmm};
 use support::linux::{Linux, LinuxConfig, kernel, lasting_vcpus};
 use support::{GIB, MIB};
 use vmm::boot::BootProtocol;
@@ -30,7 +31,7 @@ fn growing(memory_devices: Vec<MemoryDeviceConfig>) -> LinuxConfig<'static> {
     LinuxConfig {
         vcpus: lasting_vcpus(2),
         parameters: "memhp_default_state=online_movable",
-        modules: &MODULES,
+        modules: &["virtio_mmio", DRIVER],
         memory_devices,
         ..LinuxConfig::default()
     }
@@ -154,12 +155,15 @@ fn l6_q4_random_resizes_under_load_lose_nothing() {
     const SEED: u64 = 0x6d6f_6174;
     let kernel = kernel("protected");
     let config = VmConfig {
+        vmm: Vmm::Moat,
         vcpus: lasting_vcpus(4),
         parameters: "memhp_default_state=online_movable",
         requested: GIB,
+        special: Special::None,
     };
-    let modules = kernel.modules(&MODULES).unwrap();
-    let vm = Vm::boot(&kernel, modules, config).map_err(|trouble| trouble.error).unwrap();
+    let modules = kernel.modules(&[config.vmm.bus(), DRIVER]).unwrap();
+    let initramfs = Initramfs::new().with_modules(modules);
+    let vm = Vm::boot(&kernel, &initramfs, config).map_err(|trouble| trouble.error).unwrap();
     vm.load_driver().unwrap();
     let holder = vm.guest.spawn().unwrap();
     let held = holder.allocate(LOAD).unwrap();
@@ -174,9 +178,9 @@ fn l6_q4_random_resizes_under_load_lose_nothing() {
         vm.request(blocks * 2 * MIB).unwrap();
         if round % 4 != 0 {
             // The others overtake a request that is under way.
-            let requested = vm.device().requested;
+            let requested = vm.device().unwrap().requested;
             let what = format!("round {round}: {requested:#x} bytes are plugged");
-            vm.wait_until(&what, || Ok(vm.device().plugged == requested)).unwrap();
+            vm.wait_until(&what, || Ok(vm.device()?.plugged == requested)).unwrap();
         }
         if round % 10 == 9 {
             assert_eq!(held.verify(SEED).unwrap().wrong_words, 0, "round {round}");
@@ -189,8 +193,8 @@ fn l6_q4_random_resizes_under_load_lose_nothing() {
     holder.kill().unwrap();
     hammering.kill().unwrap();
     vm.resize(0).unwrap();
-    let device = vm.device();
-    assert_eq!((device.requests.error, device.requests.busy), (0, 0), "{device:?}");
-    assert_eq!(device.violations, Default::default());
+    let witness = vm.witness().unwrap();
+    assert_eq!((witness.requests.error, witness.requests.busy), (0, 0), "{witness:?}");
+    assert_eq!(witness.violations, Default::default());
     vm.power_off().unwrap();
 }

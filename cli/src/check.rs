@@ -9,8 +9,8 @@ use anyhow::bail;
 use comfy_table::{Table, presets};
 use lab::kernel::GuestKernel;
 use lab::report::{
-    KernelReport, Kind, Observation, Protection, Report, ScenarioReport, TroubledGuest, Unfinished,
-    Verdict,
+    Comparison, Difference, KernelReport, Kind, Observation, Protection, Report,
+    ScenarioComparison, ScenarioReport, TroubledGuest, Unfinished, Verdict,
 };
 use lab::runner::{self, Progress, Settings};
 use lab::scenarios::{self, Boot, CATALOGUE, Scenario};
@@ -123,6 +123,9 @@ fn print_for_people(report: &Report) -> io::Result<()> {
     for kernel in &report.kernels {
         print_kernel(kernel)?;
     }
+    for comparison in report.comparisons() {
+        print_comparison(&comparison)?;
+    }
     let totals = report.totals();
     answer(format_args!(
         "{} passed, {} failed, {} known gaps of the kernel, {} skipped",
@@ -163,13 +166,40 @@ fn table(kernel: &KernelReport) -> Table {
 }
 
 fn heading(report: &ScenarioReport) -> [&'static str; 6] {
-    let verdict = match report.verdict() {
+    [report.scenario.id, "", report.scenario.title, "", "", word(report.verdict())]
+}
+
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
         Verdict::Passed => "passed",
         Verdict::Failed => "FAILED",
         Verdict::KnownGap => "known gap",
         Verdict::Skipped => "skipped",
-    };
-    [report.scenario.id, "", report.scenario.title, "", "", verdict]
+    }
+}
+
+fn print_comparison(comparison: &Comparison) -> io::Result<()> {
+    let [one, other] = comparison.vmms.map(Vmm::name);
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(["scenario", one, other, "compared", ""]);
+    for ScenarioComparison { id, verdicts, compared, differences } in &comparison.scenarios {
+        let agreement = match (compared, differences.as_slice()) {
+            (0, _) => "not comparable",
+            (_, []) => "agree",
+            _ => "DIFFER",
+        };
+        let [one, other] = verdicts.map(word);
+        table.add_row([id, one, other, &compared.to_string(), agreement]);
+    }
+    answer(format_args!("Linux {}, {one} and {other}\n\n{table}\n", comparison.release))?;
+    for scenario in &comparison.scenarios {
+        for Difference { boot, tried, observed: [ours, theirs] } in &scenario.differences {
+            let guest = boot.map(Boot::name).unwrap_or_default();
+            let id = scenario.id;
+            answer(format_args!("{id}, {guest} guest, {tried}: {one} {ours}, {other} {theirs}"))?;
+        }
+    }
+    Ok(())
 }
 
 fn row(scenario: &Scenario, observation: &Observation) -> [String; 6] {

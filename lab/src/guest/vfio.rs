@@ -5,7 +5,7 @@ use super::{File, GuestError, Mapping, OpenFlags, PciFunction, Process, Protecti
 
 const fn vfio(number: u32) -> u32 {
     const TYPE: u32 = b';' as u32;
-    TYPE << 8 | 100 + number
+    (TYPE << 8) | (100 + number)
 }
 
 const SET_IOMMU: u32 = vfio(2);

@@ -1,5 +1,6 @@
 //! What was tried, what was expected, what was observed, and what follows from it.
 
+mod comparison;
 mod finding;
 mod observations;
 
@@ -7,6 +8,7 @@ use std::{collections::HashSet, path::PathBuf};
 
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
+pub use comparison::{Comparison, Difference, ScenarioComparison};
 pub use finding::{Finding, Observe};
 pub use observations::{Observations, Protection};
 
@@ -190,19 +192,29 @@ impl Report {
         totals
     }
 
-    /// Whether all that could be asked holds; not so when nothing could be asked.
+    /// Where the monitors differ that ran the same kernels: each one against the first.
+    pub fn comparisons(&self) -> Vec<Comparison> {
+        let same_kernel = self.kernels.chunk_by(|one, other| one.image == other.image);
+        same_kernel
+            .flat_map(|reports| reports[1..].iter().map(|other| Comparison::of(&reports[0], other)))
+            .collect()
+    }
+
+    /// Whether all that could be asked holds, and no monitor contradicts another; not so when nothing
+    /// could be asked.
     pub fn holds(&self) -> bool {
         let totals = self.totals();
-        totals.failed == 0 && totals.passed > 0
+        totals.failed == 0 && totals.passed > 0 && self.comparisons().iter().all(Comparison::agrees)
     }
 }
 
 impl Serialize for Report {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut report = serializer.serialize_struct("Report", 3)?;
+        let mut report = serializer.serialize_struct("Report", 4)?;
         report.serialize_field("holds", &self.holds())?;
         report.serialize_field("totals", &self.totals())?;
         report.serialize_field("kernels", &self.kernels)?;
+        report.serialize_field("comparisons", &self.comparisons())?;
         report.end()
     }
 }

@@ -109,7 +109,7 @@ impl Qemu {
             unreachable!("both were asked for")
         };
         // Where QEMU greets, it has connected its serial ports before.
-        match Qmp::open(input, output).and_then(|qmp| Ok((qmp, agent.accept()))) {
+        match Qmp::open(input, output).map(|qmp| (qmp, agent.accept())) {
             Ok((qmp, stream)) => {
                 let (stream, _) = stream?;
                 Ok((Self { process, qmp: Mutex::new(qmp), files }, stream))

@@ -6,7 +6,7 @@ mod support;
 
 use lab::guest::Observe;
 use lab::initramfs::Initramfs;
-use lab::vm::{DRIVER, Special, Vm, VmConfig, Vmm};
+use lab::vm::{BUS, DRIVER, Special, Vm, VmConfig, Vmm};
 use support::linux::{Linux, LinuxConfig, kernel, lasting_vcpus};
 use support::{GIB, MIB};
 use vmm::boot::BootProtocol;
@@ -22,8 +22,7 @@ fn rounds(variable: &str, default: u64) -> u64 {
 }
 
 fn device(size: u64, requested: u64, block_size: u64) -> MemoryDeviceConfig {
-    let backing = Backing::Anonymous;
-    MemoryDeviceConfig { size, requested, block_size, backing, insist_on_inaccessible: false }
+    MemoryDeviceConfig { requested, block_size, ..MemoryDeviceConfig::new(size) }
 }
 
 /// What a test of memory gives its guest. Only movable memory can always be unplugged.
@@ -161,7 +160,7 @@ fn l6_q4_random_resizes_under_load_lose_nothing() {
         requested: GIB,
         special: Special::None,
     };
-    let modules = kernel.modules(&[config.vmm.bus(), DRIVER]).unwrap();
+    let modules = kernel.modules(&[BUS, DRIVER]).unwrap();
     let initramfs = Initramfs::new().with_modules(modules);
     let vm = Vm::boot(&kernel, &initramfs, config).map_err(|trouble| trouble.error).unwrap();
     vm.load_driver().unwrap();

@@ -5,20 +5,15 @@ mod support;
 
 use std::fs;
 
+use devices::pci::Direction;
 use support::virtio_mem_driver::{Answer, Driver, State};
 use support::{GIB, MIB, PayloadMachine};
 use vmm::memory::host::Backing;
-use vmm::memory::violations::{Direction, ViolationCounters};
+use vmm::memory::violations::{Target, ViolationCounters};
 use vmm::{Ending, Enforcement, MemoryDeviceConfig};
 
 fn device(requested: u64) -> MemoryDeviceConfig {
-    MemoryDeviceConfig {
-        size: GIB,
-        requested,
-        block_size: 2 * MIB,
-        backing: Backing::Anonymous,
-        insist_on_inaccessible: false,
-    }
+    MemoryDeviceConfig { requested, ..MemoryDeviceConfig::new(GIB) }
 }
 
 fn violations(vm: &PayloadMachine) -> ViolationCounters {
@@ -72,15 +67,15 @@ fn x2_an_access_to_an_unplugged_block_is_told_and_reaches_nothing() {
     let told: Vec<_> = device
         .latest_violations
         .iter()
-        .map(|v| (v.vcpu, v.address, v.block, v.size, v.direction))
+        .map(|v| (v.vcpu, v.address, v.target.clone(), v.size, v.direction))
         .collect();
     assert_eq!(
         told,
         [
-            (0, below, 0, 8, Direction::Write),
-            (0, below, 0, 8, Direction::Read),
-            (0, driver.block(2), 2, 4, Direction::Read),
-            (0, driver.address + GIB - 1, 511, 1, Direction::Read),
+            (0, below, Target::UnpluggedBlock(0), 8, Direction::Write),
+            (0, below, Target::UnpluggedBlock(0), 8, Direction::Read),
+            (0, driver.block(2), Target::UnpluggedBlock(2), 4, Direction::Read),
+            (0, driver.address + GIB - 1, Target::UnpluggedBlock(511), 1, Direction::Read),
         ]
     );
     for violation in &device.latest_violations {

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::probe::ProbeOption;
 use crate::size::Size;
 use crate::virtio_mem::VirtioMemOption;
 
@@ -48,6 +49,7 @@ Examples:
   moat run --kernel bzImage --initrd initramfs --cmdline 'console=ttyS0 quiet'
   moat run --kernel vmlinux --cpus 4 --memory 1G --virtio-mem size=8G,requested=1G
   moat run --kernel bzImage --serial file:console.log --api-socket /tmp/vm
+  moat run --kernel bzImage --transport pci --probe --probe behind=root-port,acs=on
   moat run --kernel bzImage --initrd initramfs --serial2 unix:/tmp/test-channel")]
 pub struct RunArguments {
     /// Kernel to boot: a bzImage or an ELF vmlinux
@@ -69,6 +71,13 @@ pub struct RunArguments {
     /// [,backing=anonymous|memfd][,insist-inaccessible=on|off]
     #[arg(long, value_name = "SETTINGS")]
     pub virtio_mem: Vec<VirtioMemOption>,
+    /// How drivers reach virtio devices
+    #[arg(long, value_enum, default_value_t = Transport::Mmio)]
+    pub transport: Transport,
+    /// Add a PCI device made to be probed (docs/probe.md):
+    /// [behind=root-port|bridge][,acs=on|off][,functions=1][,memory=64K]
+    #[arg(long, value_name = "SETTINGS", num_args = 0..=1, default_missing_value = "")]
+    pub probe: Vec<ProbeOption>,
     /// What happens to unplugged memory: it is gone, or stays within the guest's reach
     #[arg(long, value_enum, default_value_t = Enforce::Strict)]
     pub enforce: Enforce,
@@ -84,6 +93,14 @@ pub struct RunArguments {
     /// Socket on which `moat resize` and `moat status` reach the machine
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Transport {
+    /// virtio-mmio, which ACPI tells of
+    Mmio,
+    /// virtio-pci, a function each on bus 0
+    Pci,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -6,6 +6,7 @@ mod client;
 mod console;
 mod doctor;
 mod output;
+mod probe;
 mod resize;
 mod run;
 mod size;

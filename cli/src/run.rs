@@ -9,9 +9,11 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmm::api::ApiServer;
 use vmm::boot::BootProtocol;
-use vmm::{Ending, Enforcement, Machine, MachineConfig, MachineControl, SerialEndpoint};
+use vmm::{
+    Ending, Enforcement, Machine, MachineConfig, MachineControl, SerialEndpoint, VirtioTransport,
+};
 
-use crate::arguments::{Enforce, Protocol, RunArguments};
+use crate::arguments::{Enforce, Protocol, RunArguments, Transport};
 use crate::console;
 use crate::output::tell;
 
@@ -56,7 +58,12 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
         },
         initrd,
         cmdline: arguments.cmdline,
+        virtio_transport: match arguments.transport {
+            Transport::Mmio => VirtioTransport::Mmio,
+            Transport::Pci => VirtioTransport::Pci,
+        },
         memory_devices: arguments.virtio_mem.iter().map(|option| option.0).collect(),
+        probes: arguments.probe.iter().map(|option| option.0).collect(),
         enforcement: match arguments.enforce {
             Enforce::Strict => Enforcement::Strict,
             Enforce::Off => Enforcement::Off,

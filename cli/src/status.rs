@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use comfy_table::{Table, presets};
 use hyper::Method;
 use vmm::MachineStatus;
+use vmm::machine::PciStatus;
 
 use crate::arguments::StatusArguments;
 use crate::client;
@@ -54,5 +55,36 @@ fn print_for_people(machine: &MachineStatus) -> std::io::Result<()> {
             ),
         ]);
     }
-    answer(table)
+    answer(table)?;
+    machine.pci.as_ref().map_or(Ok(()), print_pci)
+}
+
+fn print_pci(pci: &PciStatus) -> std::io::Result<()> {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header([
+        "function",
+        "id",
+        "decodes",
+        "reads",
+        "writes",
+        "resets",
+        "touched undecoded",
+    ]);
+    for function in &pci.functions {
+        let decoded =
+            function.ranges.iter().filter(|range| range.enabled).map(|range| {
+                format!("{} {:#x}+{}", range.register, range.address, Size(range.size))
+            });
+        let decoded: Vec<String> = decoded.collect();
+        table.add_row([
+            function.address.clone(),
+            format!("{:04x}:{:04x}", function.vendor, function.device),
+            if decoded.is_empty() { "nothing".into() } else { decoded.join("\n") },
+            function.counters.reads.to_string(),
+            function.counters.writes.to_string(),
+            function.counters.resets.to_string(),
+            function.counters.refused.to_string(),
+        ]);
+    }
+    answer(format_args!("\n{table}"))
 }

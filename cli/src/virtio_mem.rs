@@ -57,7 +57,8 @@ fn parse_backing(value: &str) -> Result<Backing, String> {
     }
 }
 
-fn parse_switch(key: &str, value: &str) -> Result<bool, String> {
+/// `on` or `off`.
+pub fn parse_switch(key: &str, value: &str) -> Result<bool, String> {
     match value {
         "on" => Ok(true),
         "off" => Ok(false),

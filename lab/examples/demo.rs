@@ -11,7 +11,7 @@ use lab::kernel::GuestKernel;
 use lab::report::{Report, Verdict};
 use lab::runner::{self, Progress, Settings};
 use lab::scenarios;
-use lab::vm::{ADDED_MEMORY, DRIVER, Special, Vm, VmConfig, VmError, Vmm};
+use lab::vm::{ADDED_MEMORY, BUS, DRIVER, Special, Vm, VmConfig, VmError, Vmm};
 
 type AnyError = Box<dyn std::error::Error>;
 
@@ -55,7 +55,7 @@ fn grow_and_shrink(kernel: &GuestKernel) -> Result<(), AnyError> {
         requested: 0,
         special: Special::None,
     };
-    let modules = kernel.modules(&[config.vmm.bus(), DRIVER])?;
+    let modules = kernel.modules(&[BUS, DRIVER])?;
     let initramfs = Initramfs::new().with_modules(modules);
     let vm = Vm::boot(kernel, &initramfs, config).map_err(|t| t.error)?;
     writeln!(out, "guest     Linux {}, 1 vCPU, 512 MiB", vm.guest.kernel_release())?;

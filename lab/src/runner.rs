@@ -144,7 +144,7 @@ impl Run<'_> {
             special: boot.special(),
         };
         let needs = stories.iter().flat_map(|story| story.scenario.needs);
-        let modules: Vec<_> = needs.flat_map(|need| need.modules(vmm)).collect();
+        let modules: Vec<_> = needs.flat_map(|need| need.modules()).collect();
         // Nothing is told that needs what is not to be had.
         let modules = self.kernel.modules(&modules).map_err(VmError::from)?;
         let mut initramfs = Initramfs::new().with_modules(modules);

@@ -10,7 +10,7 @@ use lab::{
     guest::{End, Errno, GuestError, Observe, OpenFlags, Signal, Width},
     initramfs::Initramfs,
     kernel::GuestKernel,
-    vm::{Accelerator, DRIVER, Special, Vm, VmConfig, VmError, Vmm},
+    vm::{Accelerator, BUS, DRIVER, Special, Vm, VmConfig, VmError, Vmm},
 };
 
 const PAGE: u64 = 4096;
@@ -35,7 +35,7 @@ fn kernel() -> GuestKernel {
 }
 
 fn initramfs() -> Initramfs {
-    let modules = kernel().modules(&[QEMU.bus(), DRIVER]).unwrap();
+    let modules = kernel().modules(&[BUS, DRIVER]).unwrap();
     Initramfs::new().with_modules(modules)
 }
 

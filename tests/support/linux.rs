@@ -12,7 +12,8 @@ use lab::initramfs::Initramfs;
 use lab::kernel::GuestKernel;
 use vmm::boot::BootProtocol;
 use vmm::{
-    Ending, Enforcement, Machine, MachineConfig, MachineControl, MemoryDeviceConfig, SerialEndpoint,
+    Ending, Machine, MachineConfig, MachineControl, MemoryDeviceConfig, ProbeConfig,
+    SerialEndpoint, VirtioTransport,
 };
 
 use super::MIB;
@@ -48,7 +49,9 @@ pub struct LinuxConfig<'a> {
     pub protocol: BootProtocol,
     pub parameters: &'a str,
     pub modules: &'a [&'a str],
+    pub virtio_transport: VirtioTransport,
     pub memory_devices: Vec<MemoryDeviceConfig>,
+    pub probes: Vec<ProbeConfig>,
 }
 
 impl Default for LinuxConfig<'_> {
@@ -60,7 +63,9 @@ impl Default for LinuxConfig<'_> {
             protocol: BootProtocol::Auto,
             parameters: "",
             modules: &[],
+            virtio_transport: VirtioTransport::Mmio,
             memory_devices: Vec::new(),
+            probes: Vec::new(),
         }
     }
 }
@@ -119,17 +124,18 @@ impl Linux {
         let machine = Machine::start(MachineConfig {
             vcpus: config.vcpus,
             memory: config.memory,
-            kernel: config.image.unwrap_or_else(|| kernel.image().into()),
             protocol: config.protocol,
             initrd: Initramfs::new().with_modules(modules).build(),
             cmdline: format!("console=ttyS0 panic=-1 {}", config.parameters),
+            virtio_transport: config.virtio_transport,
             memory_devices: config.memory_devices,
-            enforcement: Enforcement::Strict,
+            probes: config.probes,
             console: SerialEndpoint { input: None, output: Box::new(console.clone()) },
             agent: SerialEndpoint {
                 input: Some(Box::new(theirs.try_clone().unwrap())),
                 output: Box::new(theirs.try_clone().unwrap()),
             },
+            ..MachineConfig::new(config.image.unwrap_or_else(|| kernel.image().into()))
         })
         .unwrap();
         let control = machine.control();

@@ -41,18 +41,14 @@ impl PayloadMachine {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let machine = Machine::start(MachineConfig {
             vcpus,
-            memory: 128 * MIB,
-            kernel,
             protocol: BootProtocol::Pvh,
-            initrd: Vec::new(),
-            cmdline: String::new(),
             memory_devices,
             enforcement,
-            console: SerialEndpoint::null(),
             agent: SerialEndpoint {
                 input: Some(Box::new(theirs.try_clone().unwrap())),
                 output: Box::new(theirs),
             },
+            ..MachineConfig::new(kernel)
         })
         .unwrap();
         Self { machine, payload: Payload::connect(ours), _directory: directory }

@@ -15,5 +15,5 @@ pub mod vcpu;
 
 pub use machine::{
     Ending, Enforcement, Machine, MachineConfig, MachineControl, MachineError, MachineStatus,
-    MemoryDeviceConfig, MemoryDeviceStatus, SerialEndpoint,
+    MemoryDeviceConfig, MemoryDeviceStatus, PciPlace, ProbeConfig, SerialEndpoint, VirtioTransport,
 };

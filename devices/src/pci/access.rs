@@ -1,5 +1,7 @@
 //! What becomes of an access to an address.
 
+use serde::{Deserialize, Serialize};
+
 use super::{AddressSpace, BaseRegister, FunctionAddress};
 
 /// How an access to an address of PCI's ended.
@@ -16,7 +18,8 @@ pub enum Access {
 }
 
 /// Which way an access goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Direction {
     /// From the device.
     Read,
@@ -44,7 +47,8 @@ pub struct Refusal {
 }
 
 /// Why a function does not decode a range.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum RefusalReason {
     /// The function was reset, and has not decoded the range since.
     Reset,

@@ -1,8 +1,11 @@
 //! What a device model, on any thread, may ask about its function.
 
 use std::fmt;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+
+use serde::{Deserialize, Serialize};
 
 use super::FunctionAddress;
 use crate::Signal;
@@ -17,7 +20,7 @@ pub enum PowerState {
 }
 
 /// How often something happened since the machine was built.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// Reads of base address ranges that the function decoded.
     pub reads: u64,

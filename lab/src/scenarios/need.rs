@@ -2,10 +2,11 @@
 
 use crate::{
     kernel::GuestKernel,
-    vm::{DRIVER, Feature, Vmm},
+    vm::{BUS, DRIVER, Feature, Vmm},
 };
 
-/// What a kernel, or the monitor that runs it, must have for a scenario. Of a kernel that came without its configuration all is
+/// What a kernel, or the monitor that runs it, must have for a scenario. Of a kernel that came without
+/// its configuration all is
 /// believed that only the configuration tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
@@ -37,10 +38,10 @@ pub enum Need {
 
 impl Need {
     /// The modules that it is.
-    pub fn modules(self, vmm: Vmm) -> Vec<&'static str> {
+    pub fn modules(self) -> Vec<&'static str> {
         match self {
-            Self::Driver => vec![vmm.bus(), DRIVER],
-            Self::VirtioPci => vec!["virtio_pci"],
+            Self::Driver => vec![BUS, DRIVER],
+            Self::VirtioPci => vec![BUS],
             Self::UioPciGeneric => vec!["uio_pci_generic"],
             Self::VirtioMmio => vec!["virtio_mmio"],
             Self::Vfio => vec!["vfio_pci", "vfio_iommu_type1"],
@@ -66,7 +67,7 @@ impl Need {
             | Self::VirtioPci
             | Self::UioPciGeneric
             | Self::VirtioMmio
-            | Self::Vfio => kernel.modules(&self.modules(vmm)).err().map(|error| error.to_string()),
+            | Self::Vfio => kernel.modules(&self.modules()).err().map(|error| error.to_string()),
             Self::Monitor(feature) => vmm.lacks(feature).map(str::to_owned),
             Self::AcpiTables => off("ACPI_TABLE_UPGRADE"),
             Self::DevMem => off("DEVMEM"),

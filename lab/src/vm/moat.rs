@@ -10,14 +10,14 @@ use std::{
 };
 
 use vmm::{
-    Ending, Enforcement, Machine as MoatMachine, MachineConfig, MachineControl, MemoryDeviceConfig,
-    SerialEndpoint, boot::BootProtocol, memory::host::Backing,
+    Ending, Machine as MoatMachine, MachineConfig, MachineControl, MemoryDeviceConfig, ProbeConfig,
+    SerialEndpoint, VirtioTransport,
 };
 
 use super::{
-    Machine, MemoryDevice, RAM, REGION_SIZE, VmConfig, VmError, Witness, console::Console,
+    Machine, MemoryDevice, RAM, REGION_SIZE, Special, VmConfig, VmError, Witness, console::Console,
 };
-use crate::kernel::GuestKernel;
+use crate::{guest::PciAddress, kernel::GuestKernel};
 
 const DEVICE: &str = "mem0";
 
@@ -41,20 +41,23 @@ impl Moat {
         let machine = MoatMachine::start(MachineConfig {
             vcpus: config.vcpus,
             memory: RAM,
-            kernel: kernel.image().to_owned(),
-            protocol: BootProtocol::Auto,
             initrd,
+            virtio_transport: VirtioTransport::Pci,
+            probes: vec![ProbeConfig {
+                memory: match config.special {
+                    Special::LargeBar => REGION_SIZE as u32,
+                    Special::None | Special::Iommu => ProbeConfig::default().memory,
+                },
+                ..ProbeConfig::default()
+            }],
             cmdline: config.command_line(),
             memory_devices: vec![MemoryDeviceConfig {
-                size: REGION_SIZE,
                 requested: config.requested,
-                block_size: MemoryDeviceConfig::DEFAULT_BLOCK_SIZE,
-                backing: Backing::Anonymous,
-                insist_on_inaccessible: false,
+                ..MemoryDeviceConfig::new(REGION_SIZE)
             }],
-            enforcement: Enforcement::Strict,
             console: SerialEndpoint { input: None, output: Box::new(console.clone()) },
             agent: serial(&theirs)?,
+            ..MachineConfig::new(kernel.image().to_owned())
         })?;
         let control = machine.control();
         let (sender, ending) = mpsc::channel();
@@ -88,6 +91,15 @@ impl Machine for Moat {
     fn witness(&self) -> Option<Witness> {
         let status = self.control.status().memory_devices.remove(0);
         Some(Witness { violations: status.violations, requests: status.requests })
+    }
+
+    /// All of the function's BARs count, and what it did not decode.
+    fn bar_accesses(&self, function: PciAddress, _bar: usize) -> Option<u64> {
+        let functions = self.control.status().pci?.functions;
+        let address = function.to_string();
+        let counters =
+            functions.into_iter().find(|function| address.ends_with(&function.address))?.counters;
+        Some(counters.reads + counters.writes + counters.refused)
     }
 
     fn wait_for_end(&self, patience: Duration) -> Option<Ending> {

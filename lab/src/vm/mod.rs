@@ -16,7 +16,7 @@ use std::{
 
 use vmm::{
     Ending, MachineError,
-    machine::{RequestStatus, ResizeRefused},
+    machine::{RequestCounters, ResizeRefused},
     memory::violations::ViolationCounters,
 };
 
@@ -31,6 +31,8 @@ use crate::{
     kernel::{GuestKernel, KernelError},
 };
 
+/// The driver of the bus that every virtio device is on.
+pub const BUS: &str = "virtio_pci";
 /// The driver under test.
 pub const DRIVER: &str = "virtio_mem";
 
@@ -95,7 +97,7 @@ pub struct Witness {
     /// Accesses to unplugged memory.
     pub violations: ViolationCounters,
     /// The driver's requests.
-    pub requests: RequestStatus,
+    pub requests: RequestCounters,
 }
 
 /// A machine, whoever runs it. It ends when it is dropped.
@@ -258,7 +260,7 @@ impl Vm {
     /// Loads the driver.
     pub fn start_driver(&self) -> Result<(), VmError> {
         // The bus is there already when the driver comes back.
-        self.guest.load_module(self.vmm.bus(), "").outcome()?;
+        self.guest.load_module(BUS, "").outcome()?;
         Ok(self.guest.load_module(DRIVER, "")?)
     }
 

@@ -9,7 +9,7 @@ use devices::platform::{PowerRegisters, Pvpanic};
 use devices::serial::SerialPort;
 use devices::virtio::transport::MmioTransport;
 
-use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
+use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, Platform, pci};
 use crate::memory::layout::{gsi, port};
 
 /// A virtio-mmio device as ACPI tells of it.
@@ -22,13 +22,16 @@ pub struct VirtioMmioDevice {
 }
 
 /// The whole table.
-pub fn table(virtio_mmio: &[VirtioMmioDevice]) -> Sdt {
+pub fn table(platform: &Platform) -> Sdt {
     let mut aml = Vec::new();
     serial(&mut aml, "COM1", 0, port::SERIAL_1, gsi::SERIAL_1);
     serial(&mut aml, "COM2", 1, port::SERIAL_2, gsi::SERIAL_2);
     pvpanic(&mut aml);
-    for (uid, device) in (0..).zip(virtio_mmio) {
+    for (uid, device) in (0..).zip(&platform.virtio_mmio) {
         virtio(&mut aml, uid, device);
+    }
+    if let Some(bridge) = &platform.pci {
+        pci::devices(&mut aml, bridge);
     }
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     dsdt.append_slice(&Scope::raw("\\_SB_".into(), aml));

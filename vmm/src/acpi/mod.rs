@@ -2,6 +2,7 @@
 //! to find its processors, its memory that may come later, and its devices.
 
 mod dsdt;
+mod pci;
 
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -21,6 +22,7 @@ use zerocopy::{Immutable, IntoBytes};
 use crate::memory::layout::{self, port};
 
 pub use dsdt::VirtioMmioDevice;
+pub use pci::PciHostBridge;
 
 const OEM_ID: [u8; 6] = *b"MOAT  ";
 const OEM_TABLE_ID: [u8; 8] = *b"MOATVM  ";
@@ -52,18 +54,22 @@ pub struct Platform {
     pub hotpluggable: Vec<(u64, u64)>,
     /// The virtio-mmio devices.
     pub virtio_mmio: Vec<VirtioMmioDevice>,
+    /// PCI, if there is any.
+    pub pci: Option<PciHostBridge>,
 }
 
 /// Writes all tables to where a kernel looks for them.
 pub fn write_tables(memory: &GuestMemoryMmap, platform: &Platform) -> Result<(), AcpiError> {
     // The RSDP comes first but points to the XSDT, which points to the others.
     let mut writer = TableWriter { memory, next: layout::ACPI_TABLES.0 + 64 };
-    let dsdt = writer.write(&dsdt::table(&platform.virtio_mmio))?;
-    let fadt = writer.write(&fadt(dsdt))?;
-    let madt = writer.write(&madt(platform.vcpus))?;
-    let srat = writer.write(&srat(platform))?;
+    let dsdt = writer.write(&dsdt::table(platform))?;
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    [fadt, madt, srat].into_iter().for_each(|table| xsdt.add_entry(table));
+    xsdt.add_entry(writer.write(&fadt(dsdt))?);
+    xsdt.add_entry(writer.write(&madt(platform.vcpus))?);
+    xsdt.add_entry(writer.write(&srat(platform))?);
+    if platform.pci.is_some() {
+        xsdt.add_entry(writer.write(&pci::mcfg())?);
+    }
     let xsdt = writer.write(&xsdt)?;
     memory.write_slice(&bytes(&Rsdp::new(OEM_ID, xsdt)), layout::ACPI_TABLES)?;
     Ok(())

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use devices::pci::Ecam;
 use devices::platform::PowerRegisters;
 use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::configurator::{linux::LinuxBootConfigurator, pvh::PvhBootConfigurator};
@@ -295,6 +296,8 @@ fn memory_map(ram_bytes: u64) -> Vec<MapEntry> {
     let mut map = vec![
         MapEntry { start: 0, size: layout::LOW_MEMORY_END.0, kind: E820_RAM },
         MapEntry { start: bios.start, size: bios.end - bios.start, kind: E820_RESERVED },
+        // Early in its boot Linux takes no other word about it. Without PCI it does no harm.
+        MapEntry { start: layout::PCI_ECAM.0, size: Ecam::SIZE, kind: E820_RESERVED },
     ];
     for (start, size) in layout::ram_ranges(ram_bytes) {
         let usable = start.0.max(layout::HIGH_MEMORY_START.0);

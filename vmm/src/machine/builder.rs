@@ -6,11 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use devices::dma::{DmaRegion, DmaView};
+use devices::pci::{ConfigPorts, Ecam, InterruptLine, RootComplex};
 use devices::platform::{PowerRegisters, Pvpanic};
+use devices::probe::Probe;
 use devices::serial::SerialPort;
 use devices::virtio::VirtioDevice;
 use devices::virtio::rng::Rng;
-use devices::virtio::transport::MmioTransport;
+use devices::virtio::transport::{MmioTransport, PciTransport, Transport};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vm_memory::{Address, GuestAddress, GuestMemoryMmap};
@@ -18,10 +20,11 @@ use vm_memory::{Address, GuestAddress, GuestMemoryMmap};
 use super::buses::GuestBuses;
 use super::ending::{Ending, EndingCell};
 use super::memory_device::MemoryDevice;
+use super::pci::{KvmLine, KvmMessages, Pci, PciDevices, PciPlace};
 use super::serial::{self, InputRoom, OutputPump, SerialEndpoint};
-use super::worker::{EventSignal, QueueWork, Worker};
-use super::{Machine, MachineConfig, MachineControl, MachineError};
-use crate::acpi::{self, Platform, VirtioMmioDevice};
+use super::worker::{DeviceWork, EventSignal, Worker};
+use super::{Machine, MachineConfig, MachineControl, MachineError, VirtioTransport};
+use crate::acpi::{self, PciHostBridge, Platform, VirtioMmioDevice};
 use crate::boot::{self, Entry, Payload};
 use crate::kvm;
 use crate::memory::MemoryError;
@@ -40,8 +43,11 @@ pub struct Builder {
     gate: Arc<VcpuGate>,
     ending: Arc<EndingCell>,
     buses: GuestBuses,
+    /// From here on nothing has an address yet.
+    next_address: u64,
     platform: Platform,
-    queues: Vec<QueueWork>,
+    pci: PciDevices,
+    work: Vec<DeviceWork>,
     outputs: Vec<OutputPump>,
     inputs: Vec<Arc<InputRoom>>,
 }
@@ -59,13 +65,16 @@ impl Builder {
             ram_bytes: config.memory,
             hotpluggable: Vec::new(),
             virtio_mmio: Vec::new(),
+            pci: None,
         };
         Ok(Self {
             slots: MemorySlots::new(Arc::clone(&vm)),
             gate: Arc::new(VcpuGate::new(config.vcpus as usize)),
             ending: Arc::default(),
             buses: GuestBuses::default(),
-            queues: Vec::new(),
+            next_address: ram_end(config.memory).max(layout::MMIO_GAP_END.0),
+            pci: PciDevices::default(),
+            work: Vec::new(),
             outputs: Vec::new(),
             inputs: Vec::new(),
             platform,
@@ -80,10 +89,13 @@ impl Builder {
         self.create_interrupt_controllers()?;
         let ram = self.create_ram()?;
         let memory = guest_memory(&ram)?;
+        self.create_pci_window()?;
         self.create_memory_devices()?;
         let dma = self.dma_view(&ram)?;
         self.attach_platform_devices()?;
         self.attach_virtio_devices(&dma)?;
+        self.attach_probes(&dma)?;
+        self.attach_pci()?;
         let entry = self.load(&memory)?;
         let (vcpus, halted) = self.create_vcpus(&memory, &entry)?;
         let control = MachineControl {
@@ -92,11 +104,12 @@ impl Builder {
             enforcement: self.config.enforcement,
             slots: self.slots,
             memory_devices: vcpus[0].buses.memory_devices.clone(),
+            pci: vcpus[0].buses.pci.clone(),
             ending: Arc::clone(&self.ending),
             gate: Arc::clone(&self.gate),
         };
         let worker =
-            Worker::start(self.queues, Arc::clone(&self.gate), halted, Arc::clone(&self.ending))?;
+            Worker::start(self.work, Arc::clone(&self.gate), halted, Arc::clone(&self.ending))?;
         // From here on dropping the machine puts away what has been started.
         let mut machine = Machine {
             control,
@@ -131,12 +144,25 @@ impl Builder {
         layout::ram_ranges(self.config.memory).into_iter().map(create).collect()
     }
 
+    /// Keeps room for PCI's memory above 4 GiB, if there is to be any.
+    fn create_pci_window(&mut self) -> Result<(), MachineError> {
+        let on_pci = self.config.virtio_transport == VirtioTransport::Pci;
+        if on_pci || !self.config.probes.is_empty() {
+            let start = self.next_address.next_multiple_of(layout::REGION_ALIGNMENT);
+            self.next_address = start + layout::PCI_MEMORY_64_BYTES;
+            check_address_space(self.next_address, &self.cpuid)?;
+            self.platform.pci =
+                Some(PciHostBridge { memory_64: (start, layout::PCI_MEMORY_64_BYTES) });
+        }
+        Ok(())
+    }
+
     fn create_memory_devices(&mut self) -> Result<(), MachineError> {
-        let mut next = ram_end(self.config.memory).max(layout::MMIO_GAP_END.0);
         for (index, config) in self.config.memory_devices.iter().enumerate() {
-            let address = next.next_multiple_of(layout::REGION_ALIGNMENT.max(config.block_size));
-            next = address.saturating_add(config.size);
-            check_address_space(next, &self.cpuid)?;
+            let alignment = layout::REGION_ALIGNMENT.max(config.block_size);
+            let address = self.next_address.next_multiple_of(alignment);
+            self.next_address = address.saturating_add(config.size);
+            check_address_space(self.next_address, &self.cpuid)?;
             let device = MemoryDevice::new(
                 format!("mem{index}"),
                 GuestAddress(address),
@@ -209,13 +235,31 @@ impl Builder {
         &mut self,
         device: Arc<Mutex<dyn VirtioDevice>>,
         dma: &DmaView,
+    ) -> Result<Arc<Mutex<dyn Transport>>, MachineError> {
+        let doorbell = doorbell()?;
+        let transport: Arc<Mutex<dyn Transport>> = match self.config.virtio_transport {
+            VirtioTransport::Mmio => self.attach_mmio(device, dma, &doorbell)?,
+            VirtioTransport::Pci => {
+                let (transport, function) =
+                    PciTransport::new(device, dma.clone(), self.messages(), doorbell.clone())?;
+                self.pci.add(PciPlace::RootComplex, vec![function]);
+                transport
+            }
+        };
+        self.work.push(DeviceWork::queues(doorbell, transport.clone()));
+        Ok(transport)
+    }
+
+    fn attach_mmio(
+        &mut self,
+        device: Arc<Mutex<dyn VirtioDevice>>,
+        dma: &DmaView,
+        doorbell: &Arc<EventSignal>,
     ) -> Result<Arc<Mutex<MmioTransport>>, MachineError> {
         let index = self.platform.virtio_mmio.len();
         let gsi = gsi::VIRTIO_MMIO[index];
         let address = layout::VIRTIO_MMIO.unchecked_add(index as u64 * MmioTransport::SIZE);
         let interrupt = self.interrupt_line(gsi)?;
-        let doorbell =
-            Arc::new(EventSignal::new().map_err(MachineError::host("cannot create a doorbell"))?);
         let notify = IoEventAddress::Mmio(address.0 + MmioTransport::QUEUE_NOTIFY);
         self.vm
             .register_ioevent(&doorbell.0, &notify, NoDatamatch)
@@ -223,9 +267,48 @@ impl Builder {
         let transport = MmioTransport::new(device, dma.clone(), interrupt, doorbell.clone());
         let transport = Arc::new(Mutex::new(transport));
         self.buses.memory.insert(address.0, MmioTransport::SIZE, transport.clone())?;
-        self.queues.push(QueueWork { doorbell, transport: transport.clone() });
         self.platform.virtio_mmio.push(VirtioMmioDevice { address: address.0 as u32, gsi });
         Ok(transport)
+    }
+
+    fn attach_probes(&mut self, dma: &DmaView) -> Result<(), MachineError> {
+        for probe in std::mem::take(&mut self.config.probes) {
+            let functions = (0..probe.functions).map(|_| {
+                let doorbell = doorbell()?;
+                let (function, device) =
+                    Probe::new(probe.memory, dma.clone(), self.messages(), doorbell.clone())?;
+                self.work.push(DeviceWork::dma(doorbell, device.clone()));
+                Ok(function.build(device))
+            });
+            let functions = functions.collect::<Result<_, MachineError>>()?;
+            self.pci.add(probe.place, functions);
+        }
+        Ok(())
+    }
+
+    /// Puts everything that is on PCI in its place, and PCI where the guest will look for it.
+    fn attach_pci(&mut self) -> Result<(), MachineError> {
+        if self.platform.pci.is_none() {
+            return Ok(());
+        }
+        let topology = std::mem::take(&mut self.pci).into_topology();
+        let line =
+            |gsi| -> Arc<dyn InterruptLine> { Arc::new(KvmLine { vm: Arc::clone(&self.vm), gsi }) };
+        let root = Arc::new(RootComplex::new(topology, gsi::PCI.map(line))?);
+        let ports = ConfigPorts::new(Arc::clone(&root));
+        self.buses.ports.insert(
+            ConfigPorts::FIRST,
+            ConfigPorts::PORTS,
+            Arc::new(Mutex::new(ports)),
+        )?;
+        let ecam = Ecam::new(Arc::clone(&root));
+        self.buses.memory.insert(layout::PCI_ECAM.0, Ecam::SIZE, Arc::new(Mutex::new(ecam)))?;
+        self.buses.pci = Some(Arc::new(Pci::new(root)));
+        Ok(())
+    }
+
+    fn messages(&self) -> Arc<KvmMessages> {
+        Arc::new(KvmMessages(Arc::clone(&self.vm)))
     }
 
     fn interrupt_line(&self, gsi: u32) -> Result<Arc<EventSignal>, MachineError> {
@@ -291,6 +374,11 @@ fn check(config: &MachineConfig, kvm: &Kvm) -> Result<(), MachineError> {
         return Err(MachineError::TooManyDevices { requested, maximum });
     }
     Ok(())
+}
+
+fn doorbell() -> Result<Arc<EventSignal>, MachineError> {
+    let doorbell = EventSignal::new().map_err(MachineError::host("cannot create a doorbell"))?;
+    Ok(Arc::new(doorbell))
 }
 
 /// First guest address beyond RAM.

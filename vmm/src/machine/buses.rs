@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use devices::bus::Bus;
+use devices::pci::{Access, Direction};
 
 use super::memory_device::{MemoryDevice, UnpluggedMemoryAccess};
-use crate::memory::violations::Direction;
+use super::pci::{Pci, RefusedAccess};
 
 /// All that a vCPU reaches beside memory.
 #[derive(Default)]
@@ -14,40 +15,87 @@ pub struct GuestBuses {
     pub ports: Bus,
     /// Devices by guest address.
     pub memory: Bus,
+    /// PCI functions, which decode what they are told to.
+    pub pci: Option<Arc<Pci>>,
     /// Devices whose unplugged memory a guest may try to touch.
     pub memory_devices: Vec<Arc<MemoryDevice>>,
 }
 
+/// An access of a vCPU to what is not there, already answered.
+#[must_use]
+pub enum StrayAccess<'a> {
+    /// To an unplugged block.
+    Unplugged(UnpluggedMemoryAccess<'a>),
+    /// To what a PCI function does not decode.
+    Refused(RefusedAccess<'a>),
+}
+
+impl StrayAccess<'_> {
+    /// Counts the access as `vcpu`'s.
+    pub fn record(self, vcpu: u32, instruction_pointer: u64) {
+        match self {
+            Self::Unplugged(access) => access.record(vcpu, instruction_pointer),
+            Self::Refused(access) => access.record(vcpu, instruction_pointer),
+        }
+    }
+}
+
 impl GuestBuses {
     /// Reads a port; all ones where there is nothing.
-    pub fn read_port(&self, port: u16, data: &mut [u8]) {
-        if !self.ports.read(port.into(), data) {
-            data.fill(0xff);
+    pub fn read_port(&self, port: u16, data: &mut [u8]) -> Option<StrayAccess<'_>> {
+        if self.ports.read(port.into(), data) {
+            return None;
         }
+        data.fill(0xff);
+        self.on_pci(port.into(), |pci| pci.root().read_io(port, data)).flatten()
     }
 
     /// Writes a port; nothing happens where there is nothing.
-    pub fn write_port(&self, port: u16, data: &[u8]) {
-        self.ports.write(port.into(), data);
+    pub fn write_port(&self, port: u16, data: &[u8]) -> Option<StrayAccess<'_>> {
+        if self.ports.write(port.into(), data) {
+            return None;
+        }
+        self.on_pci(port.into(), |pci| pci.root().write_io(port, data)).flatten()
     }
 
-    /// Reads a guest address; all ones where there is nothing. Unplugged memory is answered, and
-    /// returned to be recorded.
-    pub fn read_memory(&self, address: u64, data: &mut [u8]) -> Option<UnpluggedMemoryAccess<'_>> {
+    /// Reads a guest address; all ones where there is nothing. What is not there although somebody
+    /// owns it is answered, and returned to be recorded.
+    pub fn read_memory(&self, address: u64, data: &mut [u8]) -> Option<StrayAccess<'_>> {
         if self.memory.read(address, data) {
             return None;
         }
+        if let Some(access) = self.on_pci(address, |pci| pci.root().read_memory(address, data)) {
+            return access;
+        }
         let access = self.unplugged(address, data.len(), Direction::Read);
         data.fill(access.as_ref().map_or(0xff, UnpluggedMemoryAccess::fill));
-        access
+        access.map(StrayAccess::Unplugged)
     }
 
     /// Writes a guest address, likewise.
-    pub fn write_memory(&self, address: u64, data: &[u8]) -> Option<UnpluggedMemoryAccess<'_>> {
+    pub fn write_memory(&self, address: u64, data: &[u8]) -> Option<StrayAccess<'_>> {
         if self.memory.write(address, data) {
             return None;
         }
-        self.unplugged(address, data.len(), Direction::Write)
+        self.on_pci(address, |pci| pci.root().write_memory(address, data)).unwrap_or_else(|| {
+            self.unplugged(address, data.len(), Direction::Write).map(StrayAccess::Unplugged)
+        })
+    }
+
+    /// None if the access is none of PCI's business.
+    fn on_pci(
+        &self,
+        address: u64,
+        access: impl FnOnce(&Pci) -> Access,
+    ) -> Option<Option<StrayAccess<'_>>> {
+        let pci = self.pci.as_deref()?;
+        match access(pci) {
+            Access::Claimed => Some(None),
+            Access::Refused(refusal) => {
+                Some(Some(StrayAccess::Refused(RefusedAccess::new(pci, address, refusal))))
+            }
+            Access::Nobody => None,
+        }
     }
 
     fn unplugged(

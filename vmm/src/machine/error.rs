@@ -42,6 +42,10 @@ pub enum MachineError {
     Worker(#[from] WorkerError),
     #[error("cannot put a device on the bus: {0}")]
     Bus(#[from] devices::bus::BusError),
+    #[error("cannot build a PCI function: {0}")]
+    PciFunction(#[from] devices::pci::FunctionError),
+    #[error("cannot put a device on PCI: {0}")]
+    PciTopology(#[from] devices::pci::TopologyError),
     #[error("cannot show memory to devices: {0}")]
     DmaView(#[from] vm_memory::GuestRegionCollectionError),
     #[error("{what}: {source}")]

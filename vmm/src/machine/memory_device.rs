@@ -3,9 +3,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use devices::pci::Direction;
 use devices::virtio::mem::{
-    BlockBackend, BlockIndex, Region, RegionError, ResizeError, UnpluggedAccess, VirtioMem,
-    VirtioMemConfig,
+    BlockBackend, BlockIndex, Region, RegionError, RequestCounters, ResizeError, UnpluggedAccess,
+    VirtioMem, VirtioMemConfig,
 };
 use devices::virtio::transport::Transport;
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ use crate::memory::one_slot::OneSlot;
 use crate::memory::reachable::ReachableBlocks;
 use crate::memory::slots::MemorySlots;
 use crate::memory::strict::StrictBlocks;
-use crate::memory::violations::{Direction, Violation, ViolationCounters, ViolationLog};
+use crate::memory::violations::{Target, Violation, ViolationCounters, ViolationLog};
 use crate::vcpu::VcpuGate;
 
 /// Whether unplugged memory is really gone.
@@ -49,19 +50,17 @@ pub struct MemoryDeviceConfig {
 impl MemoryDeviceConfig {
     /// The block size that suits most: a huge page of x86.
     pub const DEFAULT_BLOCK_SIZE: u64 = 2 << 20;
-}
 
-/// What a driver has asked so far, and how it was answered.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct RequestStatus {
-    pub plug: u64,
-    pub unplug: u64,
-    pub unplug_all: u64,
-    pub state: u64,
-    pub nack: u64,
-    pub busy: u64,
-    pub error: u64,
+    /// A device with nothing requested, and everything else as suits most.
+    pub fn new(size: u64) -> Self {
+        Self {
+            size,
+            requested: 0,
+            block_size: Self::DEFAULT_BLOCK_SIZE,
+            backing: Backing::default(),
+            insist_on_inaccessible: false,
+        }
+    }
 }
 
 /// A device as seen from outside.
@@ -82,7 +81,7 @@ pub struct MemoryDeviceStatus {
     /// Bytes plugged.
     pub plugged: u64,
     /// The driver's requests.
-    pub requests: RequestStatus,
+    pub requests: RequestCounters,
     /// Accesses to unplugged blocks.
     pub violations: ViolationCounters,
     /// The latest of them.
@@ -223,7 +222,6 @@ impl MemoryDevice {
     /// The device as seen from outside.
     pub fn status(&self) -> MemoryDeviceStatus {
         let device = lock(&self.device);
-        let counters = device.counters();
         MemoryDeviceStatus {
             id: self.id.clone(),
             address: self.region.address(),
@@ -232,15 +230,7 @@ impl MemoryDevice {
             usable: device.usable_region_size(),
             requested: device.requested_size(),
             plugged: device.plugged_size(),
-            requests: RequestStatus {
-                plug: counters.plug,
-                unplug: counters.unplug,
-                unplug_all: counters.unplug_all,
-                state: counters.state,
-                nack: counters.nack,
-                busy: counters.busy,
-                error: counters.error,
-            },
+            requests: device.counters(),
             violations: ViolationCounters {
                 dma: self.reachable.refused(),
                 ..self.violations.counters()
@@ -302,7 +292,7 @@ impl<'a> UnpluggedMemoryAccess<'a> {
                 vcpu,
                 instruction_pointer,
                 address: self.address,
-                block: self.block.0,
+                target: Target::UnpluggedBlock(self.block.0),
                 size: self.size,
                 direction: self.direction,
             }),

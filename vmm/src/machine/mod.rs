@@ -5,6 +5,7 @@ mod buses;
 mod ending;
 mod error;
 mod memory_device;
+mod pci;
 mod serial;
 mod worker;
 
@@ -14,13 +15,15 @@ use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
 
+pub use devices::virtio::mem::RequestCounters;
+
 pub use buses::GuestBuses;
 pub use ending::{Ending, EndingCell};
 pub use error::{MachineError, ResizeRefused};
 pub use memory_device::{
     Enforcement, MemoryDevice, MemoryDeviceConfig, MemoryDeviceError, MemoryDeviceStatus,
-    RequestStatus,
 };
+pub use pci::{Pci, PciFunctionStatus, PciPlace, PciRangeStatus, PciStatus};
 pub use serial::SerialEndpoint;
 
 use crate::boot::BootProtocol;
@@ -30,6 +33,33 @@ use crate::vcpu::VcpuGate;
 use builder::Builder;
 use serial::{InputRoom, OutputPump};
 use worker::Worker;
+
+/// How drivers reach virtio devices.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum VirtioTransport {
+    /// Registers in memory that ACPI tells of.
+    #[default]
+    Mmio,
+    /// A PCI function each, on bus 0.
+    Pci,
+}
+
+/// A probe device to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProbeConfig {
+    /// Where it is.
+    pub place: PciPlace,
+    /// How many functions it has, each a probe of its own.
+    pub functions: u8,
+    /// Bytes of the memory in its BAR 2, a power of two.
+    pub memory: u32,
+}
+
+impl Default for ProbeConfig {
+    fn default() -> Self {
+        Self { place: PciPlace::default(), functions: 1, memory: 64 << 10 }
+    }
+}
 
 /// A machine to be.
 pub struct MachineConfig {
@@ -45,14 +75,38 @@ pub struct MachineConfig {
     pub initrd: Vec<u8>,
     /// The kernel's command line.
     pub cmdline: String,
+    /// How drivers reach virtio devices.
+    pub virtio_transport: VirtioTransport,
     /// Its virtio-mem devices, `mem0` first.
     pub memory_devices: Vec<MemoryDeviceConfig>,
+    /// Its probe devices. With none of them, and virtio over MMIO, there is no PCI at all.
+    pub probes: Vec<ProbeConfig>,
     /// Whether unplugged memory is really gone.
     pub enforcement: Enforcement,
     /// ttyS0.
     pub console: SerialEndpoint,
     /// ttyS1, which serves before any virtio driver is loaded.
     pub agent: SerialEndpoint,
+}
+
+impl MachineConfig {
+    /// A machine that boots `kernel` and has as little as there can be.
+    pub fn new(kernel: PathBuf) -> Self {
+        Self {
+            vcpus: 1,
+            memory: 128 << 20,
+            kernel,
+            protocol: BootProtocol::Auto,
+            initrd: Vec::new(),
+            cmdline: String::new(),
+            virtio_transport: VirtioTransport::default(),
+            memory_devices: Vec::new(),
+            probes: Vec::new(),
+            enforcement: Enforcement::default(),
+            console: SerialEndpoint::null(),
+            agent: SerialEndpoint::null(),
+        }
+    }
 }
 
 /// A machine as seen from outside.
@@ -68,6 +122,8 @@ pub struct MachineStatus {
     pub enforcement: Enforcement,
     /// The virtio-mem devices.
     pub memory_devices: Vec<MemoryDeviceStatus>,
+    /// PCI, if there is any.
+    pub pci: Option<PciStatus>,
 }
 
 /// What can be asked of a running machine, from any thread.
@@ -78,6 +134,7 @@ pub struct MachineControl {
     enforcement: Enforcement,
     slots: MemorySlots,
     memory_devices: Vec<Arc<MemoryDevice>>,
+    pci: Option<Arc<Pci>>,
     ending: Arc<EndingCell>,
     gate: Arc<VcpuGate>,
 }
@@ -91,6 +148,7 @@ impl MachineControl {
             memory_slots: self.slots.used(),
             enforcement: self.enforcement,
             memory_devices: self.memory_devices.iter().map(|device| device.status()).collect(),
+            pci: self.pci.as_ref().map(|pci| pci.status()),
         }
     }
 

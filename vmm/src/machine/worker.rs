@@ -5,11 +5,12 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use devices::Signal;
+use devices::probe::Probe;
 use devices::virtio::transport::Transport;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use log::error;
@@ -48,20 +49,41 @@ impl Signal for EventSignal {
     }
 }
 
-/// A device whose queues the worker processes when its doorbell rings.
-pub struct QueueWork {
-    /// Rung by the driver, through ioeventfd.
+/// What the worker does for a device when its doorbell rings.
+pub struct DeviceWork {
+    /// Rung by the driver.
     pub doorbell: Arc<EventSignal>,
-    /// What the driver talks to.
-    pub transport: Arc<Mutex<dyn Transport>>,
+    /// The work. True if there may be more of it, to be done after other work.
+    pub process: Box<dyn FnMut() -> bool + Send>,
 }
 
-impl MutEventSubscriber for QueueWork {
+impl DeviceWork {
+    /// Processes the queues of a virtio device.
+    pub fn queues(doorbell: Arc<EventSignal>, transport: Arc<Mutex<dyn Transport>>) -> Self {
+        let process = move || lock(&transport).process_queues();
+        Self { doorbell, process: Box::new(process) }
+    }
+
+    /// Does a probe's DMA.
+    pub fn dma(doorbell: Arc<EventSignal>, probe: Arc<Mutex<Probe>>) -> Self {
+        let process = move || {
+            lock(&probe).process();
+            false
+        };
+        Self { doorbell, process: Box::new(process) }
+    }
+}
+
+/// A device that panicked half-way is still better served than left alone.
+fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl MutEventSubscriber for DeviceWork {
     fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
         // An empty doorbell has been answered already.
         let _ = self.doorbell.0.read();
-        let mut transport = self.transport.lock().unwrap_or_else(PoisonError::into_inner);
-        if transport.process_queues() {
+        if (self.process)() {
             self.doorbell.signal();
         }
     }
@@ -132,7 +154,7 @@ pub struct Worker {
 impl Worker {
     /// Starts the thread. `halted` has a flag for each vCPU of `gate`.
     pub fn start(
-        queues: Vec<QueueWork>,
+        work: Vec<DeviceWork>,
         gate: Arc<VcpuGate>,
         halted: Vec<Arc<AtomicBool>>,
         ending: Arc<EndingCell>,
@@ -140,8 +162,8 @@ impl Worker {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let stopped = Arc::new(AtomicBool::new(false));
         let mut events = EventManager::<Box<dyn MutEventSubscriber + Send>>::new()?;
-        for queue in queues {
-            events.add_subscriber(Box::new(queue));
+        for work in work {
+            events.add_subscriber(Box::new(work));
         }
         let mut timer = TimerFd::new().map_err(io::Error::from)?;
         timer.reset(HaltWatch::INTERVAL, Some(HaltWatch::INTERVAL)).map_err(io::Error::from)?;

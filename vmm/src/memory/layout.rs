@@ -4,8 +4,10 @@
 //!  0          zero page, command line, page tables, GDT         (boot only)
 //!  0xe_0000   ACPI tables, reset vector                          (reserved in e820)
 //!  1 MiB      kernel, RAM up to 3 GiB
-//!  3 GiB      the MMIO gap: virtio-mmio, IOAPIC, LAPIC, KVM's own pages
+//!  3 GiB      the MMIO gap: PCI memory, virtio-mmio, PCI configuration space, IOAPIC, LAPIC, KVM's
+//!             own pages
 //!  4 GiB      the rest of RAM
+//!  above      PCI memory, if there is PCI
 //!  above      virtio-mem regions, each aligned to 1 GiB
 //! ```
 
@@ -39,6 +41,12 @@ pub const HIGH_MEMORY_START: GuestAddress = GuestAddress(0x10_0000);
 pub const MMIO_GAP_START: GuestAddress = GuestAddress(0xc000_0000);
 /// End of the MMIO gap.
 pub const MMIO_GAP_END: GuestAddress = GuestAddress(0x1_0000_0000);
+/// Memory that PCI functions may be given below 4 GiB, and its size.
+pub const PCI_MEMORY_32: (GuestAddress, u64) = (MMIO_GAP_START, 256 << 20);
+/// Bytes of memory that PCI functions may be given above 4 GiB, beyond RAM.
+pub const PCI_MEMORY_64_BYTES: u64 = 16 << 30;
+/// Configuration space of 256 PCI buses (the ECAM).
+pub const PCI_ECAM: GuestAddress = GuestAddress(0xe000_0000);
 /// First virtio-mmio device; the others follow.
 pub const VIRTIO_MMIO: GuestAddress = GuestAddress(0xd000_0000);
 /// I/O APIC.
@@ -64,6 +72,8 @@ pub mod port {
     pub const PVPANIC: u16 = 0x505;
     /// ACPI sleep and reset registers.
     pub const POWER: u16 = 0x600;
+    /// First of the ports that PCI functions may be given, up to the last there is.
+    pub const PCI: u16 = 0x1000;
 }
 
 /// Interrupts, as global system interrupts.
@@ -74,7 +84,9 @@ pub mod gsi {
     pub const SERIAL_2: u32 = 3;
     /// Inputs of the I/O APIC for virtio-mmio devices, one each: first those that no PC device
     /// ever had.
-    pub const VIRTIO_MMIO: [u32; 16] = [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 9, 10, 11, 12, 15];
+    pub const VIRTIO_MMIO: [u32; 12] = [16, 17, 18, 19, 5, 6, 7, 9, 10, 11, 12, 15];
+    /// Those that all PCI functions share, for INTA to INTD of the first device.
+    pub const PCI: [u32; 4] = [20, 21, 22, 23];
 }
 
 /// The pieces of RAM of a machine with `bytes` of it: below the MMIO gap, and above.

@@ -1,25 +1,40 @@
 //! Accesses to memory that is not there: counted, kept, and told without flooding anything.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use devices::pci::{Direction, RefusalReason};
 use log::warn;
 use serde::{Deserialize, Serialize};
 
-/// Which way an access goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
-pub enum Direction {
-    Read,
-    Write,
+/// What was not there when it was accessed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    /// A block of a virtio-mem device that is not plugged.
+    UnpluggedBlock(u64),
+    /// A base address range of a PCI function that the function does not decode.
+    #[allow(missing_docs)]
+    BaseAddressRange { register: String, offset: u64, reason: RefusalReason },
 }
 
-/// One access of a vCPU to an unplugged block.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnpluggedBlock(block) => write!(f, "unplugged block {block}"),
+            Self::BaseAddressRange { register, offset, reason } => {
+                write!(f, "offset {offset:#x} of {register} ({reason:?})")
+            }
+        }
+    }
+}
+
+/// One access of a vCPU to what is not there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Violation {
-    /// The device whose block it is, such as `mem0`.
+    /// The device, such as `mem0` or `00:02.0`.
     pub device: String,
     /// The vCPU.
     pub vcpu: u32,
@@ -27,8 +42,8 @@ pub struct Violation {
     pub instruction_pointer: u64,
     /// Guest physical address.
     pub address: u64,
-    /// Number of the block in the region.
-    pub block: u64,
+    /// What it is of the device.
+    pub target: Target,
     /// Bytes accessed; KVM splits what is wider than 8.
     pub size: u32,
     /// Read or write.
@@ -75,11 +90,11 @@ impl ViolationLog {
             Direction::Write => inner.counters.writes += 1,
         }
         if inner.last_told.is_none_or(|told| told.elapsed() >= Self::TELL_INTERVAL) {
-            let Violation { device, vcpu, instruction_pointer, address, block, size, direction } =
+            let Violation { device, vcpu, instruction_pointer, address, target, size, direction } =
                 &violation;
             warn!(
                 "vCPU {vcpu} at {instruction_pointer:#x}: {direction:?} of {size} bytes at \
-                 {address:#x}, unplugged block {block} of {device} ({} more before)",
+                 {address:#x}, {target} of {device} ({} more before)",
                 inner.untold
             );
             inner.last_told = Some(Instant::now());
@@ -126,7 +141,7 @@ mod tests {
                 vcpu: 0,
                 instruction_pointer: 0,
                 address,
-                block: 0,
+                target: Target::UnpluggedBlock(0),
                 size: 8,
                 direction: Direction::Write,
             });

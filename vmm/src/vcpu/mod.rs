@@ -96,15 +96,9 @@ impl Vcpu {
         }
         drop(entered);
         let buses = &self.buses;
-        let unplugged = match exit {
-            Ok(VcpuExit::IoIn(port, data)) => {
-                buses.read_port(port, data);
-                None
-            }
-            Ok(VcpuExit::IoOut(port, data)) => {
-                buses.write_port(port, data);
-                None
-            }
+        let stray = match exit {
+            Ok(VcpuExit::IoIn(port, data)) => buses.read_port(port, data),
+            Ok(VcpuExit::IoOut(port, data)) => buses.write_port(port, data),
             Ok(VcpuExit::MmioRead(address, data)) => buses.read_memory(address, data),
             Ok(VcpuExit::MmioWrite(address, data)) => buses.write_memory(address, data),
             Ok(VcpuExit::Shutdown) => return Round::End(Ending::TripleFault),
@@ -114,7 +108,7 @@ impl Vcpu {
             }
             Err(error) => return Round::End(self.failure(&format!("KVM_RUN: {error}"))),
         };
-        if let Some(access) = unplugged {
+        if let Some(access) = stray {
             let instruction_pointer = self.fd.get_regs().map_or(0, |regs| regs.rip);
             access.record(self.index, instruction_pointer);
         }

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 
 use log::warn;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -55,7 +56,7 @@ pub enum ResizeError {
 }
 
 /// How often the driver asked for what, and was refused.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct RequestCounters {
     pub plug: u64,

@@ -1,0 +1,215 @@
+//! PCI in its place in the machine: interrupts through KVM, and the record of who touched what was
+//! not decoded.
+
+use std::sync::Arc;
+
+use devices::pci::{
+    Counters, Function, FunctionStatus, InterruptLine, Message, MessageSink, Node, PowerState,
+    Refusal, RootComplex, RootNode, RootPort, Topology,
+};
+use kvm_bindings::kvm_msi;
+use kvm_ioctls::VmFd;
+use log::debug;
+use serde::{Deserialize, Serialize};
+
+use crate::memory::violations::{Target, Violation, ViolationCounters, ViolationLog};
+
+/// Where on PCI a device is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PciPlace {
+    /// On bus 0, integrated into the root complex.
+    #[default]
+    RootComplex,
+    /// Behind a root port of its own.
+    RootPort {
+        /// Whether the port has Access Control Services, without which Linux does not isolate the
+        /// device from those behind other ports.
+        access_control: bool,
+    },
+    /// Behind a bridge to conventional PCI that all such devices share, on a root port.
+    ConventionalBridge,
+}
+
+/// The devices of a topology to be, each with its functions, in the order of their numbers.
+#[derive(Default)]
+pub struct PciDevices(Vec<(PciPlace, Vec<Function>)>);
+
+impl PciDevices {
+    /// Adds a device.
+    pub fn add(&mut self, place: PciPlace, functions: Vec<Function>) {
+        self.0.push((place, functions));
+    }
+
+    /// Puts everything in its place. The shared bridge comes last.
+    pub fn into_topology(self) -> Topology {
+        let mut root = Vec::new();
+        let mut conventional = Vec::new();
+        for (place, functions) in self.0 {
+            let device = Node::Device(functions);
+            match place {
+                PciPlace::RootComplex => root.push(RootNode::Integrated(device)),
+                PciPlace::RootPort { access_control } => {
+                    root.push(RootNode::Port(RootPort { access_control, below: Some(device) }));
+                }
+                PciPlace::ConventionalBridge => conventional.push(device),
+            }
+        }
+        if !conventional.is_empty() {
+            let below = Some(Node::ConventionalBridge(conventional));
+            root.push(RootNode::Port(RootPort { access_control: false, below }));
+        }
+        Topology { root }
+    }
+}
+
+/// All of PCI in a machine.
+pub struct Pci {
+    root: Arc<RootComplex>,
+    violations: ViolationLog,
+}
+
+/// PCI as seen from outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PciStatus {
+    /// Its functions, in the order of their addresses when the machine started.
+    pub functions: Vec<PciFunctionStatus>,
+    /// Accesses to what a function had, or will have, but did not decode.
+    pub violations: ViolationCounters,
+    /// The latest of them.
+    pub latest_violations: Vec<Violation>,
+}
+
+/// A function as seen from outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PciFunctionStatus {
+    /// Bus, device and function, such as `00:02.0`.
+    pub address: String,
+    /// Vendor ID.
+    pub vendor: u16,
+    /// Device ID.
+    pub device: u16,
+    /// The command register.
+    pub command: u16,
+    /// Whether it is in D3hot.
+    pub asleep: bool,
+    /// Its address ranges.
+    pub ranges: Vec<PciRangeStatus>,
+    /// How often something happened.
+    pub counters: Counters,
+}
+
+/// An address range as seen from outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PciRangeStatus {
+    /// Whose it is, such as `BAR 0`.
+    pub register: String,
+    /// First address; 0 if the guest has given it none.
+    pub address: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Whether the function decodes it.
+    pub enabled: bool,
+}
+
+impl Pci {
+    /// Everything below `root`.
+    pub fn new(root: Arc<RootComplex>) -> Self {
+        Self { root, violations: ViolationLog::default() }
+    }
+
+    /// The way to every function.
+    pub fn root(&self) -> &RootComplex {
+        &self.root
+    }
+
+    /// PCI as seen from outside.
+    pub fn status(&self) -> PciStatus {
+        PciStatus {
+            functions: self.root.status().into_iter().map(PciFunctionStatus::from).collect(),
+            violations: self.violations.counters(),
+            latest_violations: self.violations.latest(),
+        }
+    }
+}
+
+impl From<FunctionStatus> for PciFunctionStatus {
+    fn from(function: FunctionStatus) -> Self {
+        let ranges = function.ranges.into_iter().map(|range| PciRangeStatus {
+            register: range.register.to_string(),
+            address: range.address,
+            size: range.size,
+            enabled: range.enabled,
+        });
+        Self {
+            address: function.address.to_string(),
+            vendor: function.vendor,
+            device: function.device,
+            command: function.command.bits(),
+            asleep: function.power_state == PowerState::D3hot,
+            ranges: ranges.collect(),
+            counters: function.counters,
+        }
+    }
+}
+
+/// An access of a vCPU that a function refused, already answered.
+pub struct RefusedAccess<'a> {
+    pci: &'a Pci,
+    address: u64,
+    refusal: Refusal,
+}
+
+impl<'a> RefusedAccess<'a> {
+    /// An access to `address`, a memory address or a port.
+    pub fn new(pci: &'a Pci, address: u64, refusal: Refusal) -> Self {
+        Self { pci, address, refusal }
+    }
+
+    /// Counts the access as `vcpu`'s.
+    pub fn record(self, vcpu: u32, instruction_pointer: u64) {
+        let Refusal { function, register, offset, size, direction, reason, .. } = self.refusal;
+        self.pci.violations.record(Violation {
+            device: function.to_string(),
+            vcpu,
+            instruction_pointer,
+            address: self.address,
+            target: Target::BaseAddressRange { register: register.to_string(), offset, reason },
+            size: size as u32,
+            direction,
+        });
+    }
+}
+
+/// Message-signalled interrupts, delivered by KVM.
+pub struct KvmMessages(pub Arc<VmFd>);
+
+impl MessageSink for KvmMessages {
+    fn send(&self, message: Message) {
+        let msi = kvm_msi {
+            address_lo: message.address as u32,
+            address_hi: (message.address >> 32) as u32,
+            data: message.data,
+            ..Default::default()
+        };
+        // A message to no processor is the guest's own mistake, and as lost as on a real machine.
+        if let Err(error) = self.0.signal_msi(msi) {
+            debug!("KVM does not deliver {message:x?}: {error}");
+        }
+    }
+}
+
+/// An input of KVM's I/O APIC, as a level-triggered line.
+pub struct KvmLine {
+    /// Whose input it is.
+    pub vm: Arc<VmFd>,
+    /// The input.
+    pub gsi: u32,
+}
+
+impl InterruptLine for KvmLine {
+    fn set_level(&self, asserted: bool) {
+        if let Err(error) = self.vm.set_irq_line(self.gsi, asserted) {
+            debug!("KVM does not take the level of interrupt line {}: {error}", self.gsi);
+        }
+    }
+}

@@ -11,7 +11,7 @@ use support::linux::{Linux, LinuxConfig, kernel, lasting_vcpus};
 use support::{GIB, MIB};
 use vmm::boot::BootProtocol;
 use vmm::memory::host::Backing;
-use vmm::{Ending, MemoryDeviceConfig};
+use vmm::{Ending, MemoryDeviceConfig, VirtioTransport};
 
 const KERNELS: [&str; 5] =
     ["debian-6.1-cloud", "debian-6.1", "debian-6.12-cloud", "debian-6.12", "protected"];
@@ -25,27 +25,38 @@ fn device(size: u64, requested: u64, block_size: u64) -> MemoryDeviceConfig {
     MemoryDeviceConfig { requested, block_size, ..MemoryDeviceConfig::new(size) }
 }
 
+const TRANSPORTS: [VirtioTransport; 2] = [VirtioTransport::Mmio, VirtioTransport::Pci];
+
 /// What a test of memory gives its guest. Only movable memory can always be unplugged.
-fn growing(memory_devices: Vec<MemoryDeviceConfig>) -> LinuxConfig<'static> {
+fn growing(
+    virtio_transport: VirtioTransport,
+    memory_devices: Vec<MemoryDeviceConfig>,
+) -> LinuxConfig<'static> {
     LinuxConfig {
         vcpus: lasting_vcpus(2),
+        virtio_transport,
         parameters: "memhp_default_state=online_movable",
-        modules: &["virtio_mmio", DRIVER],
+        modules: &["virtio_mmio", BUS, DRIVER],
         memory_devices,
         ..LinuxConfig::default()
     }
 }
 
 fn load_driver(linux: &Linux) {
-    linux.guest.load_module("virtio_mmio", "").outcome().unwrap();
-    linux.guest.load_module("virtio_mem", "").unwrap();
+    for bus in ["virtio_mmio", BUS] {
+        linux.guest.load_module(bus, "").outcome().unwrap();
+    }
+    linux.guest.load_module(DRIVER, "").unwrap();
 }
 
 #[test]
 fn every_kernel_boots_with_1_and_4_vcpus() {
     for name in KERNELS {
-        for (vcpus, online) in [(1, "0"), (4, "0-3")] {
-            let linux = Linux::boot(&kernel(name), LinuxConfig { vcpus, ..LinuxConfig::default() });
+        for (vcpus, online, virtio_transport) in
+            [(1, "0", VirtioTransport::Mmio), (4, "0-3", VirtioTransport::Pci)]
+        {
+            let config = LinuxConfig { vcpus, virtio_transport, ..LinuxConfig::default() };
+            let linux = Linux::boot(&kernel(name), config);
             let cpus = linux.guest.read_text("/sys/devices/system/cpu/online").unwrap();
             assert_eq!(cpus.trim(), online, "{name}");
             linux.guest.power_off().unwrap();
@@ -85,8 +96,10 @@ fn eight_vcpus_come_up() {
 fn boots_in_a_row_never_fail() {
     let kernel = kernel("protected");
     for round in 0..rounds("MOAT_TEST_BOOTS", 20) {
-        let vcpus = lasting_vcpus(1 + (round % 2) as u32 * 3);
-        let linux = Linux::boot(&kernel, LinuxConfig { vcpus, ..LinuxConfig::default() });
+        let vcpus = lasting_vcpus(1 + (round / 2 % 2) as u32 * 3);
+        let virtio_transport = TRANSPORTS[round as usize % 2];
+        let config = LinuxConfig { vcpus, virtio_transport, ..LinuxConfig::default() };
+        let linux = Linux::boot(&kernel, config);
         linux.guest.power_off().unwrap();
         assert_eq!(linux.ending(), Ending::PowerOff, "boot {round}");
     }
@@ -112,8 +125,9 @@ fn l7_a_guest_ends_as_it_says() {
 
 #[test]
 fn l1_blocks_larger_and_smaller_than_linuxs_memory_blocks() {
-    for block_size in [MIB, 4 * MIB, 256 * MIB] {
-        let config = growing(vec![device(GIB, 512 * MIB, block_size)]);
+    let transports = TRANSPORTS.into_iter().cycle();
+    for (block_size, transport) in [MIB, 4 * MIB, 256 * MIB].into_iter().zip(transports) {
+        let config = growing(transport, vec![device(GIB, 512 * MIB, block_size)]);
         let linux = Linux::boot(&kernel("protected"), config);
         load_driver(&linux);
         linux.wait_until_converged(0);
@@ -127,11 +141,14 @@ fn l1_blocks_larger_and_smaller_than_linuxs_memory_blocks() {
 #[test]
 fn l2_several_devices_grow_on_their_own() {
     const TIB: u64 = 1 << 40;
-    let config = growing(vec![
-        device(128 * MIB, 128 * MIB, 2 * MIB),
-        device(64 * GIB, 0, 2 * MIB),
-        MemoryDeviceConfig { backing: Backing::Memfd, ..device(TIB / 4, 256 * MIB, 4 * MIB) },
-    ]);
+    let config = growing(
+        VirtioTransport::Pci,
+        vec![
+            device(128 * MIB, 128 * MIB, 2 * MIB),
+            device(64 * GIB, 0, 2 * MIB),
+            MemoryDeviceConfig { backing: Backing::Memfd, ..device(TIB / 4, 256 * MIB, 4 * MIB) },
+        ],
+    );
     let linux = Linux::boot(&kernel("protected"), config);
     let before = linux.guest.meminfo().unwrap().total();
     load_driver(&linux);

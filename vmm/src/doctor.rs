@@ -16,7 +16,7 @@ use crate::memory::host::{Backing, HostMemory};
 use crate::memory::layout;
 use crate::memory::slots::MemorySlots;
 use crate::vcpu::cpuid::CpuidTemplate;
-use crate::vcpu::{self, KickTarget, VcpuGate};
+use crate::vcpu::{self, KickTarget, UncachedMemory, VcpuGate};
 
 /// What was found out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -193,7 +193,7 @@ fn prepare(vcpu: &VcpuFd, memory: &HostMemory) -> Result<(), vcpu::VcpuError> {
     let guest = GuestMemoryMmap::from_arc_regions(vec![memory.mapping()])
         .expect("one region is sorted and disjoint");
     let mode = EntryMode::Linux64 { zero_page: layout::ZERO_PAGE };
-    vcpu::set_up(vcpu, &guest, Some(&Entry { address: CODE, mode }))?;
+    vcpu::set_up(vcpu, &guest, &UncachedMemory::default(), Some(&Entry { address: CODE, mode }))?;
     let (code, breakpoint) = payload();
     guest.write_slice(code, CODE)?;
     // A 64-bit interrupt gate: selector 0x10, present, type 0xe.

@@ -53,13 +53,18 @@ impl Guest {
     ) -> Result<Option<PciFunction>, GuestError> {
         for name in self.list_directory(&format!("{BUS}/devices"))? {
             let Ok(address) = name.parse() else { continue };
-            let function = PciFunction { clerk: self.clerk.clone(), address };
+            let function = self.pci_function_at(address);
             let ids = function.read_config(0, 4)?;
             if ids[..2] == vendor.to_le_bytes() && ids[2..] == device.to_le_bytes() {
                 return Ok(Some(function));
             }
         }
         Ok(None)
+    }
+
+    /// The PCI function at an address, whether or not there is one.
+    pub fn pci_function_at(&self, address: PciAddress) -> PciFunction {
+        PciFunction { clerk: self.clerk.clone(), address }
     }
 
     /// Looks for functions that are new, on every bus.

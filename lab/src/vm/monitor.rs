@@ -94,23 +94,19 @@ const EDU: Endpoint = Endpoint {
     scratch: 4,
 };
 
-/// QEMU's docs/specs/pci-testdev.rst: with `membar`, plain memory.
-const PCI_TESTDEV: Endpoint = Endpoint {
-    vendor: 0x1b36,
-    device: 0x0005,
-    bar: 2,
-    identity: Register { offset: 0, width: Width::Long, value: 0 },
-    scratch: 0,
-};
+const ZEROS: Register = Register { offset: 0, width: Width::Long, value: 0 };
 
-/// The probe's memory, docs/probe.md. Its registers are too far from a virtio function's for one
-/// mapping of both.
+/// QEMU's docs/specs/pci-testdev.rst: with `membar`, plain memory.
+const PCI_TESTDEV: Endpoint =
+    Endpoint { vendor: 0x1b36, device: 0x0005, bar: 2, identity: ZEROS, scratch: 0 };
+
+/// docs/probe.md: its registers, with a magic number and an area without a meaning.
 const PROBE: Endpoint = Endpoint {
     vendor: Probe::IDENTITY.vendor,
     device: Probe::IDENTITY.device,
-    bar: 2,
-    identity: Register { offset: 0, width: Width::Long, value: 0 },
-    scratch: 0,
+    bar: 0,
+    identity: Register { offset: 0, width: Width::Long, value: 0x7461_6f6d },
+    scratch: 0x200,
 };
 
 impl Vmm {
@@ -137,9 +133,12 @@ impl Vmm {
     /// Its PCI functions.
     pub fn endpoints(self) -> Endpoints {
         match self {
-            Self::Moat => {
-                Endpoints { driven: Endpoint { bar: 0, ..VIRTIO_RNG }, idle: PROBE, overlay: PROBE }
-            }
+            Self::Moat => Endpoints {
+                driven: Endpoint { bar: 0, ..VIRTIO_RNG },
+                idle: PROBE,
+                // Its memory, plain bytes.
+                overlay: Endpoint { bar: 2, identity: ZEROS, scratch: 0, ..PROBE },
+            },
             Self::Qemu(_) => Endpoints { driven: VIRTIO_RNG, idle: EDU, overlay: PCI_TESTDEV },
         }
     }

@@ -32,7 +32,7 @@ use crate::memory::host::{Backing, HostMemory};
 use crate::memory::layout::{self, gsi, port};
 use crate::memory::slots::{MemorySlots, SlotId};
 use crate::vcpu::cpuid::CpuidTemplate;
-use crate::vcpu::{self, Vcpu, VcpuError, VcpuGate};
+use crate::vcpu::{self, UncachedMemory, Vcpu, VcpuError, VcpuGate};
 
 /// A machine half-built.
 pub struct Builder {
@@ -89,8 +89,8 @@ impl Builder {
         self.create_interrupt_controllers()?;
         let ram = self.create_ram()?;
         let memory = guest_memory(&ram)?;
-        self.create_pci_window()?;
         self.create_memory_devices()?;
+        self.create_pci_window()?;
         let dma = self.dma_view(&ram)?;
         self.attach_platform_devices()?;
         self.attach_virtio_devices(&dma)?;
@@ -148,11 +148,11 @@ impl Builder {
     fn create_pci_window(&mut self) -> Result<(), MachineError> {
         let on_pci = self.config.virtio_transport == VirtioTransport::Pci;
         if on_pci || !self.config.probes.is_empty() {
-            let start = self.next_address.next_multiple_of(layout::REGION_ALIGNMENT);
-            self.next_address = start + layout::PCI_MEMORY_64_BYTES;
-            check_address_space(self.next_address, &self.cpuid)?;
-            self.platform.pci =
-                Some(PciHostBridge { memory_64: (start, layout::PCI_MEMORY_64_BYTES) });
+            let size = layout::PCI_MEMORY_64_BYTES;
+            // Aligned to its size, so that one MTRR can tell of it.
+            let start = self.next_address.next_multiple_of(size);
+            check_address_space(start.saturating_add(size), &self.cpuid)?;
+            self.platform.pci = Some(PciHostBridge { memory_64: (start, size) });
         }
         Ok(())
     }
@@ -318,6 +318,16 @@ impl Builder {
         Ok(Arc::new(line))
     }
 
+    /// Where devices are, or may be put.
+    fn uncached_memory(&self) -> UncachedMemory {
+        let gap = (layout::MMIO_GAP_START.0, layout::MMIO_GAP_END.0 - layout::MMIO_GAP_START.0);
+        let pci = self.platform.pci.as_ref().map(|bridge| bridge.memory_64);
+        UncachedMemory {
+            ranges: [Some(gap), pci].into_iter().flatten().collect(),
+            physical_address_bits: self.cpuid.physical_address_bits(),
+        }
+    }
+
     fn load(&self, memory: &GuestMemoryMmap) -> Result<Entry, MachineError> {
         let payload = Payload {
             kernel: &self.config.kernel,
@@ -336,13 +346,14 @@ impl Builder {
         entry: &Entry,
     ) -> Result<(Vec<Vcpu>, Vec<Arc<AtomicBool>>), MachineError> {
         let buses = Arc::new(std::mem::take(&mut self.buses));
+        let uncached = self.uncached_memory();
         let mut vcpus = Vec::new();
         for index in 0..self.config.vcpus {
             let fd =
                 self.vm.create_vcpu(index.into()).map_err(MachineError::kvm("KVM_CREATE_VCPU"))?;
             fd.set_cpuid2(&self.cpuid.for_vcpu(index)?)
                 .map_err(MachineError::kvm("KVM_SET_CPUID2"))?;
-            vcpu::set_up(&fd, memory, (index == 0).then_some(entry))?;
+            vcpu::set_up(&fd, memory, &uncached, (index == 0).then_some(entry))?;
             vcpus.push(Vcpu {
                 index,
                 fd,

@@ -7,8 +7,8 @@
 //!  3 GiB      the MMIO gap: PCI memory, virtio-mmio, PCI configuration space, IOAPIC, LAPIC, KVM's
 //!             own pages
 //!  4 GiB      the rest of RAM
-//!  above      PCI memory, if there is PCI
 //!  above      virtio-mem regions, each aligned to 1 GiB
+//!  above      PCI memory, if there is PCI
 //! ```
 
 use vm_memory::GuestAddress;
@@ -43,7 +43,7 @@ pub const MMIO_GAP_START: GuestAddress = GuestAddress(0xc000_0000);
 pub const MMIO_GAP_END: GuestAddress = GuestAddress(0x1_0000_0000);
 /// Memory that PCI functions may be given below 4 GiB, and its size.
 pub const PCI_MEMORY_32: (GuestAddress, u64) = (MMIO_GAP_START, 256 << 20);
-/// Bytes of memory that PCI functions may be given above 4 GiB, beyond RAM.
+/// Bytes of memory that PCI functions may be given above everything else. A power of two.
 pub const PCI_MEMORY_64_BYTES: u64 = 16 << 30;
 /// Configuration space of 256 PCI buses (the ECAM).
 pub const PCI_ECAM: GuestAddress = GuestAddress(0xe000_0000);

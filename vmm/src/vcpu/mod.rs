@@ -14,7 +14,7 @@ use thiserror::Error;
 
 pub use gate::{Closed, VcpuGate};
 pub use kick::KickTarget;
-pub use setup::set_up;
+pub use setup::{UncachedMemory, set_up};
 
 use crate::machine::{Ending, GuestBuses};
 

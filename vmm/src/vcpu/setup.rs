@@ -15,13 +15,23 @@ const CR4_PAE: u64 = 1 << 5;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 
+/// What firmware tells in the variable MTRRs (Intel SDM, volume 3, section 12.11.2.3).
+#[derive(Debug, Clone, Default)]
+pub struct UncachedMemory {
+    /// First addresses and sizes. Each size is a power of two, and each range aligned to its own.
+    pub ranges: Vec<(u64, u64)>,
+    /// Bits that an address has.
+    pub physical_address_bits: u32,
+}
+
 /// Gives every vCPU its MSRs, FPU and local APIC; the boot vCPU also its registers.
 pub fn set_up(
     vcpu: &VcpuFd,
     memory: &GuestMemoryMmap,
+    uncached: &UncachedMemory,
     entry: Option<&Entry>,
 ) -> Result<(), VcpuError> {
-    set_msrs(vcpu)?;
+    set_msrs(vcpu, uncached)?;
     set_fpu(vcpu)?;
     set_local_apic(vcpu)?;
     if let Some(entry) = entry {
@@ -30,16 +40,27 @@ pub fn set_up(
     Ok(())
 }
 
-fn set_msrs(vcpu: &VcpuFd) -> Result<(), VcpuError> {
+/// All memory is cached but for `uncached`, as firmware would say. Without that Linux would map
+/// devices' memory for /dev/mem as cached, and then refuse a driver to map it in any other way.
+fn set_msrs(vcpu: &VcpuFd, uncached: &UncachedMemory) -> Result<(), VcpuError> {
     const IA32_MISC_ENABLE: u32 = 0x1a0;
     const FAST_STRING: u64 = 1 << 0;
     const MTRR_DEF_TYPE: u32 = 0x2ff;
     const MTRR_ENABLE: u64 = 1 << 11;
     const WRITE_BACK: u64 = 6;
+    const UNCACHED: u64 = 0;
+    const MTRR_PHYS_BASE_0: u32 = 0x200;
+    const MTRR_PHYS_MASK_VALID: u64 = 1 << 11;
     let msr = |index, data| kvm_msr_entry { index, data, ..Default::default() };
-    let msrs = [msr(IA32_MISC_ENABLE, FAST_STRING), msr(MTRR_DEF_TYPE, MTRR_ENABLE | WRITE_BACK)];
+    let mut msrs =
+        vec![msr(IA32_MISC_ENABLE, FAST_STRING), msr(MTRR_DEF_TYPE, MTRR_ENABLE | WRITE_BACK)];
+    for (base, (start, size)) in (MTRR_PHYS_BASE_0..).step_by(2).zip(&uncached.ranges) {
+        let mask = (1 << uncached.physical_address_bits) - size;
+        msrs.push(msr(base, start | UNCACHED));
+        msrs.push(msr(base + 1, mask | MTRR_PHYS_MASK_VALID));
+    }
     let count = msrs.len();
-    let msrs = Msrs::from_entries(&msrs).expect("two MSRs are not too many");
+    let msrs = Msrs::from_entries(&msrs).expect("a few MSRs are not too many");
     match vcpu.set_msrs(&msrs).map_err(VcpuError::ioctl("KVM_SET_MSRS"))? {
         set if set == count => Ok(()),
         set => Err(VcpuError::MsrRefused(msrs.as_slice()[set].index)),

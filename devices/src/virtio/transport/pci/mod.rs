@@ -90,8 +90,8 @@ impl PciTransport {
         let device_type = common.device().device_type();
         let mut builder = FunctionBuilder::new(identity(device_type));
         // Not prefetchable: to read the ISR status changes it.
-        builder.bar(Structure::BAR, BarKind::Memory64, Structure::BAR_SIZE)?;
-        builder.bar(MSIX_BAR, BarKind::Memory64, MSIX_BAR_SIZE)?;
+        builder.bar(Structure::BAR, BarKind::Memory32, Structure::BAR_SIZE)?;
+        builder.bar(MSIX_BAR, BarKind::Memory32, MSIX_BAR_SIZE)?;
         for capability in capability::capabilities() {
             builder.vendor_capability(&capability)?;
         }

@@ -1,0 +1,166 @@
+//! PCI as a stock Linux finds it: the tree is what we built, ranges are where the guest put them and
+//! stay usable, resets reset, and what is not decoded is not there.
+
+mod support;
+
+use devices::pci::{Counters, RefusalReason};
+use lab::guest::{Level, OpenFlags, PciFunction, Protection, Sharing};
+use support::linux::{Linux, LinuxConfig, kernel};
+use vmm::machine::PciFunctionStatus;
+use vmm::memory::violations::Target;
+use vmm::{PciPlace, ProbeConfig, VirtioTransport};
+
+/// `docs/probe.md`: the register at offset 0, and the scratch area.
+const MAGIC: u32 = u32::from_le_bytes(*b"moat");
+const SCRATCH: u64 = 0x200;
+
+const PAGE: u64 = 4096;
+
+/// A root port with a device of two functions behind it, a bridge with a device behind it, and
+/// devices on bus 0.
+fn boot(name: &str) -> Linux {
+    let behind_port =
+        ProbeConfig { place: PciPlace::RootPort { access_control: true }, functions: 2, ..probe() };
+    let behind_bridge = ProbeConfig { place: PciPlace::ConventionalBridge, ..probe() };
+    let config = LinuxConfig {
+        virtio_transport: VirtioTransport::Pci,
+        probes: vec![probe(), behind_port, behind_bridge],
+        ..LinuxConfig::default()
+    };
+    Linux::boot(&kernel(name), config)
+}
+
+fn probe() -> ProbeConfig {
+    ProbeConfig::default()
+}
+
+/// The function as the host sees it.
+fn status(linux: &Linux, address: &str) -> PciFunctionStatus {
+    let functions = linux.control.status().pci.expect("PCI").functions;
+    functions.into_iter().find(|function| function.address == address).expect(address)
+}
+
+fn counters(linux: &Linux, address: &str) -> Counters {
+    status(linux, address).counters
+}
+
+fn function(linux: &Linux, address: &str) -> PciFunction {
+    let address = format!("0000:{address}").parse().unwrap();
+    linux.guest.pci_function_at(address)
+}
+
+/// Reads the identity through a new mapping of BAR 0.
+fn read_magic(linux: &Linux, function: &PciFunction) -> u32 {
+    let process = linux.guest.spawn().unwrap();
+    let file = process.open(&function.file("resource0"), OpenFlags::RDWR).unwrap();
+    let mapping = file.mmap(0, PAGE, Protection::ReadWrite, Sharing::Shared).unwrap();
+    let magic = mapping.peek_u32(0).unwrap();
+    process.kill().unwrap();
+    magic
+}
+
+#[test]
+fn linux_finds_the_tree_that_was_built_and_has_no_complaint() {
+    for name in ["debian-6.1-cloud", "debian-6.12-cloud", "protected"] {
+        let linux = boot(name);
+        for record in linux.guest.kernel_log(0).unwrap() {
+            let about_pci = record.text.contains("pci") || record.text.contains("PCI");
+            assert!(record.level > Level::Warning || !about_pci, "{name}: {record:?}");
+        }
+        for built in linux.control.status().pci.unwrap().functions {
+            let found = function(&linux, &built.address);
+            let ids = found.read_config(0, 4).unwrap();
+            assert_eq!(ids[..2], built.vendor.to_le_bytes(), "{name}: {}", built.address);
+            assert_eq!(ids[2..], built.device.to_le_bytes(), "{name}: {}", built.address);
+            for range in &built.ranges {
+                // Linux tells the address of an expansion ROM when somebody reads it, and no sooner.
+                let Some(index) = range.register.strip_prefix("BAR ") else { continue };
+                let index = index.parse().unwrap();
+                let place = found.bar(index).unwrap().expect("an address");
+                assert_eq!(place, range.address..range.address + range.size, "{name}: {range:?}");
+            }
+        }
+        linux.guest.power_off().unwrap();
+    }
+}
+
+#[test]
+fn ranges_answer_where_linux_put_them_behind_any_bridge() {
+    let linux = boot("protected");
+    for address in ["00:02.0", "01:00.0", "01:00.1", "03:00.0"] {
+        let function = function(&linux, address);
+        linux.guest.write_file(&function.file("enable"), "1").unwrap();
+        let before = counters(&linux, address);
+        assert_eq!(read_magic(&linux, &function), MAGIC, "{address}");
+        assert_eq!(counters(&linux, address).reads, before.reads + 1, "{address}");
+    }
+}
+
+#[test]
+fn a_moved_bar_answers_at_its_new_place_only() {
+    const BAR0: u64 = 0x10;
+    let linux = boot("protected");
+    let function = function(&linux, "00:02.0");
+    function.decode_memory().unwrap();
+    let old = function.bar(0).unwrap().unwrap();
+    // Nothing else is that far up in the window.
+    let new = old.start + (64 << 20);
+    let process = linux.guest.spawn().unwrap();
+    let memory = process.open("/dev/mem", OpenFlags::RDWR).unwrap();
+    let map = |address| memory.mmap(address, PAGE, Protection::ReadWrite, Sharing::Shared).unwrap();
+    let (at_old, at_new) = (map(old.start), map(new));
+    assert_eq!((at_old.peek_u32(0).unwrap(), at_new.peek_u32(0).unwrap()), (MAGIC, u32::MAX));
+    function.write_config(BAR0, &(new as u32).to_le_bytes()).unwrap();
+    assert_eq!((at_old.peek_u32(0).unwrap(), at_new.peek_u32(0).unwrap()), (u32::MAX, MAGIC));
+    assert_eq!(status(&linux, "00:02.0").ranges[0].address, new);
+}
+
+#[test]
+fn what_is_not_decoded_is_not_there_and_somebody_notices() {
+    const COMMAND: u64 = 4;
+    let linux = boot("protected");
+    let address = "00:02.0";
+    let function = function(&linux, address);
+    function.decode_memory().unwrap();
+    let process = linux.guest.spawn().unwrap();
+    let file = process.open(&function.file("resource0"), OpenFlags::RDWR).unwrap();
+    let mapping = file.mmap(0, PAGE, Protection::ReadWrite, Sharing::Shared).unwrap();
+    mapping.poke_u32(SCRATCH, 1).unwrap();
+    assert_eq!(counters(&linux, address).refused, 0);
+    function.write_config(COMMAND, &[0, 0]).unwrap();
+    mapping.poke_u32(SCRATCH, 2).unwrap();
+    assert_eq!(mapping.peek_u32(0).unwrap(), u32::MAX);
+    assert_eq!(counters(&linux, address).refused, 2);
+    let pci = linux.control.status().pci.unwrap();
+    assert_eq!((pci.violations.reads, pci.violations.writes), (1, 1));
+    let [write, _read] = &pci.latest_violations[..] else { panic!("{:?}", pci.latest_violations) };
+    assert_eq!(write.device, address);
+    let reason = RefusalReason::DecodingOff;
+    let target = Target::BaseAddressRange { register: "BAR 0".into(), offset: SCRATCH, reason };
+    assert_eq!(write.target, target);
+    function.decode_memory().unwrap();
+    // What was written meanwhile has vanished.
+    assert_eq!(mapping.peek_u32(SCRATCH).unwrap(), 1);
+}
+
+#[test]
+fn every_way_to_reset_a_function_resets_it() {
+    let linux = boot("protected");
+    for (address, method) in [("00:02.0", "flr"), ("00:02.0", "pm"), ("03:00.0", "pm")] {
+        let function = function(&linux, address);
+        linux.guest.write_file(&function.file("enable"), "1").unwrap();
+        let process = linux.guest.spawn().unwrap();
+        let file = process.open(&function.file("resource0"), OpenFlags::RDWR).unwrap();
+        let mapping = file.mmap(0, PAGE, Protection::ReadWrite, Sharing::Shared).unwrap();
+        mapping.poke_u32(SCRATCH, 1).unwrap();
+        let before = counters(&linux, address);
+        linux.guest.write_file(&function.file("reset_method"), method).unwrap();
+        linux.guest.write_file(&function.file("reset"), "1").unwrap();
+        assert_eq!(counters(&linux, address).resets, before.resets + 1, "{address} by {method}");
+        // Linux has put back what it had saved, so the mapping leads to the same registers again.
+        assert_eq!(mapping.peek_u32(0).unwrap(), MAGIC, "{address} after {method}");
+        assert_eq!(mapping.peek_u32(SCRATCH).unwrap(), 0, "{address} after {method}");
+        linux.guest.write_file(&function.file("enable"), "0").unwrap();
+        process.kill().unwrap();
+    }
+}

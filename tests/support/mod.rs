@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod check;
 pub mod linux;
 pub mod payload;
 pub mod virtio_mem_driver;

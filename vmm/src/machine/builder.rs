@@ -220,14 +220,15 @@ impl Builder {
         Ok(())
     }
 
+    /// The entropy device comes last, so that on PCI nothing is between it and the probes.
     fn attach_virtio_devices(&mut self, dma: &DmaView) -> Result<(), MachineError> {
-        let random = std::fs::File::open("/dev/urandom")
-            .map_err(MachineError::host("cannot open /dev/urandom"))?;
-        self.attach_virtio(Arc::new(Mutex::new(Rng::new(Box::new(random)))), dma)?;
         for device in self.buses.memory_devices.clone() {
             let transport = self.attach_virtio(device.device(), dma)?;
             device.attach(transport);
         }
+        let random = std::fs::File::open("/dev/urandom")
+            .map_err(MachineError::host("cannot open /dev/urandom"))?;
+        self.attach_virtio(Arc::new(Mutex::new(Rng::new(Box::new(random)))), dma)?;
         Ok(())
     }
 

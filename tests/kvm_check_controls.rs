@@ -1,0 +1,39 @@
+//! `moat check` on kernels that lack a protection: its checks fail there, and no others. So the checks
+//! prove something where they hold.
+
+mod support;
+
+use support::check::{check, with_verdict};
+
+/// Of these scenarios exactly the first fail, and all hold when one knows what the kernel lacks.
+#[track_caller]
+fn assert_fails(kernel: &str, lacks: &str, failing: &[&str], passing: &[&str]) {
+    let only = [failing, passing].concat().join(",");
+    let output = check(kernel, &["--only", &only]);
+    assert_eq!(with_verdict(&output, "failed"), failing, "{kernel}");
+    assert_eq!(with_verdict(&output, "passed"), passing, "{kernel}");
+    assert_eq!(output.status.code(), Some(1), "{kernel}");
+    let output = check(kernel, &["--only", &only, "--expect-without", lacks]);
+    assert_eq!(with_verdict(&output, "failed"), [""; 0], "{kernel} without {lacks}");
+    assert_eq!(with_verdict(&output, "skipped"), [""; 0], "{kernel} without {lacks}");
+    assert_eq!(output.status.code(), Some(0), "{kernel} without {lacks}");
+}
+
+#[test]
+fn without_io_strict_devmem_nothing_is_torn_down_and_bars_are_open() {
+    let failing =
+        ["VM10", "VM11", "VM12", "VM13", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P10"];
+    assert_fails("unprotected", "io-strict-devmem", &failing, &["VM9", "P1"]);
+}
+
+#[test]
+fn without_exclusive_a_bar_over_the_region_leads_to_it() {
+    assert_fails("without-exclusive", "exclusive-region", &["VM9"], &["VM10"]);
+}
+
+#[test]
+fn linux_5_10_tears_down_mappings_of_dev_mem_only_and_has_no_exclusive_ram() {
+    let failing = ["VM9", "VM10", "P2", "P4", "P6", "P7", "P10"];
+    let lacks = "pci-revocation,exclusive-region";
+    assert_fails("debian-5.10", lacks, &failing, &["P1", "P3", "P5", "P8", "P9"]);
+}

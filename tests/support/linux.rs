@@ -28,8 +28,8 @@ pub fn kernel(name: &str) -> GuestKernel {
         .unwrap_or_else(|error| panic!("{error}; run `scripts/guest-kernel path {name}`"))
 }
 
-/// Whether KVM runs in an emulated host. There a guest of several vCPUs is lost now and then: QEMU's
-/// emulated processors do not always see code that another one patches, and Linux patches its own.
+/// Whether KVM runs in an emulated host. There a guest may be lost, the likelier the more vCPUs it
+/// has: see `pin_to_one_cpu` in scripts/kvm-host.
 pub fn emulated() -> bool {
     std::env::var_os("MOAT_KVM_HOST").is_some_and(|host| host == "emulated")
 }

@@ -5,21 +5,22 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
+use proptest::sample::select;
 
 use super::Features;
 use super::mem::test_machine::{self, TestMachine};
 use super::rng::Rng;
 use super::test_driver::memory::{BUFFERS, RAM_SIZE, STAGE};
-use super::test_driver::{Buffer, Rings, TestDriver};
-use super::transport::Transport;
-use crate::bus::BusDevice;
+use super::test_driver::{Buffer, Register, Rings, TestDriver, TransportKind};
 
 /// What a guest gone mad does next.
 #[derive(Debug, Clone)]
 enum Garbage {
     Read { offset: u64, width: usize },
     Write { offset: u64, bytes: Vec<u8> },
-    WriteRegister { offset: u64, value: u32 },
+    WriteRegister { register: Register, value: u64 },
+    WriteConfigSpace { offset: usize, bytes: Vec<u8> },
+    ReadConfigSpace { offset: usize },
     Poke { address: u64, value: u16 },
     PokeDescriptor { index: u16, buffer: Buffer, next: u16 },
     Publish { head: u16 },
@@ -48,15 +49,22 @@ fn buffer() -> impl Strategy<Value = Buffer> {
 }
 
 fn garbage() -> impl Strategy<Value = Garbage> {
-    let window = 0..0x1000_u64;
+    // Most registers are at the start of whatever range they are in.
+    let window = prop_oneof![0..0x100_u64, 0..0x5000_u64];
+    let bytes = || prop::collection::vec(any::<u8>(), 1..17);
+    // The header and, behind it, the capabilities.
+    let config_space = || prop_oneof![0..0x40_usize, 0x40..0x100_usize, 0..0x1000_usize];
     let in_rings = (0..0x2500_u64).prop_map(|offset| Rings::default().descriptors + offset);
     prop_oneof![
-        1 => (window.clone(), 0..17_usize)
+        1 => (window.clone(), 1..17_usize)
             .prop_map(|(offset, width)| Garbage::Read { offset, width }),
-        1 => (window, prop::collection::vec(any::<u8>(), 0..17))
-            .prop_map(|(offset, bytes)| Garbage::Write { offset, bytes }),
-        4 => (0..0x40_u64, value())
-            .prop_map(|(index, value)| Garbage::WriteRegister { offset: index * 4, value }),
+        2 => (window, bytes()).prop_map(|(offset, bytes)| Garbage::Write { offset, bytes }),
+        4 => (select(Register::ALL.to_vec()), value()).prop_map(|(register, value)| {
+            Garbage::WriteRegister { register, value: value.into() }
+        }),
+        1 => (config_space(), bytes())
+            .prop_map(|(offset, bytes)| Garbage::WriteConfigSpace { offset, bytes }),
+        1 => config_space().prop_map(|offset| Garbage::ReadConfigSpace { offset }),
         8 => (in_rings, prop_oneof![0..200_u16, any::<u16>()])
             .prop_map(|(address, value)| Garbage::Poke { address, value }),
         8 => (0..128_u16, buffer(), 0..140_u16)
@@ -70,15 +78,26 @@ fn garbage() -> impl Strategy<Value = Garbage> {
 
 fn run(driver: &mut TestDriver, step: Garbage) {
     match step {
-        Garbage::Read { offset, width } => driver.transport.read(offset, &mut vec![0; width]),
-        Garbage::Write { offset, bytes } => driver.transport.write(offset, &bytes),
-        Garbage::WriteRegister { offset, value } => driver.write(offset, value),
+        Garbage::Read { offset, width } => driver.registers.read_at(offset, &mut vec![0; width]),
+        Garbage::Write { offset, bytes } => driver.registers.write_at(offset, &bytes),
+        Garbage::WriteRegister { register, value } => driver.write(register, value),
+        Garbage::WriteConfigSpace { offset, bytes } => {
+            if let Some(pci) = driver.registers.pci() {
+                pci.write_config_space(offset, &bytes);
+            }
+        }
+        Garbage::ReadConfigSpace { offset } => {
+            if let Some(pci) = driver.registers.pci() {
+                pci.config_u32(offset);
+            }
+        }
         Garbage::Poke { address, value } => driver.store(address, value),
         Garbage::PokeDescriptor { index, buffer, next } => {
             driver.write_descriptor(Rings::default().descriptors, index, buffer, next);
         }
         Garbage::Publish { head } => driver.publish(head),
         Garbage::BringUp { event_idx } => {
+            driver.registers.start();
             let features = if event_idx { Features::EVENT_IDX.bits() } else { 0 };
             driver.bring_up(features, Rings::default());
         }
@@ -86,15 +105,16 @@ fn run(driver: &mut TestDriver, step: Garbage) {
         // Not until nothing is left: rings that overlap may never come to that.
         Garbage::Process => {
             (0..3).for_each(|_| {
-                driver.transport.process_queues();
+                driver.process_queues();
             });
         }
     }
 }
 
-fn assert_survives(mut driver: TestDriver, steps: Vec<Garbage>) {
-    steps.into_iter().for_each(|step| run(&mut driver, step));
+fn assert_survives(mut driver: TestDriver, steps: &[Garbage]) {
+    steps.iter().for_each(|step| run(&mut driver, step.clone()));
     driver.stage.set_present(true);
+    driver.registers.start();
     driver.bring_up(0, Rings::default());
     assert!(driver.send(&[Buffer::writable(BUFFERS, 10)]) > 0);
 }
@@ -102,12 +122,16 @@ fn assert_survives(mut driver: TestDriver, steps: Vec<Garbage>) {
 proptest! {
     #[test]
     fn garbage_harms_no_entropy_device(steps in prop::collection::vec(garbage(), 1..200)) {
-        let source = Box::new(io::repeat(0x5a));
-        assert_survives(TestDriver::new(Arc::new(Mutex::new(Rng::new(source)))), steps);
+        for on in TransportKind::ALL {
+            let device = Rng::new(Box::new(io::repeat(0x5a)));
+            assert_survives(TestDriver::new(on, Arc::new(Mutex::new(device))), &steps);
+        }
     }
 
     #[test]
     fn garbage_harms_no_memory_device(steps in prop::collection::vec(garbage(), 1..200)) {
-        assert_survives(TestMachine::new(test_machine::config()).driver, steps);
+        for on in TransportKind::ALL {
+            assert_survives(TestMachine::new(on, test_machine::config()).driver, &steps);
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! What a hostile driver may do to the queue of any device (rows Q1 and Q3 of
 //! `docs/virtio-mem.md`, which are no different for other devices). `hostile_queue_tests!` runs
-//! all of it on one device.
+//! all of it on one device, on each transport.
 //!
 //! Every chain gets an answer, if only one of no bytes, and the device goes on. Where the ring
 //! itself is corrupt the device needs a reset, and after the reset works as before.
@@ -11,8 +11,7 @@ use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_WRITE, VRING_USED_F_NO
 use vm_memory::{Bytes, GuestAddress};
 
 use super::test_driver::memory::{BUFFERS, RAM_SIZE, STAGE, STAGE_SIZE, TABLES};
-use super::test_driver::{Buffer, Rings, TestDriver, Used, register};
-use super::transport::Transport;
+use super::test_driver::{Buffer, CONFIG_CHANGE, Rings, TestDriver, USED_BUFFER, Used};
 use super::{DeviceStatus, Features};
 
 /// A device that is up, and how to talk to it.
@@ -38,9 +37,9 @@ impl Subject {
     pub fn assert_needs_reset(&mut self) {
         let driver = &mut self.driver;
         assert!(driver.status().contains(DeviceStatus::DEVICE_NEEDS_RESET));
-        assert!(driver.take_interrupt_status() & register::CONFIG_CHANGE != 0);
+        assert!(driver.take_interrupt_status() & CONFIG_CHANGE != 0);
         assert!(driver.interrupts.take() > 0);
-        assert!(!driver.transport.process_queues());
+        assert!(!driver.process_queues());
         assert_eq!(driver.interrupts.take(), 0);
         self.reset();
         self.assert_works();
@@ -74,12 +73,17 @@ macro_rules! hostile_queue_tests {
         }
     };
     ($subject:expr; $($test:ident)*) => {
-        $(
-            #[test]
-            fn $test() {
-                $crate::virtio::hostile_queue::$test($subject);
-            }
-        )*
+        mod hostile_queue {
+            use super::*;
+
+            $(
+                fn $test(on: TransportKind) {
+                    $crate::virtio::hostile_queue::$test($subject(on));
+                }
+            )*
+
+            $crate::virtio::test_driver::on_each_transport! { $($test)* }
+        }
     };
 }
 pub(crate) use hostile_queue_tests;
@@ -369,7 +373,7 @@ pub fn q3_without_event_idx_every_answer_interrupts(mut subject: Subject) {
     for _ in 0..5 {
         subject.assert_works();
         assert_eq!(subject.driver.interrupts.take(), 1);
-        assert_eq!(subject.driver.take_interrupt_status(), register::USED_BUFFER);
+        assert_eq!(subject.driver.take_interrupt_status(), USED_BUFFER);
         assert_eq!(subject.driver.used_flags(), 0);
     }
 }

@@ -49,55 +49,58 @@ mod tests {
 
     use crate::virtio::hostile_queue::{Subject, hostile_queue_tests};
     use crate::virtio::test_driver::memory::BUFFERS;
-    use crate::virtio::test_driver::{Buffer, Rings, TestDriver};
+    use crate::virtio::test_driver::{Buffer, Rings, TestDriver, TransportKind, on_each_transport};
 
-    fn driver(source: impl Read + Send + 'static) -> TestDriver {
-        let mut driver = TestDriver::new(Arc::new(Mutex::new(Rng::new(Box::new(source)))));
+    fn driver(on: TransportKind, source: impl Read + Send + 'static) -> TestDriver {
+        let mut driver = TestDriver::new(on, Arc::new(Mutex::new(Rng::new(Box::new(source)))));
         driver.bring_up(0, Rings::default());
         driver
     }
 
-    fn subject() -> Subject {
+    fn subject(on: TransportKind) -> Subject {
         let request = vec![Buffer::writable(BUFFERS, 40)];
-        Subject { driver: driver(io::repeat(0x5a)), request, answer: 40 }
+        Subject { driver: driver(on, io::repeat(0x5a)), request, answer: 40 }
     }
 
-    hostile_queue_tests!(subject());
+    hostile_queue_tests!(subject);
 
-    #[test]
-    fn buffers_are_filled_from_the_source_and_no_further() {
-        let mut driver = driver(&b"0123456789"[..]);
+    on_each_transport! {
+        buffers_are_filled_from_the_source_and_no_further
+        a_source_that_ends_or_fails_leaves_what_it_gave
+        one_huge_buffer_is_filled_in_part
+        readable_buffers_are_left_alone
+    }
+
+    fn buffers_are_filled_from_the_source_and_no_further(on: TransportKind) {
+        let mut driver = driver(on, &b"0123456789"[..]);
         driver.store(BUFFERS, [b'.'; 16]);
         let chain = [Buffer::writable(BUFFERS, 3), Buffer::writable(BUFFERS + 8, 4)];
         assert_eq!(driver.send(&chain), 7);
         assert_eq!(&driver.load::<[u8; 16]>(BUFFERS), b"012.....3456....");
     }
 
-    #[test]
-    fn a_source_that_ends_or_fails_leaves_what_it_gave() {
+    fn a_source_that_ends_or_fails_leaves_what_it_gave(on: TransportKind) {
         struct Failing;
         impl Read for Failing {
             fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
                 Err(io::ErrorKind::Other.into())
             }
         }
-        let mut driver = driver((&b"01234"[..]).chain(Failing));
+        let mut driver = driver(on, (&b"01234"[..]).chain(Failing));
         assert_eq!(driver.send(&[Buffer::writable(BUFFERS, 8)]), 5);
         assert_eq!(&driver.load::<[u8; 8]>(BUFFERS), b"01234\0\0\0");
         assert_eq!(driver.send(&[Buffer::writable(BUFFERS, 8)]), 0);
     }
 
-    #[test]
-    fn one_huge_buffer_is_filled_in_part() {
-        let mut driver = driver(io::repeat(0x5a));
+    fn one_huge_buffer_is_filled_in_part(on: TransportKind) {
+        let mut driver = driver(on, io::repeat(0x5a));
         assert_eq!(driver.send(&[Buffer::writable(BUFFERS, 1 << 20)]), 64 << 10);
         assert_eq!(driver.load::<u8>(BUFFERS + (64 << 10) - 1), 0x5a);
         assert_eq!(driver.load::<u8>(BUFFERS + (64 << 10)), 0);
     }
 
-    #[test]
-    fn readable_buffers_are_left_alone() {
-        let mut driver = driver(io::repeat(0x5a));
+    fn readable_buffers_are_left_alone(on: TransportKind) {
+        let mut driver = driver(on, io::repeat(0x5a));
         let chain = [Buffer::readable(BUFFERS, 8), Buffer::writable(BUFFERS + 8, 8)];
         assert_eq!(driver.send(&chain), 8);
         assert_eq!(driver.load::<u64>(BUFFERS), 0);

@@ -3,17 +3,32 @@
 
 use super::test_machine::*;
 use super::{ResizeError, UnpluggedAccess, VirtioMem, VirtioMemConfig};
-use crate::bus::BusDevice;
 use crate::virtio::Features;
-use crate::virtio::test_driver::{Rings, register};
+use crate::virtio::test_driver::{
+    CONFIG_CHANGE, Register, Rings, TransportKind, USED_BUFFER, on_each_transport,
+};
 
-#[test]
-fn c2_only_whole_blocks_can_be_requested() {
+on_each_transport! {
+    c2_only_whole_blocks_can_be_requested
+    c3_the_layout_never_changes
+    c4_plugged_size_is_that_of_the_plugged_blocks
+    c5_c6_c11_usable_is_requested_and_256_mib_and_never_shrinks_by_a_resize
+    c7_a_resize_interrupts_and_changes_the_generation
+    c7_c8_requests_never_raise_a_configuration_interrupt
+    c9_config_reads_at_any_width_and_offset_and_is_not_written
+    c10_i5_features_are_offered_with_what_they_are_about
+    i1_everything_is_unplugged_at_first
+    i2_a_device_reset_changes_no_block
+    i4_a_machine_may_insist_on_unplugged_inaccessible
+    x2_x3_only_reads_of_usable_memory_are_permitted_and_only_if_not_negotiated_away
+}
+
+fn c2_only_whole_blocks_can_be_requested(on: TransportKind) {
     let too_odd =
         |requested, nearest| Err(ResizeError::NotBlocks { requested, block_size: BLOCK, nearest });
     let too_large =
         |requested| Err(ResizeError::TooLarge { requested, region_size: BLOCKS * BLOCK });
-    let machine = TestMachine::up();
+    let machine = TestMachine::up(on);
     let mut device = machine.device.lock().unwrap();
     assert_eq!(device.set_requested_size(1), too_odd(1, 0));
     assert_eq!(device.set_requested_size(5 * MIB), too_odd(5 * MIB, 6 * MIB));
@@ -31,13 +46,12 @@ fn c2_only_whole_blocks_can_be_requested() {
     assert_eq!(device.err(), too_odd(1, 0).err());
 }
 
-#[test]
-fn c3_the_layout_never_changes() {
+fn c3_the_layout_never_changes(on: TransportKind) {
     let layout = |machine: &mut TestMachine| {
         let config = machine.config();
         (config.block_size, config.node_id, config.addr, config.region_size)
     };
-    let mut machine = TestMachine::new(VirtioMemConfig { node_id: Some(3), ..config() });
+    let mut machine = TestMachine::new(on, VirtioMemConfig { node_id: Some(3), ..config() });
     let expected = (BLOCK, 3, REGION, BLOCKS * BLOCK);
     assert_eq!(layout(&mut machine), expected);
     machine.driver.bring_up(0, Rings::default());
@@ -45,13 +59,12 @@ fn c3_the_layout_never_changes() {
     machine.resize(BLOCKS);
     assert_eq!(layout(&mut machine), expected);
     assert_eq!(machine.unplug_all(), ACK);
-    machine.driver.write(register::STATUS, 0);
+    machine.driver.reset();
     assert_eq!(layout(&mut machine), expected);
 }
 
-#[test]
-fn c4_plugged_size_is_that_of_the_plugged_blocks() {
-    let mut machine = TestMachine::up();
+fn c4_plugged_size_is_that_of_the_plugged_blocks(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     let plugged = |machine: &mut TestMachine| machine.config().plugged_size / BLOCK;
     assert_eq!(machine.plug(3..10), ACK);
     assert_eq!(plugged(&mut machine), 7);
@@ -63,9 +76,8 @@ fn c4_plugged_size_is_that_of_the_plugged_blocks() {
     assert_eq!(plugged(&mut machine), 0);
 }
 
-#[test]
-fn c5_c6_c11_usable_is_requested_and_256_mib_and_never_shrinks_by_a_resize() {
-    let mut machine = TestMachine::up();
+fn c5_c6_c11_usable_is_requested_and_256_mib_and_never_shrinks_by_a_resize(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     let mut usable_after = |blocks| {
         machine.resize(blocks);
         machine.config().usable_region_size / BLOCK
@@ -79,48 +91,45 @@ fn c5_c6_c11_usable_is_requested_and_256_mib_and_never_shrinks_by_a_resize() {
     assert_eq!(usable_after(1), BLOCKS);
 }
 
-#[test]
-fn c7_a_resize_interrupts_and_changes_the_generation() {
-    let mut machine = TestMachine::up();
-    let generation = machine.driver.read(register::CONFIG_GENERATION);
+fn c7_a_resize_interrupts_and_changes_the_generation(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
+    let generation = machine.driver.read(Register::ConfigGeneration);
     machine.config();
     machine.resize(10);
-    assert_ne!(machine.driver.read(register::CONFIG_GENERATION), generation);
+    assert_ne!(machine.driver.read(Register::ConfigGeneration), generation);
     assert_eq!(machine.driver.interrupts.take(), 1);
-    assert_eq!(machine.driver.take_interrupt_status(), register::CONFIG_CHANGE);
+    assert_eq!(machine.driver.take_interrupt_status(), CONFIG_CHANGE);
     // To what it is already is no change.
     machine.resize(10);
     assert_eq!(machine.driver.interrupts.take(), 0);
     // Nobody is there to be interrupted.
-    machine.driver.write(register::STATUS, 0);
-    let generation = machine.driver.read(register::CONFIG_GENERATION);
+    machine.driver.reset();
+    let generation = machine.driver.read(Register::ConfigGeneration);
     machine.config();
     machine.resize(20);
-    assert_ne!(machine.driver.read(register::CONFIG_GENERATION), generation);
+    assert_ne!(machine.driver.read(Register::ConfigGeneration), generation);
     assert_eq!(machine.driver.interrupts.take(), 0);
     assert_eq!(machine.driver.take_interrupt_status(), 0);
 }
 
-#[test]
-fn c7_c8_requests_never_raise_a_configuration_interrupt() {
-    let mut machine = TestMachine::up();
+fn c7_c8_requests_never_raise_a_configuration_interrupt(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     machine.resize(BLOCKS);
     machine.resize(10);
     machine.driver.take_interrupt_status();
     assert_eq!(machine.plug(0..10), ACK);
-    assert_eq!(machine.driver.take_interrupt_status(), register::USED_BUFFER);
+    assert_eq!(machine.driver.take_interrupt_status(), USED_BUFFER);
     assert_eq!(machine.unplug(0..5), ACK);
-    assert_eq!(machine.driver.take_interrupt_status(), register::USED_BUFFER);
+    assert_eq!(machine.driver.take_interrupt_status(), USED_BUFFER);
     // Not even this one, although it shrinks the usable size.
     let usable = machine.config().usable_region_size;
     assert_eq!(machine.unplug_all(), ACK);
     assert!(machine.config().usable_region_size < usable);
-    assert_eq!(machine.driver.take_interrupt_status(), register::USED_BUFFER);
+    assert_eq!(machine.driver.take_interrupt_status(), USED_BUFFER);
 }
 
-#[test]
-fn c9_config_reads_at_any_width_and_offset_and_is_not_written() {
-    let mut machine = TestMachine::new(VirtioMemConfig { node_id: Some(0x1234), ..config() });
+fn c9_config_reads_at_any_width_and_offset_and_is_not_written(on: TransportKind) {
+    let mut machine = TestMachine::new(on, VirtioMemConfig { node_id: Some(0x1234), ..config() });
     machine.driver.bring_up(0, Rings::default());
     assert_eq!(machine.plug(0..5), ACK);
     let mut expected = vec![];
@@ -138,66 +147,62 @@ fn c9_config_reads_at_any_width_and_offset_and_is_not_written() {
     expected.resize(0x1000, 0);
     for width in [1, 2, 4, 8] {
         for offset in 0..100 {
-            let address = register::CONFIG + offset as u64;
-            machine.driver.transport.write(address, &[0xff; 8][..width]);
+            machine.driver.registers.write_config(offset as u64, &[0xff; 8][..width]);
             let mut data = [0xa5; 8];
-            machine.driver.transport.read(address, &mut data[..width]);
+            machine.driver.read_config(offset as u64, &mut data[..width]);
             assert_eq!(data[..width], expected[offset..offset + width], "{width} at {offset}");
             assert_eq!(data[width..], [0xa5; 8][width..]);
         }
     }
     let mut whole = vec![0xa5; 0xf00];
-    machine.driver.transport.read(register::CONFIG, &mut whole);
+    machine.driver.read_config(0, &mut whole);
     assert_eq!(whole, expected[..0xf00]);
 }
 
-#[test]
-fn c10_i5_features_are_offered_with_what_they_are_about() {
-    let mut without_node = TestMachine::new(config());
+fn c10_i5_features_are_offered_with_what_they_are_about(on: TransportKind) {
+    let mut without_node = TestMachine::new(on, config());
     let features = without_node.driver.offered_features();
     assert_eq!(features & 0xff_ffff, UNPLUGGED_INACCESSIBLE);
-    let mut with_node = TestMachine::new(VirtioMemConfig { node_id: Some(0), ..config() });
+    let mut with_node = TestMachine::new(on, VirtioMemConfig { node_id: Some(0), ..config() });
     let features = with_node.driver.offered_features();
     assert_eq!(features & 0xff_ffff, UNPLUGGED_INACCESSIBLE | ACPI_PXM);
     assert_eq!(features & PERSISTENT_SUSPEND, 0);
 }
 
-#[test]
-fn i1_everything_is_unplugged_at_first() {
-    let mut machine = TestMachine::up();
+fn i1_everything_is_unplugged_at_first(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     assert_eq!(machine.config().plugged_size, 0);
     assert_eq!(machine.config().requested_size, 128 * BLOCK);
     assert_eq!(machine.state(0..256), UNPLUGGED);
     assert_eq!(machine.memory.take_calls(), []);
 }
 
-#[test]
-fn i2_a_device_reset_changes_no_block() {
-    let mut machine = TestMachine::up();
+fn i2_a_device_reset_changes_no_block(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     assert_eq!(machine.plug(5..77), ACK);
     machine.memory.take_calls();
     machine.assert_unchanged_by(|machine| {
-        machine.driver.write(register::STATUS, 0);
+        machine.driver.reset();
         machine.driver.bring_up(0, Rings::default());
     });
     assert_eq!(machine.memory.take_calls(), []);
 }
 
-#[test]
-fn i4_a_machine_may_insist_on_unplugged_inaccessible() {
+fn i4_a_machine_may_insist_on_unplugged_inaccessible(on: TransportKind) {
     let version_1 = Features::VERSION_1.bits();
-    let mut driver = TestMachine::new(config()).driver;
+    let mut driver = TestMachine::new(on, config()).driver;
     assert!(driver.negotiate(version_1));
     assert!(driver.negotiate(version_1 | UNPLUGGED_INACCESSIBLE));
     let insisting = VirtioMemConfig { insist_on_inaccessible: true, ..config() };
-    let mut driver = TestMachine::new(insisting).driver;
+    let mut driver = TestMachine::new(on, insisting).driver;
     assert!(!driver.negotiate(version_1));
     assert!(driver.negotiate(version_1 | UNPLUGGED_INACCESSIBLE));
 }
 
-#[test]
-fn x2_x3_only_reads_of_usable_memory_are_permitted_and_only_if_not_negotiated_away() {
-    let mut machine = TestMachine::new(config());
+fn x2_x3_only_reads_of_usable_memory_are_permitted_and_only_if_not_negotiated_away(
+    on: TransportKind,
+) {
+    let mut machine = TestMachine::new(on, config());
     let permitted = |machine: &TestMachine| {
         let device = machine.device.lock().unwrap();
         [block(0), block(256) - 1, block(256), block(BLOCKS) - 1].map(|address| {
@@ -212,6 +217,6 @@ fn x2_x3_only_reads_of_usable_memory_are_permitted_and_only_if_not_negotiated_aw
     assert_eq!(permitted(&machine), [true, true, false, false]);
     machine.driver.bring_up(UNPLUGGED_INACCESSIBLE, Rings::default());
     assert_eq!(permitted(&machine), [false; 4]);
-    machine.driver.write(register::STATUS, 0);
+    machine.driver.reset();
     assert_eq!(permitted(&machine), [true, true, false, false]);
 }

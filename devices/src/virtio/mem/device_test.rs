@@ -1,18 +1,38 @@
 //! What the device answers: rows P, U, A, S and Q2 of `docs/virtio-mem.md`, from the driver's side.
 
 use super::test_machine::*;
-use crate::virtio::test_driver::Buffer;
+use crate::virtio::test_driver::{Buffer, TransportKind, on_each_transport};
+
+on_each_transport! {
+    p1_u1_s1_an_unaligned_address_is_an_error
+    p2_u2_s2_no_blocks_are_an_error
+    p3_u3_s3_blocks_outside_the_usable_region_are_an_error
+    p4_u4_s4_a_range_that_wraps_is_an_error
+    p5_plugging_what_is_plugged_is_an_error
+    p6_plugging_beyond_the_requested_size_is_nack
+    p7_u6_what_the_memory_refuses_is_busy_and_changes_nothing
+    p8_u7_the_memory_is_asked_once_and_before_the_answer
+    p9_bytes_beyond_the_request_and_the_response_are_left_alone
+    u5_unplugging_what_is_unplugged_is_an_error
+    u8_u9_any_run_of_plugged_blocks_can_be_unplugged
+    u10_unplugging_below_the_requested_size_is_accepted
+    a1_a2_unplug_all_leaves_nothing_plugged
+    a3_unplug_all_ignores_everything_but_its_type
+    a4_unplug_all_takes_usable_back_to_what_is_requested_and_256_mib
+    s5_s6_s7_s8_state_tells_plugged_unplugged_or_mixed_and_changes_nothing
+    q2_an_unknown_type_is_an_error
+    requests_and_refusals_are_counted
+}
 
 /// A machine with blocks 0 to 4 plugged, and a request of each type with a range that suits it.
-fn good_requests() -> (TestMachine, [(u16, u64); 3]) {
-    let mut machine = TestMachine::up();
+fn good_requests(on: TransportKind) -> (TestMachine, [(u16, u64); 3]) {
+    let mut machine = TestMachine::up(on);
     assert_eq!(machine.plug(0..4), ACK);
     (machine, [(PLUG, block(8)), (UNPLUG, block(0)), (STATE, block(0))])
 }
 
-#[test]
-fn p1_u1_s1_an_unaligned_address_is_an_error() {
-    let (mut machine, requests) = good_requests();
+fn p1_u1_s1_an_unaligned_address_is_an_error(on: TransportKind) {
+    let (mut machine, requests) = good_requests(on);
     machine.assert_unchanged_by(|machine| {
         for (kind, address) in requests {
             for offset in [1, 4096, BLOCK / 2, BLOCK - 1] {
@@ -22,9 +42,8 @@ fn p1_u1_s1_an_unaligned_address_is_an_error() {
     });
 }
 
-#[test]
-fn p2_u2_s2_no_blocks_are_an_error() {
-    let (mut machine, requests) = good_requests();
+fn p2_u2_s2_no_blocks_are_an_error(on: TransportKind) {
+    let (mut machine, requests) = good_requests(on);
     machine.assert_unchanged_by(|machine| {
         for (kind, address) in requests {
             assert_eq!(machine.request(kind, address, 0).0, ERROR);
@@ -32,9 +51,8 @@ fn p2_u2_s2_no_blocks_are_an_error() {
     });
 }
 
-#[test]
-fn p3_u3_s3_blocks_outside_the_usable_region_are_an_error() {
-    let (mut machine, _) = good_requests();
+fn p3_u3_s3_blocks_outside_the_usable_region_are_an_error(on: TransportKind) {
+    let (mut machine, _) = good_requests(on);
     let usable = 256;
     machine.assert_unchanged_by(|machine| {
         for kind in [PLUG, UNPLUG, STATE] {
@@ -56,9 +74,8 @@ fn p3_u3_s3_blocks_outside_the_usable_region_are_an_error() {
     assert_eq!(machine.plug(usable - 1..usable), ACK);
 }
 
-#[test]
-fn p4_u4_s4_a_range_that_wraps_is_an_error() {
-    let (mut machine, _) = good_requests();
+fn p4_u4_s4_a_range_that_wraps_is_an_error(on: TransportKind) {
+    let (mut machine, _) = good_requests(on);
     machine.assert_unchanged_by(|machine| {
         for kind in [PLUG, UNPLUG, STATE] {
             for address in [0_u64.wrapping_sub(BLOCK), 0_u64.wrapping_sub(u64::from(u16::MAX))] {
@@ -70,9 +87,8 @@ fn p4_u4_s4_a_range_that_wraps_is_an_error() {
     });
 }
 
-#[test]
-fn p5_plugging_what_is_plugged_is_an_error() {
-    let mut machine = TestMachine::up();
+fn p5_plugging_what_is_plugged_is_an_error(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     assert_eq!(machine.plug(10..20), ACK);
     machine.resize(10);
     machine.assert_unchanged_by(|machine| {
@@ -82,9 +98,8 @@ fn p5_plugging_what_is_plugged_is_an_error() {
     });
 }
 
-#[test]
-fn p6_plugging_beyond_the_requested_size_is_nack() {
-    let mut machine = TestMachine::up();
+fn p6_plugging_beyond_the_requested_size_is_nack(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     machine.resize(10);
     machine.assert_unchanged_by(|machine| assert_eq!(machine.plug(0..11), NACK));
     assert_eq!(machine.plug(0..10), ACK);
@@ -96,9 +111,8 @@ fn p6_plugging_beyond_the_requested_size_is_nack() {
     assert_eq!(machine.plug(10..11), ACK);
 }
 
-#[test]
-fn p7_u6_what_the_memory_refuses_is_busy_and_changes_nothing() {
-    let mut machine = TestMachine::up();
+fn p7_u6_what_the_memory_refuses_is_busy_and_changes_nothing(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     assert_eq!(machine.plug(0..4), ACK);
     machine.resize(0);
     machine.resize(200);
@@ -118,18 +132,16 @@ fn p7_u6_what_the_memory_refuses_is_busy_and_changes_nothing() {
     assert_eq!(machine.memory.take_calls(), calls[..2]);
 }
 
-#[test]
-fn p8_u7_the_memory_is_asked_once_and_before_the_answer() {
-    let mut machine = TestMachine::up();
+fn p8_u7_the_memory_is_asked_once_and_before_the_answer(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     assert_eq!(machine.plug(7..9), ACK);
     assert_eq!(machine.memory.take_calls(), [Call::Plug(7..9)]);
     assert_eq!(machine.unplug(8..9), ACK);
     assert_eq!(machine.memory.take_calls(), [Call::Unplug(8..9)]);
 }
 
-#[test]
-fn p9_bytes_beyond_the_request_and_the_response_are_left_alone() {
-    let mut machine = TestMachine::up();
+fn p9_bytes_beyond_the_request_and_the_response_are_left_alone(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     let [request, response] = machine.write_request(PLUG, block(0), 3);
     machine.driver.store(REQUEST_AT + u64::from(REQUEST), [0xff_u8; 32]);
     machine.driver.store(RESPONSE_AT, [0xee_u8; 32]);
@@ -140,9 +152,8 @@ fn p9_bytes_beyond_the_request_and_the_response_are_left_alone() {
     assert_eq!(machine.memory.take_calls(), [Call::Plug(0..3)]);
 }
 
-#[test]
-fn u5_unplugging_what_is_unplugged_is_an_error() {
-    let mut machine = TestMachine::up();
+fn u5_unplugging_what_is_unplugged_is_an_error(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     assert_eq!(machine.plug(10..20), ACK);
     assert_eq!(machine.unplug(14..15), ACK);
     machine.assert_unchanged_by(|machine| {
@@ -152,9 +163,8 @@ fn u5_unplugging_what_is_unplugged_is_an_error() {
     });
 }
 
-#[test]
-fn u8_u9_any_run_of_plugged_blocks_can_be_unplugged() {
-    let mut machine = TestMachine::up();
+fn u8_u9_any_run_of_plugged_blocks_can_be_unplugged(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     assert_eq!(machine.plug(10..20), ACK);
     assert_eq!(machine.plug(20..30), ACK);
     assert_eq!(machine.unplug(12..14), ACK);
@@ -166,17 +176,15 @@ fn u8_u9_any_run_of_plugged_blocks_can_be_unplugged() {
     }
 }
 
-#[test]
-fn u10_unplugging_below_the_requested_size_is_accepted() {
-    let mut machine = TestMachine::up();
+fn u10_unplugging_below_the_requested_size_is_accepted(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     assert_eq!(machine.plug(0..4), ACK);
     assert!(machine.config().plugged_size < machine.config().requested_size);
     assert_eq!(machine.unplug(0..4), ACK);
 }
 
-#[test]
-fn a1_a2_unplug_all_leaves_nothing_plugged() {
-    let mut machine = TestMachine::up();
+fn a1_a2_unplug_all_leaves_nothing_plugged(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     assert_eq!(machine.unplug_all(), ACK);
     assert_eq!(machine.plug(0..10), ACK);
     assert_eq!(machine.plug(60..70), ACK);
@@ -187,9 +195,8 @@ fn a1_a2_unplug_all_leaves_nothing_plugged() {
     assert_eq!(machine.state(0..256), UNPLUGGED);
 }
 
-#[test]
-fn a3_unplug_all_ignores_everything_but_its_type() {
-    let mut machine = TestMachine::up();
+fn a3_unplug_all_ignores_everything_but_its_type(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     for (address, blocks) in [(0, 0), (1, 1), (block(3), 2), (u64::MAX, u16::MAX)] {
         assert_eq!(machine.plug(0..10), ACK);
         assert_eq!(machine.request(UNPLUG_ALL, address, blocks), (ACK, 0));
@@ -197,9 +204,8 @@ fn a3_unplug_all_ignores_everything_but_its_type() {
     }
 }
 
-#[test]
-fn a4_unplug_all_takes_usable_back_to_what_is_requested_and_256_mib() {
-    let mut machine = TestMachine::up();
+fn a4_unplug_all_takes_usable_back_to_what_is_requested_and_256_mib(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     machine.resize(BLOCKS);
     machine.resize(100);
     assert_eq!(machine.config().usable_region_size, BLOCKS * BLOCK);
@@ -208,9 +214,8 @@ fn a4_unplug_all_takes_usable_back_to_what_is_requested_and_256_mib() {
     assert_eq!(machine.config().requested_size, 100 * BLOCK);
 }
 
-#[test]
-fn s5_s6_s7_s8_state_tells_plugged_unplugged_or_mixed_and_changes_nothing() {
-    let mut machine = TestMachine::up();
+fn s5_s6_s7_s8_state_tells_plugged_unplugged_or_mixed_and_changes_nothing(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     assert_eq!(machine.plug(60..130), ACK);
     machine.memory.take_calls();
     machine.assert_unchanged_by(|machine| {
@@ -232,9 +237,8 @@ fn s5_s6_s7_s8_state_tells_plugged_unplugged_or_mixed_and_changes_nothing() {
     assert_eq!(machine.memory.take_calls(), []);
 }
 
-#[test]
-fn q2_an_unknown_type_is_an_error() {
-    let mut machine = TestMachine::up();
+fn q2_an_unknown_type_is_an_error(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     machine.assert_unchanged_by(|machine| {
         for kind in [4, 5, 0x100, 0x8000, u16::MAX] {
             assert_eq!(machine.request(kind, block(0), 1), (ERROR, 0));
@@ -242,9 +246,8 @@ fn q2_an_unknown_type_is_an_error() {
     });
 }
 
-#[test]
-fn requests_and_refusals_are_counted() {
-    let mut machine = TestMachine::up();
+fn requests_and_refusals_are_counted(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     machine.resize(10);
     machine.plug(0..4);
     machine.plug(0..4);

@@ -5,19 +5,29 @@ use super::test_machine::*;
 use crate::virtio::DeviceStatus;
 use crate::virtio::hostile_queue::{Subject, hostile_queue_tests};
 use crate::virtio::test_driver::memory::{RAM_SIZE, STAGE, STAGE_SIZE};
-use crate::virtio::test_driver::{Buffer, Rings};
+use crate::virtio::test_driver::{Buffer, Rings, TransportKind, on_each_transport};
 
-fn subject() -> Subject {
-    let mut machine = TestMachine::up();
+on_each_transport! {
+    q1_without_room_for_the_response_the_request_is_not_carried_out
+    q1_a_request_cut_short_is_an_error
+    q1_a_request_in_no_memory_is_an_error
+    q1_with_its_response_in_an_unplugged_block_a_request_is_not_carried_out
+    q1_plugged_blocks_are_memory_like_any_other
+    q1_a_response_in_the_block_that_its_request_unplugs_is_not_written
+    q1_i2_rings_in_a_block_that_is_unplugged_need_a_reset_which_keeps_the_plug_state
+    q3_requests_of_one_kick_are_carried_out_in_order
+}
+
+fn subject(on: TransportKind) -> Subject {
+    let mut machine = TestMachine::up(on);
     let request = machine.write_request(STATE, block(0), 1).to_vec();
     Subject { driver: machine.driver, request, answer: RESPONSE }
 }
 
-hostile_queue_tests!(subject());
+hostile_queue_tests!(subject);
 
-#[test]
-fn q1_without_room_for_the_response_the_request_is_not_carried_out() {
-    let mut machine = TestMachine::up();
+fn q1_without_room_for_the_response_the_request_is_not_carried_out(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     let [request, response] = machine.write_request(PLUG, block(0), 1);
     machine.driver.store(RESPONSE_AT, [0xee_u8; 16]);
     machine.assert_unchanged_by(|machine| {
@@ -31,9 +41,8 @@ fn q1_without_room_for_the_response_the_request_is_not_carried_out() {
     assert_eq!(machine.memory.take_calls(), []);
 }
 
-#[test]
-fn q1_a_request_cut_short_is_an_error() {
-    let mut machine = TestMachine::up();
+fn q1_a_request_cut_short_is_an_error(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     machine.assert_unchanged_by(|machine| {
         let [request, response] = machine.write_request(PLUG, block(0), 1);
         let mut send = |chain: &[Buffer]| {
@@ -50,9 +59,8 @@ fn q1_a_request_cut_short_is_an_error() {
     assert_eq!(machine.device.lock().unwrap().counters().error, 1 + u64::from(REQUEST));
 }
 
-#[test]
-fn q1_a_request_in_no_memory_is_an_error() {
-    let mut machine = TestMachine::up();
+fn q1_a_request_in_no_memory_is_an_error(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     machine.driver.stage.set_present(false);
     assert_eq!(machine.plug(0..1), ACK);
     machine.memory.take_calls();
@@ -77,9 +85,8 @@ fn q1_a_request_in_no_memory_is_an_error() {
     assert_eq!(machine.memory.take_calls(), []);
 }
 
-#[test]
-fn q1_with_its_response_in_an_unplugged_block_a_request_is_not_carried_out() {
-    let mut machine = TestMachine::up();
+fn q1_with_its_response_in_an_unplugged_block_a_request_is_not_carried_out(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     assert_eq!(machine.plug(0..1), ACK);
     machine.memory.take_calls();
     machine.assert_unchanged_by(|machine| {
@@ -92,9 +99,8 @@ fn q1_with_its_response_in_an_unplugged_block_a_request_is_not_carried_out() {
     assert_eq!(machine.memory.take_calls(), []);
 }
 
-#[test]
-fn q1_plugged_blocks_are_memory_like_any_other() {
-    let mut machine = TestMachine::up();
+fn q1_plugged_blocks_are_memory_like_any_other(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     assert_eq!(machine.plug(0..4), ACK);
     // Across a block boundary, and with the rings in a block of their own.
     let (request_at, response_at) = (block(1) - 10, block(2) - 5);
@@ -106,9 +112,8 @@ fn q1_plugged_blocks_are_memory_like_any_other() {
     assert_eq!(machine.state(8..10), PLUGGED);
 }
 
-#[test]
-fn q1_a_response_in_the_block_that_its_request_unplugs_is_not_written() {
-    let mut machine = TestMachine::up();
+fn q1_a_response_in_the_block_that_its_request_unplugs_is_not_written(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     assert_eq!(machine.plug(0..2), ACK);
     for (kind, left) in [(UNPLUG, BLOCK), (UNPLUG_ALL, 0)] {
         let [request, response] = machine.write_request(kind, block(0), 1);
@@ -122,8 +127,9 @@ fn q1_a_response_in_the_block_that_its_request_unplugs_is_not_written() {
     }
 }
 
-#[test]
-fn q1_i2_rings_in_a_block_that_is_unplugged_need_a_reset_which_keeps_the_plug_state() {
+fn q1_i2_rings_in_a_block_that_is_unplugged_need_a_reset_which_keeps_the_plug_state(
+    on: TransportKind,
+) {
     let good = Rings::default();
     // While there is a used ring, the request is still answered there.
     for (rings, answers) in [
@@ -131,7 +137,7 @@ fn q1_i2_rings_in_a_block_that_is_unplugged_need_a_reset_which_keeps_the_plug_st
         (Rings { used: block(0), ..good }, 0),
         (Rings::at(block(0)), 0),
     ] {
-        let mut machine = TestMachine::up();
+        let mut machine = TestMachine::up(on);
         assert_eq!(machine.plug(0..10), ACK);
         machine.driver.bring_up(0, rings);
         assert_eq!(machine.state(0..10), PLUGGED);
@@ -147,9 +153,8 @@ fn q1_i2_rings_in_a_block_that_is_unplugged_need_a_reset_which_keeps_the_plug_st
     }
 }
 
-#[test]
-fn q3_requests_of_one_kick_are_carried_out_in_order() {
-    let mut machine = TestMachine::up();
+fn q3_requests_of_one_kick_are_carried_out_in_order(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
     let mut chains = vec![];
     for i in 0..20 {
         let (request_at, response_at) = (REQUEST_AT + 0x200 * i, RESPONSE_AT + 0x200 * i);

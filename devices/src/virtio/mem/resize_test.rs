@@ -5,6 +5,7 @@ use std::ops::Range;
 use proptest::prelude::*;
 
 use super::test_machine::*;
+use crate::virtio::test_driver::TransportKind;
 
 /// What a driver that keeps to the rules, and its machine's owner, may do next.
 #[derive(Debug, Clone)]
@@ -47,54 +48,56 @@ proptest! {
     fn q4_a_driver_that_keeps_to_the_rules_never_sees_an_error(
         steps in prop::collection::vec((step(), prop::option::of(0..=BLOCKS)), 1..80)
     ) {
-        let mut machine = TestMachine::up();
-        let mut model = vec![false; BLOCKS as usize];
-        for (step, resize) in steps {
-            let before = machine.config();
-            let usable = &model[..(before.usable_region_size / BLOCK) as usize];
-            let (kind, blocks) = match step {
-                Step::Plug { from, at_most } => (PLUG, run_of(usable, from, at_most, |p| !p)),
-                Step::Unplug { from, at_most } => (UNPLUG, run_of(usable, from, at_most, |p| p)),
-                Step::State { from, at_most } => (STATE, run_of(usable, from, at_most, |_| true)),
-                Step::UnplugAll => (UNPLUG_ALL, Some(0..0)),
-            };
-            let Some(blocks) = blocks else { continue };
-            let count = blocks.end - blocks.start;
-            let chain = machine.write_request(kind, block(blocks.start), count as u16);
-            let head = machine.driver.write_chain(&chain);
-            machine.driver.publish(head);
-            if let Some(resize) = resize {
-                machine.resize(resize);
-            }
-            machine.driver.kick();
-            machine.driver.take_used();
+        for on in TransportKind::ALL {
+            let mut machine = TestMachine::up(on);
+            let mut model = vec![false; BLOCKS as usize];
+            for (step, resize) in steps.clone() {
+                let before = machine.config();
+                let usable = &model[..(before.usable_region_size / BLOCK) as usize];
+                let (kind, blocks) = match step {
+                    Step::Plug { from, at_most } => (PLUG, run_of(usable, from, at_most, |p| !p)),
+                    Step::Unplug { from, at_most } => (UNPLUG, run_of(usable, from, at_most, |p| p)),
+                    Step::State { from, at_most } => (STATE, run_of(usable, from, at_most, |_| true)),
+                    Step::UnplugAll => (UNPLUG_ALL, Some(0..0)),
+                };
+                let Some(blocks) = blocks else { continue };
+                let count = blocks.end - blocks.start;
+                let chain = machine.write_request(kind, block(blocks.start), count as u16);
+                let head = machine.driver.write_chain(&chain);
+                machine.driver.publish(head);
+                if let Some(resize) = resize {
+                    machine.resize(resize);
+                }
+                machine.driver.kick();
+                machine.driver.take_used();
 
-            let requested = resize.unwrap_or(before.requested_size / BLOCK);
-            let plugged = |model: &[bool]| model.iter().filter(|&&plugged| plugged).count() as u64;
-            let range = blocks.start as usize..blocks.end as usize;
-            let expected = match kind {
-                PLUG if plugged(&model) + count > requested => (NACK, 0),
-                PLUG => { model[range].fill(true); (ACK, 0) }
-                UNPLUG => { model[range].fill(false); (ACK, 0) }
-                UNPLUG_ALL => { model.fill(false); (ACK, 0) }
-                _ => match plugged(&model[range]) {
-                    0 => (ACK, UNPLUGGED),
-                    all if all == count => (ACK, PLUGGED),
-                    _ => (ACK, MIXED),
-                },
-            };
-            prop_assert_eq!(machine.response_at(RESPONSE_AT), expected);
-            prop_assert_eq!(&machine.memory.plugged(), &model);
-            let now = machine.config();
-            prop_assert_eq!(now.plugged_size, plugged(&model) * BLOCK);
-            prop_assert_eq!(now.requested_size, requested * BLOCK);
-            prop_assert_eq!(now.usable_region_size % BLOCK, 0);
-            prop_assert!(now.requested_size <= now.usable_region_size);
-            prop_assert!(now.usable_region_size <= now.region_size);
-            prop_assert!(
-                kind == UNPLUG_ALL || now.usable_region_size >= before.usable_region_size
-            );
+                let requested = resize.unwrap_or(before.requested_size / BLOCK);
+                let plugged = |model: &[bool]| model.iter().filter(|&&plugged| plugged).count() as u64;
+                let range = blocks.start as usize..blocks.end as usize;
+                let expected = match kind {
+                    PLUG if plugged(&model) + count > requested => (NACK, 0),
+                    PLUG => { model[range].fill(true); (ACK, 0) }
+                    UNPLUG => { model[range].fill(false); (ACK, 0) }
+                    UNPLUG_ALL => { model.fill(false); (ACK, 0) }
+                    _ => match plugged(&model[range]) {
+                        0 => (ACK, UNPLUGGED),
+                        all if all == count => (ACK, PLUGGED),
+                        _ => (ACK, MIXED),
+                    },
+                };
+                prop_assert_eq!(machine.response_at(RESPONSE_AT), expected);
+                prop_assert_eq!(&machine.memory.plugged(), &model);
+                let now = machine.config();
+                prop_assert_eq!(now.plugged_size, plugged(&model) * BLOCK);
+                prop_assert_eq!(now.requested_size, requested * BLOCK);
+                prop_assert_eq!(now.usable_region_size % BLOCK, 0);
+                prop_assert!(now.requested_size <= now.usable_region_size);
+                prop_assert!(now.usable_region_size <= now.region_size);
+                prop_assert!(
+                    kind == UNPLUG_ALL || now.usable_region_size >= before.usable_region_size
+                );
+            }
+            machine.assert_unchanged_by(|_| {});
         }
-        machine.assert_unchanged_by(|_| {});
     }
 }

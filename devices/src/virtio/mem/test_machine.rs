@@ -4,11 +4,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use super::{BackendBusy, BlockBackend, BlockRange, Region, VirtioMem, VirtioMemConfig};
-use crate::bus::BusDevice;
 use crate::dma::Reachability;
 use crate::virtio::test_driver::memory::{BUFFERS, map};
-use crate::virtio::test_driver::{Buffer, Rings, TestDriver, register};
-use crate::virtio::transport::Transport;
+use crate::virtio::test_driver::{Buffer, Rings, TestDriver, TransportKind};
 
 pub const MIB: u64 = 1 << 20;
 /// First address of the region.
@@ -155,18 +153,18 @@ pub struct TestMachine {
 
 impl TestMachine {
     /// A machine whose driver has not touched the device yet.
-    pub fn new(config: VirtioMemConfig) -> Self {
+    pub fn new(on: TransportKind, config: VirtioMemConfig) -> Self {
         let memory = FakeMemory::new();
         let device = VirtioMem::new(config, Box::new(memory.clone())).unwrap();
         let device = Arc::new(Mutex::new(device));
         let region = (map(REGION, BLOCKS * BLOCK), Arc::new(memory.clone()) as Arc<_>);
-        let driver = TestDriver::with_memory(device.clone(), vec![region]);
+        let driver = TestDriver::with_memory(on, device.clone(), vec![region]);
         Self { device, memory, driver }
     }
 
     /// A machine with [`config`] whose driver has accepted UNPLUGGED_INACCESSIBLE and is up.
-    pub fn up() -> Self {
-        let mut machine = Self::new(config());
+    pub fn up(on: TransportKind) -> Self {
+        let mut machine = Self::new(on, config());
         machine.driver.bring_up(UNPLUGGED_INACCESSIBLE, Rings::default());
         machine
     }
@@ -174,7 +172,7 @@ impl TestMachine {
     /// Changes the requested size as the machine's owner does.
     pub fn resize(&mut self, blocks: u64) {
         if self.device.lock().unwrap().set_requested_size(blocks * BLOCK).unwrap() {
-            self.driver.transport.config_changed();
+            self.driver.config_changed();
         }
     }
 
@@ -182,7 +180,7 @@ impl TestMachine {
     pub fn config(&mut self) -> ConfigRead {
         let mut read = |offset| {
             let mut data = [0xa5; 8];
-            self.driver.transport.read(register::CONFIG + offset, &mut data);
+            self.driver.read_config(offset, &mut data);
             u64::from_le_bytes(data)
         };
         ConfigRead {

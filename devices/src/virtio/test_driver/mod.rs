@@ -1,10 +1,12 @@
 //! A guest's driver, for tests: it does to a device what a guest can do, through registers and
-//! memory, right or wrong.
+//! memory, right or wrong, whatever the transport.
 //!
 //! Its memory is RAM from address 0 on, and a [`Stage`]. A test may add regions of its own.
 
 pub mod memory;
-pub mod register;
+pub mod mmio;
+pub mod pci;
+pub mod registers;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,11 +18,15 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
 
 use memory::{RAM_SIZE, STAGE, STAGE_SIZE, Stage, map};
+use mmio::MmioRegisters;
+use pci::{Messages, PciRegisters};
+use registers::Registers;
+pub(crate) use registers::on_each_transport;
+pub use registers::{CONFIG_CHANGE, Register, TransportKind, USED_BUFFER};
 
-use super::transport::{MmioTransport, Transport};
+use super::transport::{MmioTransport, PciTransport, Transport};
 use super::{DeviceStatus, Features, VirtioDevice};
 use crate::Signal;
-use crate::bus::BusDevice;
 use crate::dma::{DmaRegion, DmaView, Reachability};
 
 /// Counts signals.
@@ -113,8 +119,8 @@ pub struct Used {
 
 /// The driver of a device, at work on one of its queues.
 pub struct TestDriver {
-    /// The device, on its transport.
-    pub transport: MmioTransport,
+    /// The device's registers.
+    pub registers: Box<dyn Registers>,
     /// Memory as the guest's processors see it: all of it, whatever devices are refused.
     pub memory: DmaView,
     /// The part of it that a test directs.
@@ -123,6 +129,8 @@ pub struct TestDriver {
     pub interrupts: Arc<Count>,
     /// Queue notifications that got through to the machine.
     pub doorbells: Arc<Count>,
+    transport: Arc<Mutex<dyn Transport>>,
+    queue: u16,
     rings: Rings,
     next_descriptor: u16,
     available_index: u16,
@@ -131,12 +139,13 @@ pub struct TestDriver {
 
 impl TestDriver {
     /// A driver that has not touched `device` yet, with RAM and a stage.
-    pub fn new(device: Arc<Mutex<dyn VirtioDevice>>) -> Self {
-        Self::with_memory(device, vec![])
+    pub fn new(kind: TransportKind, device: Arc<Mutex<dyn VirtioDevice>>) -> Self {
+        Self::with_memory(kind, device, vec![])
     }
 
     /// The same, with further memory above the stage.
     pub fn with_memory(
+        kind: TransportKind,
         device: Arc<Mutex<dyn VirtioDevice>>,
         more: Vec<(Arc<GuestRegionMmap>, Arc<dyn Reachability>)>,
     ) -> Self {
@@ -155,12 +164,28 @@ impl TestDriver {
         let interrupts = Arc::new(Count::default());
         let doorbells = Arc::new(Count::default());
         let view = DmaView::new(for_devices).unwrap();
+        let (transport, registers): (Arc<Mutex<dyn Transport>>, Box<dyn Registers>) = match kind {
+            TransportKind::Mmio => {
+                let transport =
+                    MmioTransport::new(device, view, interrupts.clone(), doorbells.clone());
+                let transport = Arc::new(Mutex::new(transport));
+                (transport.clone(), Box::new(MmioRegisters(transport)))
+            }
+            TransportKind::Pci => {
+                let messages = Messages::new(interrupts.clone());
+                let (transport, function) =
+                    PciTransport::new(device, view, messages.clone(), doorbells.clone()).unwrap();
+                (transport, Box::new(PciRegisters::new(function, messages)))
+            }
+        };
         Self {
-            transport: MmioTransport::new(device, view, interrupts.clone(), doorbells.clone()),
+            registers,
             memory: DmaView::new(for_processors).unwrap(),
             stage,
             interrupts,
             doorbells,
+            transport,
+            queue: 0,
             rings: Rings::default(),
             next_descriptor: 0,
             available_index: 0,
@@ -168,53 +193,75 @@ impl TestDriver {
         }
     }
 
+    /// The registers of a device on PCI.
+    pub fn pci(&mut self) -> &mut PciRegisters {
+        self.registers.pci().expect("the device is on PCI")
+    }
+
     /// Reads a register.
-    pub fn read(&mut self, offset: u64) -> u32 {
-        let mut data = [0xa5; 4];
-        self.transport.read(offset, &mut data);
-        u32::from_le_bytes(data)
+    pub fn read(&mut self, register: Register) -> u64 {
+        self.registers.read(register)
     }
 
     /// Writes a register.
-    pub fn write(&mut self, offset: u64, value: u32) {
-        self.transport.write(offset, &value.to_le_bytes());
+    pub fn write(&mut self, register: Register, value: u64) {
+        self.registers.write(register, value);
+    }
+
+    /// Reads the device's configuration.
+    pub fn read_config(&mut self, offset: u64, data: &mut [u8]) {
+        self.registers.read_config(offset, data);
     }
 
     /// Reads the status register.
     pub fn status(&mut self) -> DeviceStatus {
-        DeviceStatus::from_bits_retain(self.read(register::STATUS) as u8)
+        DeviceStatus::from_bits_retain(self.read(Register::DeviceStatus) as u8)
     }
 
     /// Adds `bits` to the status register.
     pub fn add_status(&mut self, bits: DeviceStatus) {
         let status = self.status() | bits;
-        self.write(register::STATUS, status.bits().into());
+        self.write(Register::DeviceStatus, status.bits().into());
     }
 
-    /// Reads and acknowledges the interrupt status.
+    /// Resets the device by its status register.
+    pub fn reset(&mut self) {
+        self.write(Register::DeviceStatus, 0);
+    }
+
+    /// What the device interrupted for since the last time.
     pub fn take_interrupt_status(&mut self) -> u32 {
-        let status = self.read(register::INTERRUPT_STATUS);
-        self.write(register::INTERRUPT_ACK, status);
-        status
+        self.registers.take_interrupt_status()
+    }
+
+    /// Lets the machine process the queues once. Whether there may be more to do.
+    pub fn process_queues(&mut self) -> bool {
+        self.transport.lock().unwrap().process_queues()
+    }
+
+    /// Lets the machine tell that it changed the device's configuration.
+    pub fn config_changed(&mut self) {
+        self.transport.lock().unwrap().config_changed();
     }
 
     /// The features on offer.
     pub fn offered_features(&mut self) -> u64 {
         let mut half = |select| {
-            self.write(register::DEVICE_FEATURES_SEL, select);
-            u64::from(self.read(register::DEVICE_FEATURES))
+            self.write(Register::DeviceFeatureSelect, select);
+            self.read(Register::DeviceFeature)
         };
         half(0) | half(1) << 32
     }
 
     /// Resets the device and accepts `features`. Whether the device agrees.
     pub fn negotiate(&mut self, features: u64) -> bool {
-        self.write(register::STATUS, 0);
+        self.reset();
+        self.registers.map_config_interrupt();
         self.add_status(DeviceStatus::ACKNOWLEDGE);
         self.add_status(DeviceStatus::DRIVER);
-        for (select, half) in [(0, features as u32), (1, (features >> 32) as u32)] {
-            self.write(register::DRIVER_FEATURES_SEL, select);
-            self.write(register::DRIVER_FEATURES, half);
+        for (select, half) in [(0, features & 0xffff_ffff), (1, features >> 32)] {
+            self.write(Register::DriverFeatureSelect, select);
+            self.write(Register::DriverFeature, half);
         }
         self.add_status(DeviceStatus::FEATURES_OK);
         self.status().contains(DeviceStatus::FEATURES_OK)
@@ -222,26 +269,22 @@ impl TestDriver {
 
     /// Sets up queue `index` in empty `rings`, and works on that one from now on. Whether the
     /// device takes it.
-    pub fn set_up_queue(&mut self, index: u32, rings: Rings) -> bool {
-        self.rings = rings;
+    pub fn set_up_queue(&mut self, index: u16, rings: Rings) -> bool {
+        (self.queue, self.rings) = (index, rings);
         (self.next_descriptor, self.available_index, self.used_index) = (0, 0, 0);
         let bytes = 6 + 8 * usize::from(rings.size);
         for area in [rings.available, rings.used] {
             // A hostile driver's rings may be nowhere.
             let _ = self.memory.write_slice(&vec![0; bytes], GuestAddress(area));
         }
-        self.write(register::QUEUE_SEL, index);
-        self.write(register::QUEUE_SIZE, rings.size.into());
-        for (register, area) in [
-            (register::QUEUE_DESC_LOW, rings.descriptors),
-            (register::QUEUE_DRIVER_LOW, rings.available),
-            (register::QUEUE_DEVICE_LOW, rings.used),
-        ] {
-            self.write(register, area as u32);
-            self.write(register + 4, (area >> 32) as u32);
-        }
-        self.write(register::QUEUE_READY, 1);
-        self.read(register::QUEUE_READY) == 1
+        self.write(Register::QueueSelect, index.into());
+        self.write(Register::QueueSize, rings.size.into());
+        self.write(Register::QueueDesc, rings.descriptors);
+        self.write(Register::QueueDriver, rings.available);
+        self.write(Register::QueueDevice, rings.used);
+        self.registers.map_queue_interrupt();
+        self.write(Register::QueueEnable, 1);
+        self.read(Register::QueueEnable) == 1
     }
 
     /// Resets the device and brings it up with `features` beside VERSION_1, its queue in `rings`.
@@ -250,6 +293,7 @@ impl TestDriver {
         assert!(self.set_up_queue(0, rings));
         self.add_status(DeviceStatus::DRIVER_OK);
         self.interrupts.take();
+        self.take_interrupt_status();
         self.doorbells.take();
     }
 
@@ -318,9 +362,9 @@ impl TestDriver {
 
     /// Notifies the device and lets the machine process the queue until nothing is left of it.
     pub fn kick(&mut self) {
-        self.write(register::QUEUE_NOTIFY, 0);
+        self.registers.notify(self.queue);
         assert!(self.doorbells.take() > 0, "a notification got lost");
-        let passes = (0..1000).take_while(|_| self.transport.process_queues()).count();
+        let passes = (0..1000).take_while(|_| self.process_queues()).count();
         assert!(passes < 1000, "the device does not come to an end");
     }
 

@@ -4,6 +4,10 @@ mod mmio;
 #[cfg(test)]
 mod mmio_test;
 mod pci;
+#[cfg(test)]
+mod pci_test;
+#[cfg(test)]
+mod transport_test;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

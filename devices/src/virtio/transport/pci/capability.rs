@@ -73,7 +73,7 @@ struct NotifyCapability {
 }
 
 /// `struct virtio_pci_cfg_cap` (section 4.1.4.9).
-#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Debug, Clone, Copy, IntoBytes, Immutable)]
 #[repr(C)]
 struct ConfigAccessCapability {
     cap: Capability,

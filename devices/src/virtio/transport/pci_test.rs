@@ -216,6 +216,23 @@ fn any_write_to_the_notify_structure_is_a_notification() {
 }
 
 #[test]
+fn there_is_nothing_but_msix_in_its_bar() {
+    let (_, mut driver) = up();
+    let up = driver.status();
+    let pci = driver.pci();
+    let table_end = 16 * u64::from(pci.vectors());
+    for offset in table_end..0x4000 {
+        let address = PciRegisters::bar(2) + offset;
+        assert_eq!(pci.root.write_memory(address, &[0]), Access::Claimed);
+        let mut data = [0xa5];
+        assert_eq!(pci.root.read_memory(address, &mut data), Access::Claimed);
+        assert_eq!(data, [0]);
+    }
+    assert_eq!(driver.status(), up);
+    assert_eq!(driver.doorbells.take(), 0);
+}
+
+#[test]
 fn each_event_interrupts_with_its_vector() {
     let (_, mut driver) = up();
     driver.config_changed();

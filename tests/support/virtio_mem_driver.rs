@@ -2,8 +2,8 @@
 
 use super::payload::Payload;
 
-/// Registers of the first virtio-mem device: the second virtio-mmio one, after the entropy device.
-pub const REGISTERS: u64 = 0xd000_1000;
+/// Registers of the first virtio-mem device, which is the first virtio-mmio one.
+pub const REGISTERS: u64 = 0xd000_0000;
 
 const DRIVER_FEATURES: u64 = 0x020;
 const DRIVER_FEATURES_SELECT: u64 = 0x024;

@@ -9,6 +9,7 @@ mod output;
 mod probe;
 mod resize;
 mod run;
+mod settings;
 mod size;
 mod status;
 mod virtio_mem;

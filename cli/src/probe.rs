@@ -4,8 +4,8 @@ use std::str::FromStr;
 
 use vmm::{PciPlace, ProbeConfig};
 
+use crate::settings::{self, parse_switch};
 use crate::size::Size;
-use crate::virtio_mem::parse_switch;
 
 /// A probe device as an option describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,13 +15,14 @@ impl FromStr for ProbeOption {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Ok(Self(ProbeConfig::default()));
+        }
         let mut behind = "nothing";
         let mut access_control = None;
         let ProbeConfig { mut functions, mut memory, .. } = ProbeConfig::default();
-        for setting in text.split(',').filter(|setting| !setting.is_empty()) {
-            let (key, value) = setting
-                .split_once('=')
-                .ok_or_else(|| format!("{setting:?} is no setting; write key=value"))?;
+        for setting in settings::parse(text) {
+            let (key, value) = setting?;
             match key {
                 "behind" => behind = value,
                 "acs" => access_control = Some(parse_switch(key, value)?),

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use vmm::MemoryDeviceConfig;
 use vmm::memory::host::Backing;
 
+use crate::settings::{self, parse_switch};
 use crate::size::Size;
 
 /// A virtio-mem device as an option describes it.
@@ -20,10 +21,8 @@ impl FromStr for VirtioMemOption {
         let mut block_size = Size(MemoryDeviceConfig::DEFAULT_BLOCK_SIZE);
         let mut backing = Backing::default();
         let mut insist_on_inaccessible = false;
-        for setting in text.split(',') {
-            let (key, value) = setting
-                .split_once('=')
-                .ok_or_else(|| format!("{setting:?} is no setting; write key=value"))?;
+        for setting in settings::parse(text) {
+            let (key, value) = setting?;
             match key {
                 "size" => size = Some(value.parse::<Size>()?),
                 "requested" => requested = value.parse()?,
@@ -54,15 +53,6 @@ fn parse_backing(value: &str) -> Result<Backing, String> {
         "anonymous" => Ok(Backing::Anonymous),
         "memfd" => Ok(Backing::Memfd),
         _ => Err(format!("{value:?} is no backing; there are anonymous and memfd")),
-    }
-}
-
-/// `on` or `off`.
-pub fn parse_switch(key: &str, value: &str) -> Result<bool, String> {
-    match value {
-        "on" => Ok(true),
-        "off" => Ok(false),
-        _ => Err(format!("{key}={value}: write on or off")),
     }
 }
 

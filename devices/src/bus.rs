@@ -1,9 +1,11 @@
 //! An address space (port I/O or memory-mapped I/O) and the devices that answer in it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use thiserror::Error;
+
+use crate::lock;
 
 /// A device that answers register reads and writes.
 ///
@@ -89,7 +91,7 @@ impl Bus {
         if offset >= slot.size {
             return false;
         }
-        let mut device = slot.device.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut device = lock(&slot.device);
         access(&mut *device, offset);
         true
     }

@@ -14,6 +14,13 @@ pub mod probe;
 pub mod serial;
 pub mod virtio;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What a panicking thread leaves behind is still better answered than taken down with its VM.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Something that can be signalled without waiting: an interrupt line or a doorbell.
 pub trait Signal: Send + Sync {
     /// Signals once. An edge: there is nothing to take back.

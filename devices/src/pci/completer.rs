@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use log::trace;
 
 use super::state::FunctionState;
-use super::{BarIndex, IntxPin, Msix, PciDevice, ResetKind, lock};
+use super::{BarIndex, IntxPin, Msix, PciDevice, ResetKind};
+use crate::lock;
 
 /// What of a function an access goes to.
 #[derive(Clone)]

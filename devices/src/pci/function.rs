@@ -17,8 +17,9 @@ use super::header::{Command, Status, register};
 use super::intx::SharedLine;
 use super::{
     AddressSpace, BarKind, BaseRegister, Counters, FunctionAddress, MsixLayout, PowerState,
-    RefusalReason, ResetKind, lock,
+    RefusalReason, ResetKind,
 };
+use crate::lock;
 
 /// A function. What there is to know about it is in its registers.
 pub struct Function {

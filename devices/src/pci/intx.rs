@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::{InterruptLine, lock};
+use super::InterruptLine;
+use crate::lock;
 
 /// The pin that a function interrupts with (section 7.5.1.1.13).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -43,7 +43,6 @@ mod scribble_test;
 pub(crate) mod test_machine;
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use access::{Access, Direction, Refusal, RefusalReason};
 pub use bar::{AddressSpace, BarIndex, BarKind, BaseRegister};
@@ -188,9 +187,4 @@ pub trait MessageSink: Send + Sync {
 pub trait InterruptLine: Send + Sync {
     /// Asserts the line or takes that back. Called from any thread, and never waits.
     fn set_level(&self, asserted: bool);
-}
-
-/// What a panicking thread leaves behind is still better answered than taken down with its VM.
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

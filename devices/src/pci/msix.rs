@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use bitflags::bitflags;
 
-use super::{BarIndex, Message, MessageSink, lock};
+use super::{BarIndex, Message, MessageSink};
+use crate::lock;
 
 bitflags! {
     /// Message Control register (section 7.7.2.2), less the table's size.

@@ -7,8 +7,9 @@ use super::bus::Bus;
 use super::intx::SharedLine;
 use super::{
     Access, AddressSpace, Direction, FunctionAddress, FunctionStatus, InterruptLine, Refusal,
-    Topology, TopologyError, lock,
+    Topology, TopologyError,
 };
+use crate::lock;
 
 /// All of PCI. Shared between vCPUs.
 pub struct RootComplex {

@@ -6,6 +6,7 @@ use super::header::register;
 use super::test_machine::*;
 use super::*;
 use crate::bus::BusDevice;
+use crate::lock;
 
 const NOTHING: u32 = u32::MAX;
 const AT: u64 = 0xe000_0000;

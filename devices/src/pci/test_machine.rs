@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 
 use super::header::register;
 use super::*;
+use crate::lock;
 
 /// A device that remembers, and reads as the number of the BAR.
 #[derive(Default)]

@@ -1,15 +1,16 @@
 //! The registers of virtio over PCI (virtio 1.3, section 4.1) as a driver finds and uses them: all
 //! through the root complex. The function is behind a root port, and interrupts by MSI-X.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::Count;
 use super::registers::{CONFIG_CHANGE, Register, Registers, USED_BUFFER};
 use crate::Signal;
+use crate::pci::test_machine::Line;
 use crate::pci::{
-    Access, Function, FunctionAddress, InterruptLine, Message, MessageSink, Node, RootComplex,
-    RootNode, RootPort, Slot, Topology,
+    Access, Function, FunctionAddress, Message, MessageSink, Node, RootComplex, RootNode, RootPort,
+    Slot, Topology,
 };
 
 /// Registers of configuration space, and what is in them.
@@ -114,23 +115,6 @@ impl MessageSink for Messages {
         self.status.fetch_or(bit, Ordering::Relaxed);
         self.interrupts.signal();
         self.received.lock().unwrap().push(message);
-    }
-}
-
-/// An interrupt line.
-#[derive(Default)]
-pub struct Line(AtomicBool);
-
-impl Line {
-    /// Whether it is asserted.
-    pub fn level(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-impl InterruptLine for Line {
-    fn set_level(&self, asserted: bool) {
-        self.0.store(asserted, Ordering::Relaxed);
     }
 }
 

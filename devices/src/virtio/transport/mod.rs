@@ -9,7 +9,7 @@ mod pci_test;
 #[cfg(test)]
 mod transport_test;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use log::debug;
 
@@ -19,6 +19,7 @@ pub use pci::PciTransport;
 use super::queue::{Progress, Virtqueue};
 use super::{DeviceStatus, Features, VirtioDevice};
 use crate::dma::DmaView;
+use crate::lock;
 
 /// A device's transport, as the machine's worker sees it.
 pub trait Transport: Send {
@@ -237,9 +238,4 @@ fn set_low(register: &mut u64, value: u32) {
 
 fn set_high(register: &mut u64, value: u32) {
     *register = *register & 0xffff_ffff | u64::from(value) << 32;
-}
-
-/// A device that panicked half-way is still better answered than taken down with its VM.
-fn lock(device: &Mutex<dyn VirtioDevice>) -> MutexGuard<'_, dyn VirtioDevice + 'static> {
-    device.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -69,11 +69,6 @@ pub struct PciTransport {
 }
 
 impl PciTransport {
-    /// The BAR with the register that a driver writes to when it made buffers available.
-    pub const NOTIFY_BAR: BarIndex = Structure::BAR;
-    /// Offset of that register, which is the same for all queues, in the BAR.
-    pub const QUEUE_NOTIFY: u64 = Structure::Notify.offset();
-
     /// A transport for `device`, which reaches guest memory through `memory`, and the function to
     /// put into the machine's topology. Its message-signalled interrupts go to `messages`.
     ///

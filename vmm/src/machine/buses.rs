@@ -47,7 +47,8 @@ impl GuestBuses {
             return None;
         }
         data.fill(0xff);
-        self.on_pci(port.into(), |pci| pci.root().read_io(port, data)).flatten()
+        let pci = self.pci.as_deref()?;
+        pci.refused(port.into(), pci.root().read_io(port, data)).map(StrayAccess::Refused)
     }
 
     /// Writes a port; nothing happens where there is nothing.
@@ -55,7 +56,8 @@ impl GuestBuses {
         if self.ports.write(port.into(), data) {
             return None;
         }
-        self.on_pci(port.into(), |pci| pci.root().write_io(port, data)).flatten()
+        let pci = self.pci.as_deref()?;
+        pci.refused(port.into(), pci.root().write_io(port, data)).map(StrayAccess::Refused)
     }
 
     /// Reads a guest address; all ones where there is nothing. What is not there although somebody
@@ -64,8 +66,11 @@ impl GuestBuses {
         if self.memory.read(address, data) {
             return None;
         }
-        if let Some(access) = self.on_pci(address, |pci| pci.root().read_memory(address, data)) {
-            return access;
+        if let Some(pci) = self.pci.as_deref() {
+            let access = pci.root().read_memory(address, data);
+            if access != Access::Nobody {
+                return pci.refused(address, access).map(StrayAccess::Refused);
+            }
         }
         let access = self.unplugged(address, data.len(), Direction::Read);
         data.fill(access.as_ref().map_or(0xff, UnpluggedMemoryAccess::fill));
@@ -77,25 +82,13 @@ impl GuestBuses {
         if self.memory.write(address, data) {
             return None;
         }
-        self.on_pci(address, |pci| pci.root().write_memory(address, data)).unwrap_or_else(|| {
-            self.unplugged(address, data.len(), Direction::Write).map(StrayAccess::Unplugged)
-        })
-    }
-
-    /// None if the access is none of PCI's business.
-    fn on_pci(
-        &self,
-        address: u64,
-        access: impl FnOnce(&Pci) -> Access,
-    ) -> Option<Option<StrayAccess<'_>>> {
-        let pci = self.pci.as_deref()?;
-        match access(pci) {
-            Access::Claimed => Some(None),
-            Access::Refused(refusal) => {
-                Some(Some(StrayAccess::Refused(RefusedAccess::new(pci, address, refusal))))
+        if let Some(pci) = self.pci.as_deref() {
+            let access = pci.root().write_memory(address, data);
+            if access != Access::Nobody {
+                return pci.refused(address, access).map(StrayAccess::Refused);
             }
-            Access::Nobody => None,
         }
+        self.unplugged(address, data.len(), Direction::Write).map(StrayAccess::Unplugged)
     }
 
     fn unplugged(

@@ -1,7 +1,7 @@
 //! A virtio-mem device in its place in the machine: the device, its transport, its memory, and the
 //! record of who touched what was not there.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use devices::pci::Direction;
 use devices::virtio::mem::{
@@ -12,6 +12,7 @@ use devices::virtio::transport::Transport;
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
 
+use super::lock;
 use crate::memory::MemoryError;
 use crate::memory::host::{Backing, HostMemory};
 use crate::memory::one_slot::OneSlot;
@@ -208,10 +209,7 @@ impl MemoryDevice {
     /// Asks the driver to plug or unplug until `bytes` are plugged.
     pub fn resize(&self, bytes: u64) -> Result<(), ResizeError> {
         // Held over both steps, so that no driver reads new values under the old generation.
-        let mut transport = self
-            .transport
-            .get()
-            .map(|transport| transport.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut transport = self.transport.get().map(|transport| lock(transport));
         let changed = lock(&self.device).set_requested_size(bytes)?;
         if changed && let Some(transport) = &mut transport {
             transport.config_changed();
@@ -298,8 +296,4 @@ impl<'a> UnpluggedMemoryAccess<'a> {
             }),
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

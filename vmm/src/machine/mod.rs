@@ -10,7 +10,7 @@ mod serial;
 mod worker;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
@@ -222,4 +222,9 @@ impl Drop for Machine {
         self.control.stop();
         self.shut_down();
     }
+}
+
+/// A device that panicked half-way is still better served than left alone.
+fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
 }

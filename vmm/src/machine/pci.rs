@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use devices::pci::{
-    Counters, Function, FunctionStatus, InterruptLine, Message, MessageSink, Node, PowerState,
-    Refusal, RootComplex, RootNode, RootPort, Topology,
+    Access, Counters, Function, FunctionStatus, InterruptLine, Message, MessageSink, Node,
+    PowerState, Refusal, RootComplex, RootNode, RootPort, Topology,
 };
 use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
@@ -122,6 +122,14 @@ impl Pci {
         &self.root
     }
 
+    /// What an access to `address`, a memory address or a port, is if a function refused it.
+    pub fn refused(&self, address: u64, access: Access) -> Option<RefusedAccess<'_>> {
+        match access {
+            Access::Refused(refusal) => Some(RefusedAccess { pci: self, address, refusal }),
+            Access::Claimed | Access::Nobody => None,
+        }
+    }
+
     /// PCI as seen from outside.
     pub fn status(&self) -> PciStatus {
         PciStatus {
@@ -159,12 +167,7 @@ pub struct RefusedAccess<'a> {
     refusal: Refusal,
 }
 
-impl<'a> RefusedAccess<'a> {
-    /// An access to `address`, a memory address or a port.
-    pub fn new(pci: &'a Pci, address: u64, refusal: Refusal) -> Self {
-        Self { pci, address, refusal }
-    }
-
+impl RefusedAccess<'_> {
     /// Counts the access as `vcpu`'s.
     pub fn record(self, vcpu: u32, instruction_pointer: u64) {
         let Refusal { function, register, offset, size, direction, reason, .. } = self.refusal;

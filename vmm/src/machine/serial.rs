@@ -9,6 +9,8 @@ use devices::Signal;
 use devices::serial::SerialPort;
 use log::debug;
 
+use super::lock;
+
 /// The far end of a serial port.
 pub struct SerialEndpoint {
     /// Where the guest's input comes from; none if it gets none.
@@ -136,7 +138,7 @@ impl InputRoom {
     fn deliver(&self, port: &Mutex<SerialPort>, mut input: &[u8]) -> bool {
         while !input.is_empty() {
             let seen = self.lock().drained;
-            let taken = port.lock().unwrap_or_else(PoisonError::into_inner).receive(input);
+            let taken = lock(port).receive(input);
             input = &input[taken..];
             let mut state = self.lock();
             while !input.is_empty() && state.drained == seen && !state.ended {

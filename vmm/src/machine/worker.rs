@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::ending::{Ending, EndingCell};
+use super::lock;
 use crate::vcpu::VcpuGate;
 
 /// A worker that cannot be started.
@@ -72,11 +73,6 @@ impl DeviceWork {
         };
         Self { doorbell, process: Box::new(process) }
     }
-}
-
-/// A device that panicked half-way is still better served than left alone.
-fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
-    device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl MutEventSubscriber for DeviceWork {

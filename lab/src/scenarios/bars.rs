@@ -190,7 +190,7 @@ impl Bar {
 
     /// How many accesses of vCPUs have reached it, as far as the monitor counts them.
     pub fn accesses(&self, vm: &Vm) -> Option<u64> {
-        vm.bar_accesses(self.function.address(), self.endpoint.bar)
+        vm.bar_accesses(self.function.address())
     }
 
     /// Its number.

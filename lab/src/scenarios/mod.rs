@@ -129,7 +129,7 @@ pub static CATALOGUE: &[Scenario] = &[
     Scenario {
         id: "VM9",
         title: "a PCI device's BAR over the region is no way to it, for the region is EXCLUSIVE",
-        needs: &[Need::Driver, Need::Monitor(Feature::LargeBar), Need::VirtioPci],
+        needs: &[Need::Driver, Need::VirtioPci],
         stories: &[
             Guest(Boot::Overlaid, overlay::new_mappings),
             Guest(Boot::OverlaidRelaxed, overlay::new_mappings),
@@ -138,7 +138,7 @@ pub static CATALOGUE: &[Scenario] = &[
     Scenario {
         id: "VM10",
         title: "a held mapping of a PCI device's BAR over the region is torn down",
-        needs: &[Need::Driver, Need::Monitor(Feature::LargeBar)],
+        needs: &[Need::Driver],
         stories: &[
             Guest(Boot::Overlaid, overlay::held_mappings),
             Guest(Boot::OverlaidRelaxed, overlay::held_mappings),
@@ -217,7 +217,7 @@ pub static CATALOGUE: &[Scenario] = &[
     Scenario {
         id: "P1",
         title: "a BAR that no driver has claimed is open",
-        needs: &[Need::DevMem, Need::Monitor(Feature::Pci)],
+        needs: &[Need::DevMem],
         stories: &[Guest(Boot::Plain, bar_exclusion::idle)],
     },
     Scenario {
@@ -232,7 +232,7 @@ pub static CATALOGUE: &[Scenario] = &[
     Scenario {
         id: "P3",
         title: "read of /dev/mem reaches a BAR only if there is RAM above it and no claim",
-        needs: &[Need::Driver, Need::DevMem, Need::Monitor(Feature::Pci), Need::VirtioPci],
+        needs: &[Need::Driver, Need::DevMem, Need::VirtioPci],
         stories: &[
             Guest(Boot::Plain, bar_exclusion::read),
             Guest(Boot::Relaxed, bar_exclusion::read),
@@ -304,19 +304,13 @@ pub static CATALOGUE: &[Scenario] = &[
     Scenario {
         id: "P11",
         title: "a driver that claims no BAR leaves mappings alone",
-        needs: &[
-            Need::DevMem,
-            Need::Monitor(Feature::Pci),
-            Need::VirtioPci,
-            Need::UioPciGeneric,
-            Need::IoStrictDevmem,
-        ],
+        needs: &[Need::DevMem, Need::VirtioPci, Need::UioPciGeneric, Need::IoStrictDevmem],
         stories: &[Guest(Boot::Plain, bar_drivers::driver_without_claim)],
     },
     Scenario {
         id: "P12",
         title: "vfio-pci claims a BAR when its user maps it, and no sooner",
-        needs: &[Need::DevMem, Need::Monitor(Feature::Pci), Need::VirtioPci, Need::Vfio],
+        needs: &[Need::DevMem, Need::VirtioPci, Need::Vfio],
         stories: &[Guest(Boot::Iommu, bar_drivers::claim_on_use)],
     },
     Scenario {
@@ -328,7 +322,7 @@ pub static CATALOGUE: &[Scenario] = &[
 ];
 
 /// What scenarios about a BAR need that virtio-pci claims.
-const BARS: &[Need] = &[Need::DevMem, Need::Monitor(Feature::Pci), Need::VirtioPci];
+const BARS: &[Need] = &[Need::DevMem, Need::VirtioPci];
 
 /// A scenario that is not in the catalogue.
 #[derive(Debug, thiserror::Error)]

@@ -6,8 +6,7 @@ use crate::{
 };
 
 /// What a kernel, or the monitor that runs it, must have for a scenario. Of a kernel that came without
-/// its configuration all is
-/// believed that only the configuration tells.
+/// its configuration all is believed that only the configuration tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     /// The driver as a module: it must be absent at first, and come when it is called.

@@ -93,8 +93,8 @@ impl Machine for Moat {
         Some(Witness { violations: status.violations, requests: status.requests })
     }
 
-    /// All of the function's BARs count, and what it did not decode.
-    fn bar_accesses(&self, function: PciAddress, _bar: usize) -> Option<u64> {
+    /// Those count too that it did not decode.
+    fn bar_accesses(&self, function: PciAddress) -> Option<u64> {
         let functions = self.control.status().pci?.functions;
         let address = function.to_string();
         let counters =

@@ -112,8 +112,8 @@ trait Machine {
         None
     }
 
-    /// Where the monitor counts them, how many accesses of vCPUs have reached a BAR.
-    fn bar_accesses(&self, _function: PciAddress, _bar: usize) -> Option<u64> {
+    /// Where the monitor counts them, how many accesses of vCPUs have reached a function's BARs.
+    fn bar_accesses(&self, _function: PciAddress) -> Option<u64> {
         None
     }
 
@@ -246,9 +246,9 @@ impl Vm {
         self.machine.witness()
     }
 
-    /// How many accesses of vCPUs have reached a BAR, as far as the monitor counts them.
-    pub fn bar_accesses(&self, function: PciAddress, bar: usize) -> Option<u64> {
-        self.machine.bar_accesses(function, bar)
+    /// How many accesses of vCPUs have reached a function's BARs, as far as the monitor counts them.
+    pub fn bar_accesses(&self, function: PciAddress) -> Option<u64> {
+        self.machine.bar_accesses(function)
     }
 
     /// Loads the driver, and waits until it has plugged what is requested.

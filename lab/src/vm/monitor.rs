@@ -28,10 +28,6 @@ pub enum Accelerator {
 /// What not every monitor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feature {
-    /// PCI endpoints.
-    Pci,
-    /// A 64-bit BAR as large as the virtio-mem region, which may be moved over it.
-    LargeBar,
     /// An IOMMU.
     Iommu,
     /// Counters of what reaches the virtio-mem device and its unplugged memory.

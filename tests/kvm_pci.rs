@@ -4,7 +4,7 @@
 mod support;
 
 use devices::pci::{Counters, RefusalReason};
-use lab::guest::{Level, OpenFlags, PciFunction, Protection, Sharing};
+use lab::guest::{Level, Mapping, OpenFlags, PciFunction, Process, Protection, Sharing};
 use support::linux::{Linux, LinuxConfig, kernel};
 use vmm::machine::PciFunctionStatus;
 use vmm::memory::violations::Target;
@@ -49,14 +49,10 @@ fn function(linux: &Linux, address: &str) -> PciFunction {
     linux.guest.pci_function_at(address)
 }
 
-/// Reads the identity through a new mapping of BAR 0.
-fn read_magic(linux: &Linux, function: &PciFunction) -> u32 {
-    let process = linux.guest.spawn().unwrap();
+/// Maps the first page of BAR 0.
+fn map_registers(process: &Process, function: &PciFunction) -> Mapping {
     let file = process.open(&function.file("resource0"), OpenFlags::RDWR).unwrap();
-    let mapping = file.mmap(0, PAGE, Protection::ReadWrite, Sharing::Shared).unwrap();
-    let magic = mapping.peek_u32(0).unwrap();
-    process.kill().unwrap();
-    magic
+    file.mmap(0, PAGE, Protection::ReadWrite, Sharing::Shared).unwrap()
 }
 
 #[test]
@@ -91,8 +87,11 @@ fn ranges_answer_where_linux_put_them_behind_any_bridge() {
         let function = function(&linux, address);
         linux.guest.write_file(&function.file("enable"), "1").unwrap();
         let before = counters(&linux, address);
-        assert_eq!(read_magic(&linux, &function), MAGIC, "{address}");
+        let process = linux.guest.spawn().unwrap();
+        let mapping = map_registers(&process, &function);
+        assert_eq!(mapping.peek_u32(0).unwrap(), MAGIC, "{address}");
         assert_eq!(counters(&linux, address).reads, before.reads + 1, "{address}");
+        process.kill().unwrap();
     }
 }
 
@@ -123,8 +122,7 @@ fn what_is_not_decoded_is_not_there_and_somebody_notices() {
     let function = function(&linux, address);
     function.decode_memory().unwrap();
     let process = linux.guest.spawn().unwrap();
-    let file = process.open(&function.file("resource0"), OpenFlags::RDWR).unwrap();
-    let mapping = file.mmap(0, PAGE, Protection::ReadWrite, Sharing::Shared).unwrap();
+    let mapping = map_registers(&process, &function);
     mapping.poke_u32(SCRATCH, 1).unwrap();
     assert_eq!(counters(&linux, address).refused, 0);
     function.write_config(COMMAND, &[0, 0]).unwrap();
@@ -150,8 +148,7 @@ fn every_way_to_reset_a_function_resets_it() {
         let function = function(&linux, address);
         linux.guest.write_file(&function.file("enable"), "1").unwrap();
         let process = linux.guest.spawn().unwrap();
-        let file = process.open(&function.file("resource0"), OpenFlags::RDWR).unwrap();
-        let mapping = file.mmap(0, PAGE, Protection::ReadWrite, Sharing::Shared).unwrap();
+        let mapping = map_registers(&process, &function);
         mapping.poke_u32(SCRATCH, 1).unwrap();
         let before = counters(&linux, address);
         linux.guest.write_file(&function.file("reset_method"), method).unwrap();

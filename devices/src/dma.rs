@@ -2,18 +2,23 @@
 //!
 //! Every device holds a [`DmaView`]. It looks like any `vm-memory` address space, but a region may
 //! have a [`Reachability`] that is asked before each access, so a device can no more touch an
-//! unplugged virtio-mem block than a vCPU can.
+//! unplugged virtio-mem block than a vCPU can. A view may also be behind an [`Iommu`], which then
+//! translates every access of the device: to its rings, to descriptors, to buffers.
 //!
-//! The answer holds for the access at hand only. Blocks are unplugged by the thread that does all
-//! devices' work, so none goes away between the question and the access.
+//! All answers hold for the access at hand only, and nothing remembers them: no translation can be
+//! stale. Blocks are unplugged, and mappings removed, by the thread that does all devices' work,
+//! so none goes away between the question and the access.
 
+use std::iter::FusedIterator;
 use std::sync::Arc;
 
+use thiserror::Error;
 use vm_memory::bitmap::BS;
+use vm_memory::guest_memory::{GuestMemoryBackendSliceIterator, GuestMemorySliceIterator};
 use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,
-    GuestMemoryResult, GuestRegionCollection, GuestRegionCollectionError, GuestRegionMmap,
-    GuestUsize, MemoryRegionAddress, VolatileSlice,
+    GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
+    GuestMemoryRegionBytes, GuestMemoryResult, GuestRegionCollection, GuestRegionCollectionError,
+    GuestRegionMmap, GuestUsize, MemoryRegionAddress, Permissions, VolatileSlice,
 };
 
 /// Says which part of a region exists at this moment.
@@ -71,34 +76,154 @@ impl GuestMemoryRegion for DmaRegion {
 
 impl GuestMemoryRegionBytes for DmaRegion {}
 
-/// Guest memory as devices see it. Cheap to clone.
+/// A piece of guest memory that an access is translated to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PhysicalRange {
+    /// First guest-physical address.
+    pub address: u64,
+    /// Bytes.
+    pub length: usize,
+}
+
+/// An access that the IOMMU does not allow. It has recorded that by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("the IOMMU refuses the access")]
+pub struct Refused;
+
+/// What translates the accesses of devices.
+pub trait Iommu: Send + Sync {
+    /// The pieces that `[address, address + length)` consists of for `requester`, in the order of
+    /// its addresses. If one of them is refused, everything is.
+    fn translate(
+        &self,
+        requester: u32,
+        address: u64,
+        length: usize,
+        access: Permissions,
+    ) -> Result<Vec<PhysicalRange>, Refused>;
+}
+
+/// A device, as an IOMMU tells it from others.
+pub trait Requester: Send + Sync {
+    /// What an access carries at this moment to say who makes it; for PCI, the requester ID.
+    fn id(&self) -> u32;
+}
+
+/// A device whose ID the machine has given to it for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FixedRequester(pub u32);
+
+impl Requester for FixedRequester {
+    fn id(&self) -> u32 {
+        self.0
+    }
+}
+
+/// The way from a device to memory: straight, or through an IOMMU.
+#[derive(Clone)]
+pub struct DmaPath {
+    memory: DmaView,
+    iommu: Option<Arc<dyn Iommu>>,
+}
+
+impl DmaPath {
+    /// The way without an IOMMU.
+    pub fn direct(memory: DmaView) -> Self {
+        Self { memory, iommu: None }
+    }
+
+    /// The way through `iommu`.
+    pub fn through(iommu: Arc<dyn Iommu>, memory: DmaView) -> Self {
+        Self { memory, iommu: Some(iommu) }
+    }
+
+    /// What `requester` gets to see.
+    pub fn view(&self, requester: Arc<dyn Requester>) -> DmaView {
+        let translation = self.iommu.clone().map(|iommu| Translation { iommu, requester });
+        DmaView { translation, ..self.memory.clone() }
+    }
+}
+
+/// Guest memory as a device sees it. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct DmaView {
-    regions: GuestRegionCollection<DmaRegion>,
+    memory: GuestRegionCollection<DmaRegion>,
+    translation: Option<Translation>,
+}
+
+#[derive(Clone)]
+struct Translation {
+    iommu: Arc<dyn Iommu>,
+    requester: Arc<dyn Requester>,
 }
 
 impl DmaView {
-    /// A view of `regions`, which must be sorted by address and disjoint.
+    /// A view of `regions`, which must be sorted by address and disjoint, without an IOMMU.
     pub fn new(regions: Vec<DmaRegion>) -> Result<Self, GuestRegionCollectionError> {
-        Ok(Self { regions: GuestRegionCollection::from_regions(regions)? })
+        let memory = GuestRegionCollection::from_regions(regions)?;
+        Ok(Self { memory, translation: None })
+    }
+
+    /// Whether an IOMMU translates the device's accesses.
+    pub fn is_translated(&self) -> bool {
+        self.translation.is_some()
     }
 }
 
-impl GuestMemoryBackend for DmaView {
-    type R = DmaRegion;
+impl GuestMemory for DmaView {
+    type PhysicalMemory = GuestRegionCollection<DmaRegion>;
+    type Bitmap = ();
 
-    fn num_regions(&self) -> usize {
-        self.regions.num_regions()
+    fn check_range(&self, address: GuestAddress, count: usize, access: Permissions) -> bool {
+        self.get_slices(address, count, access)
+            .is_ok_and(|mut slices| slices.all(|slice| slice.is_ok()))
     }
 
-    fn find_region(&self, address: GuestAddress) -> Option<&DmaRegion> {
-        self.regions.find_region(address)
+    /// A translated access is looked up as a whole first, and fails as a whole.
+    fn get_slices<'a>(
+        &'a self,
+        address: GuestAddress,
+        count: usize,
+        access: Permissions,
+    ) -> GuestMemoryResult<impl GuestMemorySliceIterator<'a, ()>> {
+        let slices = |address, count| GuestMemoryBackend::get_slices(&self.memory, address, count);
+        let Some(Translation { iommu, requester }) = &self.translation else {
+            return Ok(Slices::Direct(slices(address, count)));
+        };
+        let pieces = iommu
+            .translate(requester.id(), address.0, count, access)
+            .map_err(|Refused| GuestMemoryError::InvalidGuestAddress(address))?;
+        let translated = pieces
+            .into_iter()
+            .flat_map(|PhysicalRange { address, length }| slices(GuestAddress(address), length))
+            .collect::<GuestMemoryResult<Vec<_>>>()?;
+        Ok(Slices::Translated(translated.into_iter()))
     }
 
-    fn iter(&self) -> impl Iterator<Item = &DmaRegion> {
-        self.regions.iter()
+    fn physical_memory(&self) -> Option<&Self::PhysicalMemory> {
+        (!self.is_translated()).then_some(&self.memory)
     }
 }
+
+/// What an access touches, piece by piece.
+enum Slices<'a> {
+    Direct(GuestMemoryBackendSliceIterator<'a, GuestRegionCollection<DmaRegion>>),
+    Translated(std::vec::IntoIter<VolatileSlice<'a>>),
+}
+
+impl<'a> Iterator for Slices<'a> {
+    type Item = GuestMemoryResult<VolatileSlice<'a>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self {
+            Self::Direct(slices) => slices.next(),
+            Self::Translated(slices) => slices.next().map(Ok),
+        }
+    }
+}
+
+impl FusedIterator for Slices<'_> {}
+impl<'a> GuestMemorySliceIterator<'a, ()> for Slices<'a> {}
 
 #[cfg(test)]
 mod tests {

@@ -7,14 +7,15 @@ use std::sync::{Arc, Mutex};
 use bitflags::bitflags;
 
 use super::address_map::Span;
+use super::bus::BusKind;
 use super::capability::power::{self, SoftReset};
 use super::capability::{AccessControl, CapabilityList};
 use super::completer::Completer;
 use super::config_space::ConfigSpace;
 use super::header::{Command, HeaderType, register};
 use super::{
-    BarIndex, ClassCode, Function, FunctionBuilder, FunctionState, Identity, InterruptPin,
-    PciDevice, PowerState, ResetKind,
+    BarIndex, ClassCode, Function, FunctionAddress, FunctionBuilder, FunctionState, Identity,
+    InterruptPin, PciDevice, PowerState, ResetKind, Slot,
 };
 
 bitflags! {
@@ -131,6 +132,26 @@ fn bridge(identity: Identity) -> Function {
     }
 }
 
+/// What the requests of the functions on a bus carry once they get to the root complex.
+#[derive(Clone, Copy)]
+pub(super) enum Requesters {
+    /// The functions' own addresses, with this bus number.
+    Own(u8),
+    /// All the same: a bridge from conventional PCI, where requests carry nothing, has made them
+    /// its own. It puts in function 0 of its secondary bus (PCI Express to PCI/PCI-X Bridge 1.0,
+    /// section 2.3; `pci_for_each_dma_alias()` of Linux 6.12).
+    Bridge(FunctionAddress),
+}
+
+impl Requesters {
+    pub fn id(self, slot: Slot) -> FunctionAddress {
+        match self {
+            Self::Own(bus) => FunctionAddress::new(bus, slot),
+            Self::Bridge(address) => address,
+        }
+    }
+}
+
 /// What gets to a bus from above, and from it.
 pub(super) struct Reach {
     /// Disjoint ranges of memory.
@@ -139,18 +160,30 @@ pub(super) struct Reach {
     pub io: Vec<Span>,
     /// Whether requests of the functions on it get upstream.
     pub bus_master: bool,
+    /// Who those requests are from.
+    pub requesters: Requesters,
 }
 
 impl Reach {
     /// Bus 0.
     pub fn root() -> Self {
-        Self { memory: vec![Span::ALL], io: vec![Span::ALL], bus_master: true }
+        let requesters = Requesters::Own(0);
+        Self { memory: vec![Span::ALL], io: vec![Span::ALL], bus_master: true, requesters }
     }
 
-    /// What gets on through the bridge whose registers are `config`.
-    pub fn through(&self, config: &ConfigSpace) -> Self {
+    /// What gets on through the bridge whose registers are `config` to the bus of `kind` below.
+    pub fn through(&self, config: &ConfigSpace, kind: BusKind) -> Self {
+        let secondary = config.u8(register::SECONDARY_BUS);
+        let requesters = match (self.requesters, kind) {
+            // The bridge nearest to the root complex has the last word.
+            (Requesters::Bridge(_), _) => self.requesters,
+            (_, BusKind::Conventional) => {
+                Requesters::Bridge(FunctionAddress::from(u16::from(secondary) << 8))
+            }
+            (_, BusKind::Root | BusKind::Link) => Requesters::Own(secondary),
+        };
         if !forwards(config) {
-            return Self { memory: Vec::new(), io: Vec::new(), bus_master: false };
+            return Self { memory: Vec::new(), io: Vec::new(), bus_master: false, requesters };
         }
         let command = config.command();
         let memory =
@@ -160,6 +193,7 @@ impl Reach {
             memory: intersect(&self.memory, &memory),
             io: intersect(&self.io, &io),
             bus_master: self.bus_master && command.contains(Command::MASTER),
+            requesters,
         }
     }
 }

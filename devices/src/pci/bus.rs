@@ -15,6 +15,7 @@ use super::{
 
 /// The functions on a bus, in the order of their slots.
 pub(super) struct Bus {
+    kind: BusKind,
     pub seats: Vec<Seat>,
 }
 
@@ -37,7 +38,7 @@ impl Bus {
                 RootNode::Integrated(node) => bus.add(node, &mut last_bus)?,
             }
         }
-        Ok(Self { seats: bus.seats })
+        Ok(Self { kind: bus.kind, seats: bus.seats })
     }
 
     /// The function that a configuration request for `target` gets to from this bus, whose number
@@ -66,7 +67,7 @@ impl Bus {
         for Seat { address, function, below } in &mut self.seats {
             function.decode(*address, reach, map);
             if let Some(below) = below {
-                below.decode(&reach.through(&function.config), map);
+                below.decode(&reach.through(&function.config, below.kind), map);
             }
         }
     }
@@ -108,7 +109,7 @@ impl Seat {
 
 /// What kind of functions a bus is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum BusKind {
+pub(super) enum BusKind {
     Root,
     Link,
     Conventional,
@@ -198,7 +199,7 @@ impl BusBuilder {
         };
         function.place(&placement);
         bridge::set_bus_numbers(&mut function.config, self.number, &(secondary..=*last_bus));
-        let below = Some(Bus { seats: below.seats });
+        let below = Some(Bus { kind, seats: below.seats });
         self.seats.push(Seat { address: placement.address, function, below });
         Ok(())
     }

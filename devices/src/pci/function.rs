@@ -182,6 +182,7 @@ impl Function {
         let bus_master = awake && reach.bus_master && command.contains(Command::MASTER);
         let Completer { state, msix, intx, .. } = &*self.completer;
         state.set_power_state(power_state);
+        state.set_requester_id(reach.requesters.id(address.slot));
         state.set_bus_master(bus_master);
         if let (Some(registers), Some(msix)) = (&self.msix, msix) {
             msix.set_control(registers.capability.control(&self.config), bus_master);

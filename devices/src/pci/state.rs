@@ -2,13 +2,14 @@
 
 use std::fmt;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
 use super::FunctionAddress;
 use crate::Signal;
+use crate::dma::Requester;
 
 /// Power states of a function (PCI Express Base 6.0, section 5.3.1), less the optional ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +37,7 @@ pub struct Counters {
 #[derive(Default)]
 pub struct FunctionState {
     address: OnceLock<FunctionAddress>,
+    requester_id: AtomicU16,
     bus_master: AtomicBool,
     bus_master_signal: OnceLock<Arc<dyn Signal>>,
     asleep: AtomicBool,
@@ -83,6 +85,10 @@ impl FunctionState {
         let _ = self.address.set(address);
     }
 
+    pub(super) fn set_requester_id(&self, requester_id: FunctionAddress) {
+        self.requester_id.store(requester_id.requester_id(), Ordering::Release);
+    }
+
     pub(super) fn set_power_state(&self, state: PowerState) {
         self.asleep.store(state == PowerState::D3hot, Ordering::Release);
     }
@@ -108,6 +114,14 @@ impl FunctionState {
 
     pub(super) fn count_reset(&self) {
         self.resets.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What the function's requests carry once they get to the root complex. It changes when the guest
+/// gives buses other numbers.
+impl Requester for FunctionState {
+    fn id(&self) -> u32 {
+        self.requester_id.load(Ordering::Acquire).into()
     }
 }
 

@@ -13,7 +13,7 @@ use super::registers::{
 };
 use super::{AccessCounts, DmaCounts, DmaStatus, LoggedAccess, rom};
 use crate::Signal;
-use crate::dma::DmaView;
+use crate::dma::DmaPath;
 use crate::pci::{
     BarIndex, BarKind, ClassCode, Direction, FunctionBuilder, FunctionError, Identity,
     InterruptPin, IntxPin, MessageSink, Msix, MsixLayout, PciDevice, ResetKind,
@@ -77,7 +77,7 @@ impl Probe {
     /// [`Self::process`] from a thread that is no vCPU's.
     pub fn new(
         ram_size: u32,
-        memory: DmaView,
+        memory: &DmaPath,
         messages: Arc<dyn MessageSink>,
         doorbell: Arc<dyn Signal>,
     ) -> Result<(FunctionBuilder, Arc<Mutex<Self>>), FunctionError> {
@@ -98,7 +98,7 @@ impl Probe {
             scratch: [0; bar0::SCRATCH_SIZE],
             port_scratch: [0; 4],
             ram: vec![0; ram_size as usize],
-            dma: DmaEngine::new(function.state(), memory, doorbell),
+            dma: DmaEngine::new(function.state(), memory.view(function.state()), doorbell),
             log: AccessLog::default(),
             resets: ResetCounts::default(),
             msix: function.msix(layout, messages)?,

@@ -9,7 +9,7 @@ use vm_memory::{GuestAddress, GuestRegionMmap};
 
 use super::{Probe, ProbeStatus};
 use crate::Signal;
-use crate::dma::{DmaRegion, DmaView};
+use crate::dma::{DmaPath, DmaRegion, DmaView};
 use crate::pci::test_machine::{Line, Messages, address};
 use crate::pci::{
     Access, Command, FunctionAddress, Message, Node, RootComplex, RootNode, RootPort, Topology,
@@ -63,7 +63,7 @@ impl Machine {
         let memory = DmaView::new(vec![DmaRegion::fixed(Arc::new(range))]).unwrap();
         let (function, probe) = Probe::new(
             RAM_SIZE,
-            memory.clone(),
+            &DmaPath::direct(memory.clone()),
             Arc::clone(&messages) as _,
             Arc::clone(&doorbell) as _,
         )

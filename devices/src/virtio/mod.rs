@@ -26,6 +26,8 @@ pub type Chain<'a> = DescriptorChain<&'a DmaView>;
 pub enum DeviceType {
     /// Entropy device.
     Entropy = 4,
+    /// IOMMU device.
+    Iommu = 23,
     /// Memory device.
     Memory = 24,
 }
@@ -40,6 +42,8 @@ bitflags! {
         const EVENT_IDX = 1 << 29;
         /// VIRTIO_F_VERSION_1.
         const VERSION_1 = 1 << 32;
+        /// VIRTIO_F_ACCESS_PLATFORM.
+        const ACCESS_PLATFORM = 1 << 33;
         /// VIRTIO_F_RING_RESET.
         const RING_RESET = 1 << 40;
         // Device-specific bits pass through.
@@ -86,9 +90,21 @@ pub trait VirtioDevice: Send {
         data.fill(0);
     }
 
+    /// Takes what the driver writes to the configuration space at `offset`. Most of it is read-only.
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        let _ = (offset, data);
+    }
+
     /// Takes the features that the driver accepted. False refuses them: FEATURES_OK stays clear.
     fn accept_features(&mut self, features: u64) -> bool {
         let _ = features;
+        true
+    }
+
+    /// Whether the device has a use for another chain of `queue` now. It leaves those of which it has
+    /// none available.
+    fn wants_chain(&self, queue: u16) -> bool {
+        let _ = queue;
         true
     }
 

@@ -102,6 +102,10 @@ impl Virtqueue {
         let mut more = true;
         ring.disable_notification(memory)?;
         for _ in 0..ring.size() {
+            if !device.wants_chain(index) {
+                more = false;
+                break;
+            }
             if let Some(chain) = next_chain(ring, memory)? {
                 let head = chain.head_index();
                 // A driver must not make a chain longer than the queue (section 2.7.5.3.1), and

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use devices::dma::{DmaRegion, DmaView};
+use devices::dma::{DmaPath, DmaRegion, DmaView};
 use devices::pci::{ConfigPorts, Ecam, InterruptLine, RootComplex};
 use devices::platform::{PowerRegisters, Pvpanic};
 use devices::probe::Probe;
@@ -241,8 +241,9 @@ impl Builder {
         let transport: Arc<Mutex<dyn Transport>> = match self.config.virtio_transport {
             VirtioTransport::Mmio => self.attach_mmio(device, dma, &doorbell)?,
             VirtioTransport::Pci => {
+                let path = DmaPath::direct(dma.clone());
                 let (transport, function) =
-                    PciTransport::new(device, dma.clone(), self.messages(), doorbell.clone())?;
+                    PciTransport::new(device, &path, self.messages(), doorbell.clone())?;
                 self.pci.add(PciPlace::RootComplex, vec![function]);
                 transport
             }
@@ -276,8 +277,9 @@ impl Builder {
         for probe in std::mem::take(&mut self.config.probes) {
             let functions = (0..probe.functions).map(|_| {
                 let doorbell = doorbell()?;
+                let path = DmaPath::direct(dma.clone());
                 let (function, device) =
-                    Probe::new(probe.memory, dma.clone(), self.messages(), doorbell.clone())?;
+                    Probe::new(probe.memory, &path, self.messages(), doorbell.clone())?;
                 self.work.push(DeviceWork::dma(doorbell, device.clone()));
                 Ok(function.build(device))
             });

@@ -27,7 +27,7 @@ pub use registers::{CONFIG_CHANGE, Register, TransportKind, USED_BUFFER};
 use super::transport::{MmioTransport, PciTransport, Transport};
 use super::{DeviceStatus, Features, VirtioDevice};
 use crate::Signal;
-use crate::dma::{DmaRegion, DmaView, Reachability};
+use crate::dma::{DmaPath, DmaRegion, DmaView, Reachability};
 
 /// Counts signals.
 #[derive(Default)]
@@ -173,8 +173,9 @@ impl TestDriver {
             }
             TransportKind::Pci => {
                 let messages = Messages::new(interrupts.clone());
+                let path = DmaPath::direct(view);
                 let (transport, function) =
-                    PciTransport::new(device, view, messages.clone(), doorbells.clone()).unwrap();
+                    PciTransport::new(device, &path, messages.clone(), doorbells.clone()).unwrap();
                 (transport, Box::new(PciRegisters::new(function, messages)))
             }
         };

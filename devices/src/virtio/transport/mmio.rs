@@ -176,7 +176,9 @@ impl BusDevice for MmioTransport {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if offset.is_multiple_of(4)
+        if let Some(offset) = offset.checked_sub(register::CONFIG) {
+            self.common.write_config(offset, data);
+        } else if offset.is_multiple_of(4)
             && let Ok(bytes) = data.try_into()
         {
             self.write_register(offset, u32::from_le_bytes(bytes));

@@ -77,11 +77,15 @@ impl CommonConfig {
     }
 
     fn offered_features(&self) -> u64 {
-        let common = Features::INDIRECT_DESC
-            | Features::EVENT_IDX
-            | Features::VERSION_1
-            | Features::RING_RESET;
-        common.bits() | self.device().features()
+        let common = Features::INDIRECT_DESC | Features::EVENT_IDX | Features::RING_RESET;
+        common.bits() | self.required_features().bits() | self.device().features()
+    }
+
+    /// What a driver must accept. Without ACCESS_PLATFORM it would hand out addresses that an IOMMU
+    /// has not been told of (section 6.1).
+    fn required_features(&self) -> Features {
+        let translated = self.memory.is_translated();
+        Features::VERSION_1 | if translated { Features::ACCESS_PLATFORM } else { Features::empty() }
     }
 
     /// The 32 offered feature bits that the driver selected.
@@ -128,7 +132,7 @@ impl CommonConfig {
     fn features_acceptable(&self) -> bool {
         let features = self.driver_features;
         features & !self.offered_features() == 0
-            && features & Features::VERSION_1.bits() != 0
+            && Features::from_bits_retain(features).contains(self.required_features())
             && self.device().accept_features(features)
     }
 
@@ -208,6 +212,11 @@ impl CommonConfig {
     fn read_config(&mut self, offset: u64, data: &mut [u8]) {
         self.config_read = true;
         self.device().read_config(offset, data);
+    }
+
+    /// The driver writes to the device's configuration.
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        self.device().write_config(offset, data);
     }
 
     /// A change that the driver cannot have seen half of leaves the generation as it is: of the

@@ -10,7 +10,8 @@ use interrupts::Interrupts;
 
 use super::{CommonConfig, Transport, set_high, set_low};
 use crate::Signal;
-use crate::dma::DmaView;
+use crate::dma::DmaPath;
+use crate::lock;
 use crate::pci::{
     BarIndex, BarKind, ClassCode, Function, FunctionBuilder, FunctionError, FunctionState,
     Identity, InterruptPin, MessageSink, MsixLayout, PciDevice, ResetKind,
@@ -77,13 +78,14 @@ impl PciTransport {
     /// vCPU's.
     pub fn new(
         device: Arc<Mutex<dyn VirtioDevice>>,
-        memory: DmaView,
+        memory: &DmaPath,
         messages: Arc<dyn MessageSink>,
         doorbell: Arc<dyn Signal>,
     ) -> Result<(Arc<Mutex<Self>>, Function), FunctionError> {
-        let common = CommonConfig::new(device, memory);
-        let device_type = common.device().device_type();
+        let device_type = lock(&device).device_type();
         let mut builder = FunctionBuilder::new(identity(device_type));
+        let function = builder.state();
+        let common = CommonConfig::new(device, memory.view(builder.state()));
         // Not prefetchable: to read the ISR status changes it.
         builder.bar(Structure::BAR, BarKind::Memory32, Structure::BAR_SIZE)?;
         builder.bar(MSIX_BAR, BarKind::Memory32, MSIX_BAR_SIZE)?;
@@ -100,7 +102,6 @@ impl PciTransport {
         };
         let msix = builder.msix(layout, messages)?;
         let intx = builder.intx(InterruptPin::A);
-        let function = builder.state();
         function.signal_bus_master(Arc::clone(&doorbell));
         let transport = Arc::new(Mutex::new(Self {
             common,
@@ -230,7 +231,8 @@ impl PciTransport {
                 self.write_common_config((offset, data.len()), u32::from_le_bytes(value));
             }
             Some((Structure::Notify, _)) => self.doorbell.signal(),
-            Some((Structure::IsrStatus | Structure::DeviceConfig, _)) | None => {}
+            Some((Structure::DeviceConfig, offset)) => self.common.write_config(offset, data),
+            Some((Structure::IsrStatus, _)) | None => {}
         }
     }
 }
@@ -311,6 +313,8 @@ fn class_code(device_type: DeviceType) -> ClassCode {
     let (base, sub) = match device_type {
         // Nothing that there is a class for.
         DeviceType::Entropy => (0x00, 0xff),
+        // An IOMMU.
+        DeviceType::Iommu => (0x08, 0x06),
         // RAM.
         DeviceType::Memory => (0x05, 0x00),
     };

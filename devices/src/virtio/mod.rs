@@ -1,5 +1,6 @@
 //! Virtio devices and the transports that carry them (virtio 1.3).
 
+pub mod iommu;
 pub mod mem;
 pub mod queue;
 pub mod rng;

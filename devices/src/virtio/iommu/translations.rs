@@ -1,0 +1,389 @@
+//! Who may access what: domains, the endpoints attached to them, and their mappings.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex};
+
+use log::warn;
+use serde::{Deserialize, Serialize};
+use vm_memory::Permissions;
+
+use super::fault::{Fault, FaultLog, FaultReason, ReportCounters};
+use super::mappings::{MappingTable, NotMapped, Overlap, Split};
+use super::wire;
+use super::wire::{AttachFlags, Config, FaultReport, Features, MapFlags, Status};
+use crate::dma::{Iommu, PhysicalRange, Refused};
+use crate::{Signal, lock};
+
+/// Mappings are made of pages of this size.
+const PAGE_SIZE: u64 = 0x1000;
+/// Addresses have 48 bits, as with four levels of page tables.
+const INPUT_RANGE: RangeInclusive<u64> = 0..=(1 << 48) - 1;
+/// Many more domains than there are endpoints to attach to them.
+const DOMAIN_RANGE: RangeInclusive<u32> = 0..=0xffff;
+/// Where x86 has message-signalled interrupts written to (Intel SDM, volume 3, section 12.11.1).
+pub const MSI_WINDOW: RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
+/// Mappings there may be in all domains together. A driver that maps whole buffers never gets
+/// there, and one that maps page by page has 4 GiB of them.
+pub const MAX_MAPPINGS: usize = 1 << 20;
+/// Bytes of the properties of a PROBE request: the only property, and room that reads as its end.
+pub const PROBE_SIZE: usize = 64;
+
+/// The translations of an IOMMU: what devices are put behind. Shared between the IOMMU device,
+/// which changes them, the views of other devices, which ask for every access, and the machine,
+/// which may look at any time.
+pub struct Translations {
+    endpoints: Vec<RangeInclusive<u32>>,
+    doorbell: Arc<dyn Signal>,
+    state: Mutex<State>,
+}
+
+struct State {
+    bypass: bool,
+    /// The domain of each endpoint that is attached to one.
+    attached: BTreeMap<u32, u32>,
+    domains: BTreeMap<u32, Domain>,
+    /// In all domains.
+    mappings: usize,
+    faults: FaultLog,
+}
+
+/// It lives as long as an endpoint is attached to it.
+struct Domain {
+    endpoints: usize,
+    space: AddressSpace,
+}
+
+enum AddressSpace {
+    /// All addresses are physical.
+    Identity,
+    Mapped(MappingTable),
+}
+
+/// What an observer may know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IommuStatus {
+    /// Whether endpoints without a domain access memory as it is.
+    pub bypass: bool,
+    /// Domains that endpoints are attached to.
+    pub domains: usize,
+    /// Mappings in all domains.
+    pub mappings: usize,
+    /// The endpoints that are attached or were refused something, by ID.
+    pub endpoints: Vec<EndpointStatus>,
+    /// What the driver was told about refused accesses.
+    pub reports: ReportCounters,
+}
+
+/// What an observer may know of one endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointStatus {
+    /// Endpoint ID. A PCI function's is its requester ID.
+    pub id: u32,
+    /// The domain that it is attached to.
+    pub domain: Option<u32>,
+    /// Accesses refused since the machine was built.
+    pub faults: u64,
+    /// The last of them.
+    pub last_fault: Option<Fault>,
+}
+
+impl Translations {
+    pub(super) fn new(
+        endpoints: Vec<RangeInclusive<u32>>,
+        bypass: bool,
+        doorbell: Arc<dyn Signal>,
+    ) -> Self {
+        let state = State {
+            bypass,
+            attached: BTreeMap::new(),
+            domains: BTreeMap::new(),
+            mappings: 0,
+            faults: FaultLog::default(),
+        };
+        Self { endpoints, doorbell, state: Mutex::new(state) }
+    }
+
+    /// How things are now. Any thread may ask.
+    pub fn status(&self) -> IommuStatus {
+        let state = lock(&self.state);
+        let faults = state.faults.of_endpoints();
+        let mut ids: Vec<u32> = state.attached.keys().chain(faults.keys()).copied().collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let endpoints = ids.into_iter().map(|id| EndpointStatus {
+            id,
+            domain: state.attached.get(&id).copied(),
+            faults: faults.get(&id).map_or(0, |faults| faults.count),
+            last_fault: faults.get(&id).map(|faults| faults.last),
+        });
+        IommuStatus {
+            bypass: state.bypass,
+            domains: state.domains.len(),
+            mappings: state.mappings,
+            endpoints: endpoints.collect(),
+            reports: state.faults.reports,
+        }
+    }
+
+    /// Whether there is such an endpoint.
+    pub(super) fn has_endpoint(&self, id: u32) -> bool {
+        self.endpoints.iter().any(|ids| ids.contains(&id))
+    }
+
+    pub(super) fn config(&self) -> Config {
+        Config {
+            page_size_mask: (!(PAGE_SIZE - 1)).into(),
+            input_range_start: (*INPUT_RANGE.start()).into(),
+            input_range_end: (*INPUT_RANGE.end()).into(),
+            domain_range_start: (*DOMAIN_RANGE.start()).into(),
+            domain_range_end: (*DOMAIN_RANGE.end()).into(),
+            probe_size: (PROBE_SIZE as u32).into(),
+            bypass: lock(&self.state).bypass.into(),
+            reserved: [0; 3],
+        }
+    }
+
+    pub(super) fn set_bypass(&self, bypass: bool) {
+        lock(&self.state).bypass = bypass;
+    }
+
+    /// Section 5.13.6.3.2.
+    pub(super) fn attach(&self, request: &wire::Attach, features: Features) -> Status {
+        let flags = AttachFlags::from_bits_retain(request.flags.get());
+        let known = if features.contains(Features::BYPASS_CONFIG) {
+            AttachFlags::BYPASS
+        } else {
+            AttachFlags::empty()
+        };
+        let (id, endpoint) = (request.domain.get(), request.endpoint.get());
+        if request.reserved != [0; 4] || !known.contains(flags) {
+            return Status::Invalid;
+        }
+        if !self.has_endpoint(endpoint) {
+            return Status::NoEntry;
+        }
+        if !DOMAIN_RANGE.contains(&id) {
+            return Status::Range;
+        }
+        let bypass = flags.contains(AttachFlags::BYPASS);
+        let mut state = lock(&self.state);
+        let consistent = state.domains.get(&id).is_none_or(|domain| domain.is_bypass() == bypass);
+        if !consistent {
+            return Status::Invalid;
+        }
+        if state.attached.get(&endpoint) != Some(&id) {
+            state.detach(endpoint);
+            state.attach(endpoint, id, bypass);
+        }
+        Status::Ok
+    }
+
+    /// Section 5.13.6.4.2.
+    pub(super) fn detach(&self, request: &wire::Detach) -> Status {
+        let (id, endpoint) = (request.domain.get(), request.endpoint.get());
+        if !self.has_endpoint(endpoint) {
+            return Status::NoEntry;
+        }
+        let mut state = lock(&self.state);
+        if state.attached.get(&endpoint) != Some(&id) {
+            return Status::Invalid;
+        }
+        state.detach(endpoint);
+        Status::Ok
+    }
+
+    /// Section 5.13.6.5.2.
+    pub(super) fn map(&self, request: &wire::Map, features: Features) -> Status {
+        let flags = MapFlags::from_bits_retain(request.flags.get());
+        let mut known = MapFlags::READ | MapFlags::WRITE;
+        known.set(MapFlags::MMIO, features.contains(Features::MMIO));
+        if !known.contains(flags) {
+            return Status::Invalid;
+        }
+        let (first, last) = (request.virt_start.get(), request.virt_end.get());
+        let physical = request.phys_start.get();
+        let aligned = first.is_multiple_of(PAGE_SIZE)
+            && last.wrapping_add(1).is_multiple_of(PAGE_SIZE)
+            && physical.is_multiple_of(PAGE_SIZE);
+        if last <= first {
+            return Status::Invalid;
+        }
+        let possible = INPUT_RANGE.contains(&last) && physical.checked_add(last - first).is_some();
+        if !aligned || !possible {
+            return Status::Range;
+        }
+        lock(&self.state).map(request.domain.get(), first..=last, physical, permissions(flags))
+    }
+
+    /// Section 5.13.6.6.2.
+    ///
+    /// Devices' work is done by the thread that this runs on, so when it returns no access is
+    /// under way that was translated before.
+    pub(super) fn unmap(&self, request: &wire::Unmap) -> Status {
+        let (first, last) = (request.virt_start.get(), request.virt_end.get());
+        if request.reserved != [0; 4] || last < first {
+            return Status::Invalid;
+        }
+        lock(&self.state).unmap(request.domain.get(), first..=last)
+    }
+
+    /// As the driver finds it: no domains, and no faults to tell of. `bypass` stays (section
+    /// 5.13.4.2).
+    pub(super) fn reset(&self) {
+        let mut state = lock(&self.state);
+        state.attached.clear();
+        state.domains.clear();
+        state.mappings = 0;
+        state.faults.drop_pending();
+    }
+
+    pub(super) fn has_fault_to_report(&self) -> bool {
+        lock(&self.state).faults.has_pending()
+    }
+
+    pub(super) fn take_fault_report(&self) -> Option<FaultReport> {
+        lock(&self.state).faults.take_pending()
+    }
+
+    pub(super) fn count_report(&self, delivered: bool) {
+        let reports = &mut lock(&self.state).faults.reports;
+        *if delivered { &mut reports.delivered } else { &mut reports.dropped } += 1;
+    }
+}
+
+impl Iommu for Translations {
+    fn translate(
+        &self,
+        requester: u32,
+        address: u64,
+        length: usize,
+        access: Permissions,
+    ) -> Result<Vec<PhysicalRange>, Refused> {
+        let mut state = lock(&self.state);
+        state.translate(requester, address, length, access).map_err(|fault| {
+            warn!("DMA of endpoint {requester:#x} refused: {fault:x?}");
+            state.faults.record(requester, fault);
+            self.doorbell.signal();
+            Refused
+        })
+    }
+}
+
+impl State {
+    fn attach(&mut self, endpoint: u32, id: u32, bypass: bool) {
+        let domain = self.domains.entry(id).or_insert_with(|| Domain::new(bypass));
+        domain.endpoints += 1;
+        self.attached.insert(endpoint, id);
+    }
+
+    /// The last one to leave takes the domain along.
+    fn detach(&mut self, endpoint: u32) {
+        let Some(id) = self.attached.remove(&endpoint) else {
+            return;
+        };
+        if let Entry::Occupied(mut domain) = self.domains.entry(id) {
+            domain.get_mut().endpoints -= 1;
+            if domain.get().endpoints == 0 {
+                self.mappings -= domain.remove().mappings();
+            }
+        }
+    }
+
+    fn map(
+        &mut self,
+        id: u32,
+        range: RangeInclusive<u64>,
+        physical: u64,
+        permissions: Permissions,
+    ) -> Status {
+        let Some(domain) = self.domains.get_mut(&id) else {
+            return Status::NoEntry;
+        };
+        let reserved = range.start() <= MSI_WINDOW.end() && MSI_WINDOW.start() <= range.end();
+        let AddressSpace::Mapped(table) = &mut domain.space else {
+            return Status::Invalid;
+        };
+        if reserved {
+            return Status::Invalid;
+        }
+        if self.mappings == MAX_MAPPINGS {
+            return Status::NoMemory;
+        }
+        match table.map(range, physical, permissions) {
+            Ok(()) => {
+                self.mappings += 1;
+                Status::Ok
+            }
+            Err(Overlap) => Status::Invalid,
+        }
+    }
+
+    fn unmap(&mut self, id: u32, range: RangeInclusive<u64>) -> Status {
+        let Some(domain) = self.domains.get_mut(&id) else {
+            return Status::NoEntry;
+        };
+        let AddressSpace::Mapped(table) = &mut domain.space else {
+            return Status::Invalid;
+        };
+        match table.unmap(range) {
+            Ok(removed) => {
+                self.mappings -= removed;
+                Status::Ok
+            }
+            Err(Split) => Status::Range,
+        }
+    }
+
+    fn translate(
+        &self,
+        endpoint: u32,
+        address: u64,
+        length: usize,
+        access: Permissions,
+    ) -> Result<Vec<PhysicalRange>, Fault> {
+        let identity = || Ok(vec![PhysicalRange { address, length }]);
+        let domain = self.attached.get(&endpoint).and_then(|id| self.domains.get(id));
+        match domain.map(|domain| &domain.space) {
+            None if self.bypass => identity(),
+            None => Err(Fault::new(address, access, FaultReason::Domain)),
+            Some(AddressSpace::Identity) => identity(),
+            Some(AddressSpace::Mapped(table)) => table
+                .translate(address, length, access)
+                .map_err(|NotMapped(address)| Fault::new(address, access, FaultReason::Mapping)),
+        }
+    }
+}
+
+impl Domain {
+    fn new(bypass: bool) -> Self {
+        let space = if bypass {
+            AddressSpace::Identity
+        } else {
+            AddressSpace::Mapped(MappingTable::default())
+        };
+        Self { endpoints: 0, space }
+    }
+
+    fn is_bypass(&self) -> bool {
+        matches!(self.space, AddressSpace::Identity)
+    }
+
+    fn mappings(&self) -> usize {
+        match &self.space {
+            AddressSpace::Identity => 0,
+            AddressSpace::Mapped(table) => table.len(),
+        }
+    }
+}
+
+/// MMIO is a kind of memory, no permission.
+fn permissions(flags: MapFlags) -> Permissions {
+    match (flags.contains(MapFlags::READ), flags.contains(MapFlags::WRITE)) {
+        (false, false) => Permissions::No,
+        (true, false) => Permissions::Read,
+        (false, true) => Permissions::Write,
+        (true, true) => Permissions::ReadWrite,
+    }
+}

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use lab::guest::{Errno, Observe, OpenFlags, Protection as Access, Sharing};
 use lab::initramfs::Initramfs;
 use lab::kernel::GuestKernel;
-use lab::report::{Report, Verdict};
+use lab::report::{KernelReport, Report, Verdict};
 use lab::runner::{self, Progress, Settings};
 use lab::scenarios;
 use lab::vm::{ADDED_MEMORY, BUS, DRIVER, Special, Vm, VmConfig, VmError, Vmm};
@@ -109,7 +109,13 @@ fn allowed<T>(outcome: &lab::guest::Outcome<T>) -> &'static str {
     }
 }
 
-/// Every scenario on every kernel, a line each.
+/// What the scenarios are about whose ids start so.
+const SUBJECTS: [(&str, &str); 2] = [
+    ("VM", "virtio-mem: the region is its driver's, plugged or not"),
+    ("P", "PCI: what a driver claims, nobody else keeps mapped"),
+];
+
+/// Every scenario on every kernel: a line for each subject, and one for each that does not pass.
 fn checks(kernels: &[GuestKernel]) -> Result<bool, AnyError> {
     let mut out = io::stdout();
     let scenarios = scenarios::select(&[])?;
@@ -124,24 +130,44 @@ fn checks(kernels: &[GuestKernel]) -> Result<bool, AnyError> {
     for kernel in &report.kernels {
         writeln!(out, "checks    Linux {}", kernel.release)?;
     }
+    let columns = |cell: &dyn Fn(&KernelReport) -> String| -> String {
+        report.kernels.iter().map(|kernel| format!("{:<10}", cell(kernel))).collect()
+    };
+    for (subject, title) in SUBJECTS {
+        let passed = columns(&|kernel| {
+            let about = kernel.scenarios.iter().filter(|one| is_about(one.scenario.id, subject));
+            let (passed, other): (Vec<_>, Vec<_>) =
+                about.partition(|one| one.verdict() == Verdict::Passed);
+            format!("{} of {}", passed.len(), passed.len() + other.len())
+        });
+        writeln!(out, "  {subject:<6}{passed}{title}")?;
+    }
     for (index, scenario) in scenarios.iter().enumerate() {
-        let verdicts: Vec<_> = report
-            .kernels
-            .iter()
-            .map(|kernel| match kernel.scenarios[index].verdict() {
-                Verdict::Passed => "ok     ",
-                Verdict::Failed => "FAILED ",
-                Verdict::KnownGap => "gap    ",
-                Verdict::Skipped => "skipped",
-            })
-            .collect();
-        writeln!(out, "  {:<6}  {}  {}", scenario.id, verdicts.join(" "), scenario.title)?;
+        let verdict = |kernel: &KernelReport| kernel.scenarios[index].verdict();
+        if !report.kernels.iter().all(|kernel| verdict(kernel) == Verdict::Passed) {
+            let verdicts = columns(&|kernel| name(verdict(kernel)).to_owned());
+            writeln!(out, "  {:<6}{verdicts}{}", scenario.id, scenario.title)?;
+        }
     }
     let totals = report.totals();
     writeln!(
         out,
-        "\n{} passed, {} failed, {} skipped; `moat check` shows what was tried and observed",
-        totals.passed, totals.failed, totals.skipped
+        "\n{} passed, {} failed, {} known gaps, {} skipped; `moat check` shows what was tried and \
+         observed",
+        totals.passed, totals.failed, totals.known_gaps, totals.skipped
     )?;
     Ok(report.holds())
+}
+
+fn is_about(id: &str, subject: &str) -> bool {
+    id.trim_end_matches(|character: char| character.is_ascii_digit()) == subject
+}
+
+fn name(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Passed => "ok",
+        Verdict::Failed => "FAILED",
+        Verdict::KnownGap => "gap",
+        Verdict::Skipped => "skipped",
+    }
 }

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::iommu::IommuOption;
 use crate::probe::ProbeOption;
 use crate::size::Size;
 use crate::virtio_mem::VirtioMemOption;
@@ -50,6 +51,7 @@ Examples:
   moat run --kernel vmlinux --cpus 4 --memory 1G --virtio-mem size=8G,requested=1G
   moat run --kernel bzImage --serial file:console.log --api-socket /tmp/vm
   moat run --kernel bzImage --transport pci --probe --probe behind=root-port,acs=on
+  moat run --kernel bzImage --transport pci --probe --iommu virtio
   moat run --kernel bzImage --initrd initramfs --serial2 unix:/tmp/test-channel")]
 pub struct RunArguments {
     /// Kernel to boot: a bzImage or an ELF vmlinux
@@ -78,6 +80,10 @@ pub struct RunArguments {
     /// [behind=root-port|bridge][,acs=on|off][,functions=1][,memory=64K]
     #[arg(long, value_name = "SETTINGS", num_args = 0..=1, default_missing_value = "")]
     pub probe: Vec<ProbeOption>,
+    /// Put every device behind an IOMMU: virtio[,bypass=on|off]. With bypass off no device reaches
+    /// memory until a driver of the IOMMU lets it
+    #[arg(long, value_name = "KIND")]
+    pub iommu: Option<IommuOption>,
     /// What happens to unplugged memory: it is gone, or stays within the guest's reach
     #[arg(long, value_enum, default_value_t = Enforce::Strict)]
     pub enforce: Enforce,

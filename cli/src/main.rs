@@ -5,6 +5,7 @@ mod check;
 mod client;
 mod console;
 mod doctor;
+mod iommu;
 mod output;
 mod probe;
 mod resize;

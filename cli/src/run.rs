@@ -64,6 +64,7 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
         },
         memory_devices: arguments.virtio_mem.iter().map(|option| option.0).collect(),
         probes: arguments.probe.iter().map(|option| option.0).collect(),
+        iommu: arguments.iommu.map(|option| option.0),
         enforcement: match arguments.enforce {
             Enforce::Strict => Enforcement::Strict,
             Enforce::Off => Enforcement::Off,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use comfy_table::{Table, presets};
 use hyper::Method;
 use vmm::MachineStatus;
-use vmm::machine::PciStatus;
+use vmm::machine::{IommuStatus, PciStatus};
 
 use crate::arguments::StatusArguments;
 use crate::client;
@@ -56,7 +56,25 @@ fn print_for_people(machine: &MachineStatus) -> std::io::Result<()> {
         ]);
     }
     answer(table)?;
-    machine.pci.as_ref().map_or(Ok(()), print_pci)
+    machine.pci.as_ref().map_or(Ok(()), print_pci)?;
+    machine.iommu.as_ref().map_or(Ok(()), print_iommu)
+}
+
+fn print_iommu(iommu: &IommuStatus) -> std::io::Result<()> {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(["endpoint", "domain", "refused DMA"]);
+    for endpoint in &iommu.endpoints {
+        table.add_row([
+            format!("{:#x}", endpoint.id),
+            endpoint.domain.map_or("none".into(), |domain| domain.to_string()),
+            endpoint.faults.to_string(),
+        ]);
+    }
+    let bypass = if iommu.bypass { "bypass" } else { "are refused memory" };
+    answer(format_args!(
+        "\nIOMMU: {} mappings; endpoints without a domain {bypass}\n{table}",
+        iommu.mappings
+    ))
 }
 
 fn print_pci(pci: &PciStatus) -> std::io::Result<()> {

@@ -12,7 +12,7 @@ use lab::initramfs::Initramfs;
 use lab::kernel::GuestKernel;
 use vmm::boot::BootProtocol;
 use vmm::{
-    Ending, Machine, MachineConfig, MachineControl, MemoryDeviceConfig, ProbeConfig,
+    Ending, IommuConfig, Machine, MachineConfig, MachineControl, MemoryDeviceConfig, ProbeConfig,
     SerialEndpoint, VirtioTransport,
 };
 
@@ -52,6 +52,7 @@ pub struct LinuxConfig<'a> {
     pub virtio_transport: VirtioTransport,
     pub memory_devices: Vec<MemoryDeviceConfig>,
     pub probes: Vec<ProbeConfig>,
+    pub iommu: Option<IommuConfig>,
 }
 
 impl Default for LinuxConfig<'_> {
@@ -66,6 +67,7 @@ impl Default for LinuxConfig<'_> {
             virtio_transport: VirtioTransport::Mmio,
             memory_devices: Vec::new(),
             probes: Vec::new(),
+            iommu: None,
         }
     }
 }
@@ -130,6 +132,7 @@ impl Linux {
             virtio_transport: config.virtio_transport,
             memory_devices: config.memory_devices,
             probes: config.probes,
+            iommu: config.iommu,
             console: SerialEndpoint { input: None, output: Box::new(console.clone()) },
             agent: SerialEndpoint {
                 input: Some(Box::new(theirs.try_clone().unwrap())),
@@ -162,12 +165,19 @@ impl Linux {
 
     /// Waits until device `index` has plugged what is requested.
     pub fn wait_until_converged(&self, index: usize) {
-        let converged = (0..3000).any(|_| {
-            std::thread::sleep(Duration::from_millis(10));
+        self.wait_until("it has plugged what is requested", || {
             let device = &self.control.status().memory_devices[index];
             device.plugged == device.requested
         });
-        assert!(converged, "{:#?}", self.control.status().memory_devices[index]);
+    }
+
+    /// Waits for a state that nobody signals.
+    pub fn wait_until(&self, what: &str, mut is_so: impl FnMut() -> bool) {
+        let became_so = (0..3000).any(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            is_so()
+        });
+        assert!(became_so, "waited in vain until {what}: {:#?}", self.control.status());
     }
 }
 

@@ -14,6 +14,7 @@ pub mod memory;
 pub mod vcpu;
 
 pub use machine::{
-    Ending, Enforcement, Machine, MachineConfig, MachineControl, MachineError, MachineStatus,
-    MemoryDeviceConfig, MemoryDeviceStatus, PciPlace, ProbeConfig, SerialEndpoint, VirtioTransport,
+    Ending, Enforcement, IommuConfig, Machine, MachineConfig, MachineControl, MachineError,
+    MachineStatus, MemoryDeviceConfig, MemoryDeviceStatus, PciPlace, ProbeConfig, SerialEndpoint,
+    VirtioTransport,
 };

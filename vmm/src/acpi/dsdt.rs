@@ -19,6 +19,8 @@ pub struct VirtioMmioDevice {
     pub address: u32,
     /// Its interrupt.
     pub gsi: u32,
+    /// The endpoint that it is to the IOMMU, if it is behind it.
+    pub endpoint: Option<u32>,
 }
 
 /// The whole table.

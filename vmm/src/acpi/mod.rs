@@ -3,6 +3,7 @@
 
 mod dsdt;
 mod pci;
+mod viot;
 
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -23,6 +24,7 @@ use crate::memory::layout::{self, port};
 
 pub use dsdt::VirtioMmioDevice;
 pub use pci::PciHostBridge;
+pub use viot::IommuPlace;
 
 const OEM_ID: [u8; 6] = *b"MOAT  ";
 const OEM_TABLE_ID: [u8; 8] = *b"MOATVM  ";
@@ -56,6 +58,8 @@ pub struct Platform {
     pub virtio_mmio: Vec<VirtioMmioDevice>,
     /// PCI, if there is any.
     pub pci: Option<PciHostBridge>,
+    /// The IOMMU, if there is one.
+    pub iommu: Option<IommuPlace>,
 }
 
 /// Writes all tables to where a kernel looks for them.
@@ -69,6 +73,9 @@ pub fn write_tables(memory: &GuestMemoryMmap, platform: &Platform) -> Result<(),
     xsdt.add_entry(writer.write(&srat(platform))?);
     if platform.pci.is_some() {
         xsdt.add_entry(writer.write(&pci::mcfg())?);
+    }
+    if let Some(iommu) = platform.iommu {
+        xsdt.add_entry(writer.write(&viot::table(iommu, platform))?);
     }
     let xsdt = writer.write(&xsdt)?;
     memory.write_slice(&bytes(&Rsdp::new(OEM_ID, xsdt)), layout::ACPI_TABLES)?;

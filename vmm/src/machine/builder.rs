@@ -5,12 +5,13 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use devices::dma::{DmaPath, DmaRegion, DmaView};
+use devices::dma::{DmaPath, DmaRegion, DmaView, FixedRequester};
 use devices::pci::{ConfigPorts, Ecam, InterruptLine, RootComplex};
 use devices::platform::{PowerRegisters, Pvpanic};
 use devices::probe::Probe;
 use devices::serial::SerialPort;
 use devices::virtio::VirtioDevice;
+use devices::virtio::iommu::{Translations, VirtioIommu, VirtioIommuConfig};
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::{MmioTransport, PciTransport, Transport};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
@@ -24,7 +25,7 @@ use super::pci::{KvmLine, KvmMessages, Pci, PciDevices, PciPlace};
 use super::serial::{self, InputRoom, OutputPump, SerialEndpoint};
 use super::worker::{DeviceWork, EventSignal, Worker};
 use super::{Machine, MachineConfig, MachineControl, MachineError, VirtioTransport};
-use crate::acpi::{self, PciHostBridge, Platform, VirtioMmioDevice};
+use crate::acpi::{self, IommuPlace, PciHostBridge, Platform, VirtioMmioDevice};
 use crate::boot::{self, Entry, Payload};
 use crate::kvm;
 use crate::memory::MemoryError;
@@ -33,6 +34,16 @@ use crate::memory::layout::{self, gsi, port};
 use crate::memory::slots::{MemorySlots, SlotId};
 use crate::vcpu::cpuid::CpuidTemplate;
 use crate::vcpu::{self, UncachedMemory, Vcpu, VcpuError, VcpuGate};
+
+/// The IDs by which an IOMMU knows devices.
+mod endpoint {
+    use std::ops::RangeInclusive;
+
+    /// PCI functions: their requester IDs.
+    pub const PCI: RangeInclusive<u32> = 0..=0xffff;
+    /// virtio-mmio devices, in the order of their addresses.
+    pub const VIRTIO_MMIO: RangeInclusive<u32> = 0x1_0000..=0x1_00ff;
+}
 
 /// A machine half-built.
 pub struct Builder {
@@ -47,6 +58,7 @@ pub struct Builder {
     next_address: u64,
     platform: Platform,
     pci: PciDevices,
+    iommu: Option<Arc<Translations>>,
     work: Vec<DeviceWork>,
     outputs: Vec<OutputPump>,
     inputs: Vec<Arc<InputRoom>>,
@@ -66,6 +78,7 @@ impl Builder {
             hotpluggable: Vec::new(),
             virtio_mmio: Vec::new(),
             pci: None,
+            iommu: None,
         };
         Ok(Self {
             slots: MemorySlots::new(Arc::clone(&vm)),
@@ -74,6 +87,7 @@ impl Builder {
             buses: GuestBuses::default(),
             next_address: ram_end(config.memory).max(layout::MMIO_GAP_END.0),
             pci: PciDevices::default(),
+            iommu: None,
             work: Vec::new(),
             outputs: Vec::new(),
             inputs: Vec::new(),
@@ -93,6 +107,7 @@ impl Builder {
         self.create_pci_window()?;
         let dma = self.dma_view(&ram)?;
         self.attach_platform_devices()?;
+        let dma = self.attach_iommu(dma)?;
         self.attach_virtio_devices(&dma)?;
         self.attach_probes(&dma)?;
         self.attach_pci()?;
@@ -105,6 +120,7 @@ impl Builder {
             slots: self.slots,
             memory_devices: vcpus[0].buses.memory_devices.clone(),
             pci: vcpus[0].buses.pci.clone(),
+            iommu: self.iommu,
             ending: Arc::clone(&self.ending),
             gate: Arc::clone(&self.gate),
         };
@@ -220,30 +236,54 @@ impl Builder {
         Ok(())
     }
 
+    /// The way to memory of all devices to come, which is through the IOMMU if there is to be one. It
+    /// comes first, so that its place is known.
+    fn attach_iommu(&mut self, memory: DmaView) -> Result<DmaPath, MachineError> {
+        let Some(config) = self.config.iommu else {
+            return Ok(DmaPath::direct(memory));
+        };
+        let doorbell = doorbell()?;
+        let endpoints = match self.config.virtio_transport {
+            VirtioTransport::Mmio => vec![endpoint::PCI, endpoint::VIRTIO_MMIO],
+            VirtioTransport::Pci => vec![endpoint::PCI],
+        };
+        let config = VirtioIommuConfig { endpoints, bypass: config.bypass };
+        let device = VirtioIommu::new(config, doorbell.clone());
+        let translations = device.translations();
+        let own_path = DmaPath::direct(memory.clone());
+        self.attach_virtio(Arc::new(Mutex::new(device)), &own_path, doorbell)?;
+        self.platform.iommu = Some(match self.config.virtio_transport {
+            VirtioTransport::Mmio => IommuPlace::Mmio(layout::VIRTIO_MMIO.0),
+            VirtioTransport::Pci => IommuPlace::Pci(PciDevices::FIRST),
+        });
+        self.iommu = Some(Arc::clone(&translations));
+        Ok(DmaPath::through(translations, memory))
+    }
+
     /// The entropy device comes last, so that on PCI nothing is between it and the probes.
-    fn attach_virtio_devices(&mut self, dma: &DmaView) -> Result<(), MachineError> {
+    fn attach_virtio_devices(&mut self, dma: &DmaPath) -> Result<(), MachineError> {
         for device in self.buses.memory_devices.clone() {
-            let transport = self.attach_virtio(device.device(), dma)?;
+            let transport = self.attach_virtio(device.device(), dma, doorbell()?)?;
             device.attach(transport);
         }
         let random = std::fs::File::open("/dev/urandom")
             .map_err(MachineError::host("cannot open /dev/urandom"))?;
-        self.attach_virtio(Arc::new(Mutex::new(Rng::new(Box::new(random)))), dma)?;
+        let random = Arc::new(Mutex::new(Rng::new(Box::new(random))));
+        self.attach_virtio(random, dma, doorbell()?)?;
         Ok(())
     }
 
     fn attach_virtio(
         &mut self,
         device: Arc<Mutex<dyn VirtioDevice>>,
-        dma: &DmaView,
+        dma: &DmaPath,
+        doorbell: Arc<EventSignal>,
     ) -> Result<Arc<Mutex<dyn Transport>>, MachineError> {
-        let doorbell = doorbell()?;
         let transport: Arc<Mutex<dyn Transport>> = match self.config.virtio_transport {
             VirtioTransport::Mmio => self.attach_mmio(device, dma, &doorbell)?,
             VirtioTransport::Pci => {
-                let path = DmaPath::direct(dma.clone());
                 let (transport, function) =
-                    PciTransport::new(device, &path, self.messages(), doorbell.clone())?;
+                    PciTransport::new(device, dma, self.messages(), doorbell.clone())?;
                 self.pci.add(PciPlace::RootComplex, vec![function]);
                 transport
             }
@@ -255,7 +295,7 @@ impl Builder {
     fn attach_mmio(
         &mut self,
         device: Arc<Mutex<dyn VirtioDevice>>,
-        dma: &DmaView,
+        dma: &DmaPath,
         doorbell: &Arc<EventSignal>,
     ) -> Result<Arc<Mutex<MmioTransport>>, MachineError> {
         let index = self.platform.virtio_mmio.len();
@@ -266,20 +306,23 @@ impl Builder {
         self.vm
             .register_ioevent(&doorbell.0, &notify, NoDatamatch)
             .map_err(MachineError::kvm("KVM_IOEVENTFD"))?;
-        let transport = MmioTransport::new(device, dma.clone(), interrupt, doorbell.clone());
+        let endpoint = endpoint::VIRTIO_MMIO.start() + index as u32;
+        let memory = dma.view(Arc::new(FixedRequester(endpoint)));
+        let endpoint = memory.is_translated().then_some(endpoint);
+        let transport = MmioTransport::new(device, memory, interrupt, doorbell.clone());
         let transport = Arc::new(Mutex::new(transport));
         self.buses.memory.insert(address.0, MmioTransport::SIZE, transport.clone())?;
-        self.platform.virtio_mmio.push(VirtioMmioDevice { address: address.0 as u32, gsi });
+        let address = address.0 as u32;
+        self.platform.virtio_mmio.push(VirtioMmioDevice { address, gsi, endpoint });
         Ok(transport)
     }
 
-    fn attach_probes(&mut self, dma: &DmaView) -> Result<(), MachineError> {
+    fn attach_probes(&mut self, dma: &DmaPath) -> Result<(), MachineError> {
         for probe in std::mem::take(&mut self.config.probes) {
             let functions = (0..probe.functions).map(|_| {
                 let doorbell = doorbell()?;
-                let path = DmaPath::direct(dma.clone());
                 let (function, device) =
-                    Probe::new(probe.memory, &path, self.messages(), doorbell.clone())?;
+                    Probe::new(probe.memory, dma, self.messages(), doorbell.clone())?;
                 self.work.push(DeviceWork::dma(doorbell, device.clone()));
                 Ok(function.build(device))
             });
@@ -381,8 +424,8 @@ fn check(config: &MachineConfig, kvm: &Kvm) -> Result<(), MachineError> {
         let minimum = Machine::MINIMUM_MEMORY;
         return Err(MachineError::MemorySize { requested: config.memory, minimum });
     }
-    // One interrupt is the entropy device's.
-    let maximum = gsi::VIRTIO_MMIO.len() - 1;
+    // One interrupt is the entropy device's, and one the IOMMU's.
+    let maximum = gsi::VIRTIO_MMIO.len() - 1 - usize::from(config.iommu.is_some());
     let requested = config.memory_devices.len();
     if requested > maximum {
         return Err(MachineError::TooManyDevices { requested, maximum });

@@ -13,8 +13,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use devices::virtio::iommu::Translations;
 use serde::{Deserialize, Serialize};
 
+pub use devices::virtio::iommu::{EndpointStatus, IommuStatus};
 pub use devices::virtio::mem::RequestCounters;
 
 pub use buses::GuestBuses;
@@ -61,6 +63,20 @@ impl Default for ProbeConfig {
     }
 }
 
+/// A virtio-iommu to be, with every device behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IommuConfig {
+    /// Whether devices reach memory by guest addresses until a driver says otherwise. A kernel
+    /// without such a driver cannot use them else.
+    pub bypass: bool,
+}
+
+impl Default for IommuConfig {
+    fn default() -> Self {
+        Self { bypass: true }
+    }
+}
+
 /// A machine to be.
 pub struct MachineConfig {
     /// Number of vCPUs.
@@ -81,6 +97,8 @@ pub struct MachineConfig {
     pub memory_devices: Vec<MemoryDeviceConfig>,
     /// Its probe devices. With none of them, and virtio over MMIO, there is no PCI at all.
     pub probes: Vec<ProbeConfig>,
+    /// Its IOMMU, if it has one.
+    pub iommu: Option<IommuConfig>,
     /// Whether unplugged memory is really gone.
     pub enforcement: Enforcement,
     /// ttyS0.
@@ -102,6 +120,7 @@ impl MachineConfig {
             virtio_transport: VirtioTransport::default(),
             memory_devices: Vec::new(),
             probes: Vec::new(),
+            iommu: None,
             enforcement: Enforcement::default(),
             console: SerialEndpoint::null(),
             agent: SerialEndpoint::null(),
@@ -124,6 +143,8 @@ pub struct MachineStatus {
     pub memory_devices: Vec<MemoryDeviceStatus>,
     /// PCI, if there is any.
     pub pci: Option<PciStatus>,
+    /// The IOMMU, if there is one.
+    pub iommu: Option<IommuStatus>,
 }
 
 /// What can be asked of a running machine, from any thread.
@@ -135,6 +156,7 @@ pub struct MachineControl {
     slots: MemorySlots,
     memory_devices: Vec<Arc<MemoryDevice>>,
     pci: Option<Arc<Pci>>,
+    iommu: Option<Arc<Translations>>,
     ending: Arc<EndingCell>,
     gate: Arc<VcpuGate>,
 }
@@ -149,6 +171,7 @@ impl MachineControl {
             enforcement: self.enforcement,
             memory_devices: self.memory_devices.iter().map(|device| device.status()).collect(),
             pci: self.pci.as_ref().map(|pci| pci.status()),
+            iommu: self.iommu.as_ref().map(|translations| translations.status()),
         }
     }
 

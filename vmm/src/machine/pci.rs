@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use devices::pci::{
-    Access, Counters, Function, FunctionStatus, InterruptLine, Message, MessageSink, Node,
-    PowerState, Refusal, RootComplex, RootNode, RootPort, Topology,
+    Access, Counters, Function, FunctionAddress, FunctionStatus, InterruptLine, Message,
+    MessageSink, Node, PowerState, Refusal, RootComplex, RootNode, RootPort, Slot, Topology,
 };
 use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
@@ -35,6 +35,9 @@ pub enum PciPlace {
 pub struct PciDevices(Vec<(PciPlace, Vec<Function>)>);
 
 impl PciDevices {
+    /// Where the device is that is added first, if its place is bus 0.
+    pub const FIRST: FunctionAddress = FunctionAddress::new(0, Slot::new(1, 0).unwrap());
+
     /// Adds a device.
     pub fn add(&mut self, place: PciPlace, functions: Vec<Function>) {
         self.0.push((place, functions));

@@ -1,0 +1,105 @@
+//! The IOMMU as a stock Linux finds it: it has the devices that are behind it, devices work through
+//! it, and none gets at memory that nobody mapped for it.
+
+mod support;
+
+use lab::guest::{Level, Observe, OpenFlags};
+use support::MIB;
+use support::linux::{Linux, LinuxConfig, kernel};
+use vmm::machine::IommuStatus;
+use vmm::{IommuConfig, MemoryDeviceConfig, ProbeConfig, VirtioTransport};
+
+const TRANSPORTS: [VirtioTransport; 2] = [VirtioTransport::Mmio, VirtioTransport::Pci];
+
+/// Drivers of every device that there is.
+const MODULES: [&str; 5] =
+    ["virtio_mmio", "virtio_pci", "virtio_iommu", "virtio_mem", "virtio_rng"];
+
+fn config(
+    virtio_transport: VirtioTransport,
+    bypass: bool,
+    modules: &'static [&'static str],
+) -> LinuxConfig<'static> {
+    LinuxConfig {
+        virtio_transport,
+        modules,
+        memory_devices: vec![MemoryDeviceConfig {
+            requested: 128 * MIB,
+            ..MemoryDeviceConfig::new(1024 * MIB)
+        }],
+        probes: vec![ProbeConfig::default()],
+        iommu: Some(IommuConfig { bypass }),
+        ..LinuxConfig::default()
+    }
+}
+
+/// Boots, and loads the modules in their order.
+fn boot(name: &str, config: LinuxConfig<'static>) -> Linux {
+    let modules = config.modules;
+    let linux = Linux::boot(&kernel(name), config);
+    for module in modules {
+        linux.guest.load_module(module, "").outcome().unwrap();
+    }
+    linux
+}
+
+fn status(linux: &Linux) -> IommuStatus {
+    linux.control.status().iommu.expect("an IOMMU")
+}
+
+/// Reads what the entropy device gives: through its queue, and so by DMA.
+fn read_entropy(linux: &Linux) -> usize {
+    let process = linux.guest.spawn().unwrap();
+    let device = process.open("/dev/hwrng", OpenFlags::RDONLY).unwrap();
+    device.read_at(0, 64).unwrap().len()
+}
+
+/// DMA refused so far, of all devices.
+fn refused(iommu: &IommuStatus) -> u64 {
+    iommu.endpoints.iter().map(|endpoint| endpoint.faults).sum()
+}
+
+#[test]
+fn devices_work_through_it_on_each_transport() {
+    for name in ["protected", "debian-6.12-cloud"] {
+        for transport in TRANSPORTS {
+            let linux = boot(name, config(transport, false, &MODULES));
+            // Devices whose drivers came before the IOMMU's are probed again later.
+            linux.wait_until_converged(0);
+            linux.wait_until("the kernel has the entropy device", || {
+                let current = linux.guest.read_text("/sys/class/misc/hw_random/rng_current");
+                current.unwrap().starts_with("virtio_rng")
+            });
+            assert_eq!(read_entropy(&linux), 64, "{name}, {transport:?}");
+            let iommu = status(&linux);
+            assert!(iommu.mappings > 0, "{name}, {transport:?}: {iommu:?}");
+            let attached = iommu.endpoints.iter().filter(|one| one.domain.is_some()).count();
+            // virtio-mem and the entropy device; the probe has no driver.
+            assert!(attached >= 2, "{name}, {transport:?}: {iommu:?}");
+            assert_eq!(refused(&iommu), 0, "{name}, {transport:?}: {iommu:?}");
+            for record in linux.guest.kernel_log(0).unwrap() {
+                let about_it = record.text.contains("iommu") || record.text.contains("IOMMU");
+                assert!(record.level > Level::Warning || !about_it, "{name}: {record:?}");
+            }
+            linux.guest.power_off().unwrap();
+        }
+    }
+}
+
+#[test]
+fn without_a_driver_devices_bypass_it_or_reach_nothing() {
+    // Linux 6.1 as Debian builds it has no driver of a virtio IOMMU.
+    for (bypass, works) in [(true, true), (false, false)] {
+        let config = config(VirtioTransport::Pci, bypass, &["virtio_pci", "virtio_mem"]);
+        let linux = boot("debian-6.1-cloud", config);
+        if works {
+            linux.wait_until_converged(0);
+        } else {
+            linux.wait_until("the driver's first request is refused", || {
+                refused(&status(&linux)) > 0
+            });
+        }
+        assert_eq!(linux.control.status().memory_devices[0].plugged > 0, works);
+        assert_eq!(refused(&status(&linux)) > 0, !works);
+    }
+}

@@ -1,0 +1,37 @@
+//! Which devices are behind the IOMMU, as ACPI tells of it (ACPI 6.5, section 5.2.31).
+
+use acpi_tables::viot::{MmioEndpoint, PciDevice, PciRange, VIOT, VirtIoMmioIommu, VirtIoPciIommu};
+use devices::pci::FunctionAddress;
+
+use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, Platform};
+
+/// Where the virtio-iommu is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IommuPlace {
+    /// This function, on bus 0.
+    Pci(FunctionAddress),
+    /// Registers at this guest address.
+    Mmio(u64),
+}
+
+/// The table: all of PCI is behind the IOMMU, each function as the endpoint that its address is, and
+/// so is every virtio-mmio device that is an endpoint.
+pub fn table(iommu: IommuPlace, platform: &Platform) -> VIOT {
+    let mut viot = VIOT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    let node = match iommu {
+        IommuPlace::Pci(FunctionAddress { bus, slot }) => viot.add_virtio_pci_iommu(
+            VirtIoPciIommu::new(PciDevice::new(0, bus, slot.device(), slot.function())),
+        ),
+        IommuPlace::Mmio(address) => viot.add_virtio_mmio_iommu(VirtIoMmioIommu::new(address)),
+    };
+    if platform.pci.is_some() {
+        let (first, last) = (PciDevice::new(0, 0, 0, 0), PciDevice::new(0, u8::MAX, 31, 7));
+        viot.add_pci_range(PciRange::new(first, last, &node));
+    }
+    for device in &platform.virtio_mmio {
+        if let Some(endpoint) = device.endpoint {
+            viot.add_mmio_endpoint(MmioEndpoint::new(endpoint, device.address.into(), &node));
+        }
+    }
+    viot
+}

@@ -3,10 +3,14 @@
 
 mod support;
 
+use std::fs;
+use std::ops::RangeInclusive;
+
 use devices::pci::{Counters, RefusalReason};
 use lab::guest::{Level, Mapping, OpenFlags, PciFunction, Process, Protection, Sharing};
 use support::linux::{Linux, LinuxConfig, kernel};
-use vmm::machine::PciFunctionStatus;
+use support::lspci::{self, PciSysfs, complaints};
+use vmm::machine::{PciFunctionStatus, PciRangeStatus};
 use vmm::memory::violations::Target;
 use vmm::{PciPlace, ProbeConfig, VirtioTransport};
 
@@ -16,15 +20,19 @@ const SCRATCH: u64 = 0x200;
 
 const PAGE: u64 = 4096;
 
-/// A root port with a device of two functions behind it, a bridge with a device behind it, and
-/// devices on bus 0.
+/// The probes of the tree that [`boot`] builds.
+const PROBES: [&str; 5] = ["00:02.0", "01:00.0", "01:00.1", "02:00.0", "04:00.0"];
+
+/// A root port with a device of two functions behind it, one with a device of one function, a bridge
+/// with a device behind it, and devices on bus 0.
 fn boot(name: &str) -> Linux {
     let behind_port =
         ProbeConfig { place: PciPlace::RootPort { access_control: true }, functions: 2, ..probe() };
+    let alone = ProbeConfig { place: PciPlace::RootPort { access_control: false }, ..probe() };
     let behind_bridge = ProbeConfig { place: PciPlace::ConventionalBridge, ..probe() };
     let config = LinuxConfig {
         virtio_transport: VirtioTransport::Pci,
-        probes: vec![probe(), behind_port, behind_bridge],
+        probes: vec![probe(), behind_port, alone, behind_bridge],
         ..LinuxConfig::default()
     };
     Linux::boot(&kernel(name), config)
@@ -81,9 +89,94 @@ fn linux_finds_the_tree_that_was_built_and_has_no_complaint() {
 }
 
 #[test]
+fn lspci_agrees_with_what_was_built() {
+    let linux = boot("protected");
+    for address in PROBES {
+        let function = function(&linux, address);
+        linux.guest.write_file(&function.file("enable"), "1").unwrap();
+        // Linux tells the address of an expansion ROM when somebody reads it, and no sooner.
+        linux.guest.write_file(&function.file("rom"), "1").unwrap();
+        linux.guest.read_file(&function.file("rom")).unwrap();
+    }
+    let sysfs = PciSysfs::copy_from(&linux.guest);
+    let seen = sysfs.lspci();
+    let built = linux.control.status().pci.unwrap().functions;
+    assert_eq!(seen.len(), built.len(), "{:?}", seen.keys());
+    for function in &built {
+        let text = &seen[&function.address];
+        assert_eq!(complaints(text), [""; 0], "{}: {text}", function.address);
+        let ids = format!(" {:04x}:{:04x}", function.vendor, function.device);
+        assert!(text.lines().next().unwrap().contains(&ids), "{}: {text}", function.address);
+        for range in &function.ranges {
+            assert!(lspci::has_range(text, range), "{}: {range:?}: {text}", function.address);
+        }
+    }
+    const MSIX: &str = "MSI-X: Enable- Count=8 Masked-\n\t\tVector table: BAR=4 offset=00000000\n\t\tPBA: BAR=4 offset=00000800";
+    const ACCESS_CONTROL: &str = "ACSCap:\tSrcValid+ TransBlk+ ReqRedir+ CmpltRedir+ UpstreamFwd+";
+    for (address, expected) in [
+        ("00:02.0", &["Root Complex Integrated Endpoint", "FLReset+", MSIX][..]),
+        ("00:03.0", &["Root Port", "primary=00, secondary=01, subordinate=01", ACCESS_CONTROL]),
+        ("00:04.0", &["Root Port", "primary=00, secondary=02, subordinate=02"]),
+        ("00:05.0", &["Root Port", "primary=00, secondary=03, subordinate=04"]),
+        ("01:00.0", &["(v2) Endpoint", "FLReset+", MSIX]),
+        ("01:00.1", &["(v2) Endpoint", "FLReset+", MSIX]),
+        ("02:00.0", &["(v2) Endpoint", "FLReset+", MSIX]),
+        ("03:00.0", &["to PCI/PCI-X Bridge", "primary=03, secondary=04, subordinate=04"]),
+        ("04:00.0", &[MSIX]),
+    ] {
+        for expected in expected {
+            assert!(seen[address].contains(expected), "{address}: {expected}: {}", seen[address]);
+        }
+    }
+    for (address, unexpected) in [("00:04.0", "Access Control"), ("04:00.0", "Express")] {
+        assert!(!seen[address].contains(unexpected), "{address}: {}", seen[address]);
+    }
+    for (bridge, below) in [
+        ("00:03.0", "01:00.0"),
+        ("00:03.0", "01:00.1"),
+        ("00:04.0", "02:00.0"),
+        ("00:05.0", "04:00.0"),
+        ("03:00.0", "04:00.0"),
+    ] {
+        let windows = lspci::windows(&seen[bridge]);
+        for range in status(&linux, below).ranges {
+            let last = range.address + range.size - 1;
+            let passes = |window: &RangeInclusive<u64>| {
+                window.contains(&range.address) && window.contains(&last)
+            };
+            assert!(windows.iter().any(passes), "{bridge}: {windows:x?}: {below}: {range:x?}");
+        }
+    }
+}
+
+/// The control of the test above.
+#[test]
+fn lspci_complains_where_it_and_the_kernel_disagree() {
+    const BAR0: usize = 0x10;
+    /// The first capability and what it points to, the next one.
+    const CAPABILITY: usize = 0x40;
+    const NEXT: usize = CAPABILITY + 1;
+    let linux = boot("protected");
+    let sysfs = PciSysfs::copy_from(&linux.guest);
+    let file = sysfs.file("0000:00:02.0", "config");
+    let mut config = fs::read(&file).unwrap();
+    config[BAR0..][..4].fill(0);
+    config[NEXT] = CAPABILITY as u8;
+    fs::write(&file, config).unwrap();
+    let text = &sysfs.lspci()["00:02.0"];
+    let [address, _rom, list] = complaints(text)[..] else { panic!("{text}") };
+    assert!(address.contains("Region 0:") && address.contains("[virtual]"), "{address}");
+    assert!(list.contains("<chain looped>"), "{list}");
+    let range = &status(&linux, "00:02.0").ranges[0];
+    assert!(lspci::has_range(text, range), "the kernel's address");
+    let smaller = PciRangeStatus { size: range.size / 2, ..range.clone() };
+    assert!(!lspci::has_range(text, &smaller));
+}
+
+#[test]
 fn ranges_answer_where_linux_put_them_behind_any_bridge() {
     let linux = boot("protected");
-    for address in ["00:02.0", "01:00.0", "01:00.1", "03:00.0"] {
+    for address in PROBES {
         let function = function(&linux, address);
         linux.guest.write_file(&function.file("enable"), "1").unwrap();
         let before = counters(&linux, address);
@@ -144,7 +237,15 @@ fn what_is_not_decoded_is_not_there_and_somebody_notices() {
 #[test]
 fn every_way_to_reset_a_function_resets_it() {
     let linux = boot("protected");
-    for (address, method) in [("00:02.0", "flr"), ("00:02.0", "pm"), ("03:00.0", "pm")] {
+    // Linux resets a bus for the sake of a function that is alone on it.
+    for (address, method) in [
+        ("00:02.0", "flr"),
+        ("00:02.0", "pm"),
+        ("02:00.0", "flr"),
+        ("02:00.0", "bus"),
+        ("04:00.0", "pm"),
+        ("04:00.0", "bus"),
+    ] {
         let function = function(&linux, address);
         linux.guest.write_file(&function.file("enable"), "1").unwrap();
         let process = linux.guest.spawn().unwrap();

@@ -4,6 +4,7 @@
 
 pub mod check;
 pub mod linux;
+pub mod lspci;
 pub mod payload;
 pub mod virtio_mem_driver;
 

@@ -40,6 +40,15 @@ pub enum Level {
     Debug,
 }
 
+impl LogRecord {
+    /// Whether the kernel complains about itself: a BUG, a WARN, or what follows such a line.
+    pub fn is_splat(&self) -> bool {
+        const SIGNS: [&str; 6] =
+            ["cut here", "BUG:", "kernel BUG", "WARNING:", "Oops", "Call Trace"];
+        SIGNS.iter().any(|sign| self.text.contains(sign))
+    }
+}
+
 /// Reads records, a line each.
 pub(super) fn parse(text: &str) -> Result<Vec<LogRecord>, GuestError> {
     let record = |line: &str| {
@@ -94,6 +103,14 @@ mod tests {
     fn a_users_record_has_a_level_too() {
         assert_eq!(parse("12,1,0,-;from a program\n").unwrap()[0].level, Level::Warning);
         assert!(Level::Error < Level::Warning);
+    }
+
+    #[test]
+    fn a_kernel_that_complains_about_itself_is_told_from_one_that_warns() {
+        let is_splat = |text: &str| parse(&format!("4,1,0,-;{text}\n")).unwrap()[0].is_splat();
+        assert!(is_splat("kernel BUG at drivers/vfio/vfio.c:812!"));
+        assert!(is_splat("WARNING: CPU: 0 PID: 1 at drivers/iommu/iommu.c:3182"));
+        assert!(!is_splat("uio_pci_generic 0000:00:10.1: No IRQ assigned to device"));
     }
 
     #[test]

@@ -26,6 +26,7 @@ mod outcome;
 mod pci;
 mod process;
 mod vfio;
+mod vfio_group;
 
 use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
 
@@ -44,6 +45,7 @@ pub use self::{
     pci::{PciAddress, PciFunction},
     process::{File, Mapping, Polled, Polling, Process},
     vfio::VfioDevice,
+    vfio_group::{VfioContainer, VfioGroup, VfioIommu},
 };
 
 /// A guest whose agent has said hello.

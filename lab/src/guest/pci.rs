@@ -51,15 +51,39 @@ impl Guest {
         vendor: u16,
         device: u16,
     ) -> Result<Option<PciFunction>, GuestError> {
+        Ok(self.pci_functions(vendor, device)?.into_iter().next())
+    }
+
+    /// The PCI functions with these ids, in the order of their addresses.
+    pub fn pci_functions(&self, vendor: u16, device: u16) -> Result<Vec<PciFunction>, GuestError> {
+        let ids = [vendor.to_le_bytes(), device.to_le_bytes()].concat();
+        self.select_pci_functions(|function| Ok(function.read_config(0, 4)? == ids))
+    }
+
+    /// The PCI bridge that leads to a bus: that with this bus for its secondary one.
+    pub fn pci_bridge_to(&self, bus: u8) -> Result<Option<PciFunction>, GuestError> {
+        const HEADER_TYPE: usize = 0x0e;
+        const SECONDARY_BUS: usize = 0x19;
+        let bridges = self.select_pci_functions(|function| {
+            let header = function.read_config(0, 0x40)?;
+            Ok(header[HEADER_TYPE] & 0x7f == 1 && header[SECONDARY_BUS] == bus)
+        })?;
+        Ok(bridges.into_iter().next())
+    }
+
+    fn select_pci_functions(
+        &self,
+        mut is_wanted: impl FnMut(&PciFunction) -> Result<bool, GuestError>,
+    ) -> Result<Vec<PciFunction>, GuestError> {
+        let mut selected = Vec::new();
         for name in self.list_directory(&format!("{BUS}/devices"))? {
             let Ok(address) = name.parse() else { continue };
             let function = self.pci_function_at(address);
-            let ids = function.read_config(0, 4)?;
-            if ids[..2] == vendor.to_le_bytes() && ids[2..] == device.to_le_bytes() {
-                return Ok(Some(function));
+            if is_wanted(&function)? {
+                selected.push(function);
             }
         }
-        Ok(None)
+        Ok(selected)
     }
 
     /// The PCI function at an address, whether or not there is one.
@@ -121,20 +145,83 @@ impl PciFunction {
 
     /// Has its memory BARs decoded, as a driver would.
     pub fn decode_memory(&self) -> Result<(), GuestError> {
-        const COMMAND: u64 = 4;
         const MEMORY: u8 = 1 << 1;
+        self.set_command(MEMORY)
+    }
+
+    /// Lets it be bus master, as a driver would: without that it does no DMA.
+    pub fn be_bus_master(&self) -> Result<(), GuestError> {
+        const BUS_MASTER: u8 = 1 << 2;
+        self.set_command(BUS_MASTER)
+    }
+
+    /// Sets bits of the command register.
+    fn set_command(&self, bits: u8) -> Result<(), GuestError> {
+        const COMMAND: u64 = 4;
         let command = self.read_config(COMMAND, 2)?;
-        self.write_config(COMMAND, &[command[0] | MEMORY, command[1]])
+        self.write_config(COMMAND, &[command[0] | bits, command[1]])
+    }
+
+    /// Whether it has Access Control Services: PCI Express 6.0, 7.7.11.
+    pub fn has_access_control(&self) -> Result<bool, GuestError> {
+        const EXTENDED: u16 = 0x100;
+        const ACCESS_CONTROL: u16 = 0x000d;
+        let config = self.read_config(0, 4096)?;
+        let word = |offset: u16| {
+            let bytes = config.get(usize::from(offset)..usize::from(offset) + 4)?;
+            bytes.try_into().ok().map(u32::from_le_bytes)
+        };
+        let mut offset = EXTENDED;
+        while let Some(header) = word(offset).filter(|&header| header != 0) {
+            let next = (header >> 20) as u16;
+            if header as u16 == ACCESS_CONTROL {
+                return Ok(true);
+            }
+            if next <= offset {
+                break;
+            }
+            offset = next;
+        }
+        Ok(false)
     }
 
     /// Gives it to a driver that is there, whatever other functions that driver is for.
     pub fn bind(&self, driver: &str) -> Result<(), GuestError> {
-        self.clerk.write_file(&self.file("driver_override"), driver)?;
+        self.reserve_for(driver)?;
         let bound = self
             .clerk
             .write_file(&format!("{BUS}/drivers/{driver}/bind"), self.address.to_string());
-        self.clerk.write_file(&self.file("driver_override"), "\n")?;
+        self.reserve_for_nobody()?;
         bound.map(drop)
+    }
+
+    /// From now on only this driver matches it, there or still to come.
+    pub fn reserve_for(&self, driver: &str) -> Result<(), GuestError> {
+        self.clerk.write_file(&self.file("driver_override"), driver).map(drop)
+    }
+
+    /// From now on the drivers match it that are made for it.
+    pub fn reserve_for_nobody(&self) -> Result<(), GuestError> {
+        self.clerk.write_file(&self.file("driver_override"), "\n").map(drop)
+    }
+
+    /// Offers it to the drivers that are there. That none took it is no error.
+    pub fn offer(&self) -> Result<(), GuestError> {
+        self.clerk.write_file(&format!("{BUS}/drivers_probe"), self.address.to_string()).map(drop)
+    }
+
+    /// Whether it has a driver.
+    pub fn is_bound(&self) -> Result<bool, GuestError> {
+        self.has_file("driver")
+    }
+
+    /// The members of its IOMMU group, itself included; none if it is in no group.
+    pub fn group_members(&self) -> Result<Vec<PciAddress>, GuestError> {
+        if !self.has_file("iommu_group")? {
+            return Ok(Vec::new());
+        }
+        let members = self.clerk.list_directory(&self.file("iommu_group/devices"))?;
+        Ok(members.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
     /// Takes it from its driver, if it has one.
@@ -168,7 +255,7 @@ impl PciFunction {
     }
 
     /// Has the kernel forget it, until the next rescan.
-    pub fn remove(self) -> Result<(), GuestError> {
+    pub fn remove(&self) -> Result<(), GuestError> {
         self.clerk.write_file(&self.file("remove"), "1").map(drop)
     }
 }

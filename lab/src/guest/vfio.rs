@@ -1,41 +1,50 @@
 //! A PCI function that a process in the guest drives through VFIO: Linux's
 //! Documentation/driver-api/vfio.rst and include/uapi/linux/vfio.h.
 
-use super::{File, GuestError, Mapping, OpenFlags, PciFunction, Process, Protection, Sharing};
+use super::{
+    File, GuestError, Mapping, PciFunction, Process, Protection, Sharing, VfioContainer, VfioGroup,
+};
 
-const fn vfio(number: u32) -> u32 {
+pub(super) const fn vfio(number: u32) -> u32 {
     const TYPE: u32 = b';' as u32;
     (TYPE << 8) | (100 + number)
 }
 
-const SET_IOMMU: u32 = vfio(2);
-const GROUP_SET_CONTAINER: u32 = vfio(4);
-const GROUP_GET_DEVICE_FD: u32 = vfio(6);
 const DEVICE_GET_REGION_INFO: u32 = vfio(8);
-
-const TYPE1V2_IOMMU: u16 = 3;
-const NOIOMMU_IOMMU: u16 = 8;
 
 /// The function, and what must be open while it is.
 #[derive(Debug)]
 pub struct VfioDevice {
     device: File,
-    group: File,
-    container: File,
+    group: VfioGroup,
+    container: VfioContainer,
 }
 
 impl VfioDevice {
-    /// Opens a function that is bound to vfio-pci, and alone in its IOMMU group.
+    /// Opens a function that is bound to vfio-pci, and in a viable group.
     pub fn open(process: &Process, function: &PciFunction) -> Result<Self, GuestError> {
-        let group = function.vfio_group()?;
-        let iommu = if group.starts_with("noiommu") { NOIOMMU_IOMMU } else { TYPE1V2_IOMMU };
-        let container = process.open("/dev/vfio/vfio", OpenFlags::RDWR)?;
-        let group = process.open(&format!("/dev/vfio/{group}"), OpenFlags::RDWR)?;
-        group.exchange(GROUP_SET_CONTAINER, container.descriptor().to_le_bytes())?;
-        container.ioctl(SET_IOMMU, iommu)?;
-        let name = format!("{}\0", function.address());
-        let descriptor = group.exchange(GROUP_GET_DEVICE_FD, name)?.number;
-        Ok(Self { device: process.adopt(descriptor)?, group, container })
+        let container = VfioContainer::open(process)?;
+        let group = VfioGroup::open(process, function)?;
+        group.set_container(&container)?;
+        container.set_iommu(group.iommu())?;
+        Ok(Self { device: group.open_device(function)?, group, container })
+    }
+
+    /// Its group.
+    pub fn group(&self) -> &VfioGroup {
+        &self.group
+    }
+
+    /// Its container, and so its DMA mappings.
+    pub fn container(&self) -> &VfioContainer {
+        &self.container
+    }
+
+    /// Closes its group and container; gives the function that is still open.
+    pub fn leave_group(self) -> Result<File, GuestError> {
+        self.group.close()?;
+        self.container.close()?;
+        Ok(self.device)
     }
 
     /// Maps the first bytes of a BAR.

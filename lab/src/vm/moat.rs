@@ -10,8 +10,8 @@ use std::{
 };
 
 use vmm::{
-    Ending, Machine as MoatMachine, MachineConfig, MachineControl, MemoryDeviceConfig, ProbeConfig,
-    SerialEndpoint, VirtioTransport,
+    Ending, Machine as MoatMachine, MachineConfig, MachineControl, MemoryDeviceConfig, PciPlace,
+    ProbeConfig, SerialEndpoint, VirtioTransport,
 };
 
 use super::{
@@ -43,13 +43,7 @@ impl Moat {
             memory: RAM,
             initrd,
             virtio_transport: VirtioTransport::Pci,
-            probes: vec![ProbeConfig {
-                memory: match config.special {
-                    Special::LargeBar => REGION_SIZE as u32,
-                    Special::None | Special::Iommu => ProbeConfig::default().memory,
-                },
-                ..ProbeConfig::default()
-            }],
+            probes: probes(config.special),
             cmdline: config.command_line(),
             memory_devices: vec![MemoryDeviceConfig {
                 requested: config.requested,
@@ -117,6 +111,26 @@ impl Drop for Moat {
         if let Some(watcher) = self.watcher.take() {
             // A panic there has been reported already, and there is nothing left to do.
             let _ = watcher.join();
+        }
+    }
+}
+
+/// The idle one comes first.
+fn probes(special: Special) -> Vec<ProbeConfig> {
+    let probe = ProbeConfig::default;
+    match special {
+        Special::None => vec![probe()],
+        Special::LargeBar => vec![ProbeConfig { memory: REGION_SIZE as u32, ..probe() }],
+        Special::Iommu => {
+            let behind_port = |access_control| PciPlace::RootPort { access_control };
+            vec![
+                probe(),
+                ProbeConfig { functions: 2, ..probe() },
+                ProbeConfig { place: PciPlace::ConventionalBridge, ..probe() },
+                ProbeConfig { place: PciPlace::ConventionalBridge, ..probe() },
+                ProbeConfig { place: behind_port(false), ..probe() },
+                ProbeConfig { place: behind_port(true), ..probe() },
+            ]
         }
     }
 }

@@ -70,7 +70,8 @@ pub enum Special {
     None,
     /// A PCI endpoint has a 64-bit BAR that is as large as the virtio-mem region.
     LargeBar,
-    /// It has an IOMMU.
+    /// It has an IOMMU, and more functions like the idle one: two in one slot, two behind a bridge to
+    /// conventional PCI, and one behind each of two root ports, without access control and with.
     Iommu,
 }
 

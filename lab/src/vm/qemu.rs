@@ -195,18 +195,38 @@ fn machine(accelerator: Accelerator, special: Special) -> Vec<&'static str> {
     arguments
 }
 
+/// Its DMA reaches all RAM.
+const EDU: &str = "edu,dma_mask=0xffffffff";
+
+/// What [`Special::Iommu`] promises.
+fn engines() -> Vec<String> {
+    vec![
+        format!("{EDU},addr=10.0,multifunction=on"),
+        format!("{EDU},addr=10.1"),
+        "pcie-pci-bridge,id=conventional,addr=11".to_owned(),
+        format!("{EDU},bus=conventional,addr=1"),
+        format!("{EDU},bus=conventional,addr=2"),
+        "pcie-root-port,id=sharing,addr=12,chassis=1,disable-acs=on".to_owned(),
+        format!("{EDU},bus=sharing"),
+        "pcie-root-port,id=isolating,addr=13,chassis=2".to_owned(),
+        format!("{EDU},bus=isolating"),
+    ]
+}
+
 /// What [`Vmm::endpoints`](super::Vmm::endpoints) promises, and the device with the memory.
 fn devices(config: &VmConfig) -> Vec<String> {
     let requested = config.requested;
     let mut devices = vec![
-        "edu".to_owned(),
+        EDU.to_owned(),
         "virtio-rng-pci,disable-legacy=on".to_owned(),
         format!(
             "virtio-mem-pci,id=mem0,memdev=backing,memaddr={REGION},requested-size={requested}"
         ),
     ];
-    if config.special == Special::LargeBar {
-        devices.push(format!("pci-testdev,membar={REGION_SIZE}"));
+    match config.special {
+        Special::None => {}
+        Special::LargeBar => devices.push(format!("pci-testdev,membar={REGION_SIZE}")),
+        Special::Iommu => devices.extend(engines()),
     }
     let backing = format!("memory-backend-ram,id=backing,size={REGION_SIZE}");
     let devices = devices.into_iter().flat_map(|device| ["-device".to_owned(), device]);

@@ -1,0 +1,114 @@
+//! The IOMMU groups and DMA mappings of VFIO: Linux's Documentation/driver-api/vfio.rst and
+//! include/uapi/linux/vfio.h.
+
+use super::{File, GuestError, Mapping, OpenFlags, PciFunction, Process, vfio::vfio};
+
+const SET_IOMMU: u32 = vfio(2);
+const GROUP_GET_STATUS: u32 = vfio(3);
+const GROUP_SET_CONTAINER: u32 = vfio(4);
+const GROUP_GET_DEVICE_FD: u32 = vfio(6);
+const IOMMU_MAP_DMA: u32 = vfio(13);
+const IOMMU_UNMAP_DMA: u32 = vfio(14);
+
+/// How a container's devices reach memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum VfioIommu {
+    /// Through an IOMMU, by the mappings of the container.
+    Type1v2 = 3,
+    /// Without any protection.
+    None = 8,
+}
+
+/// What an IOMMU's mappings are kept in.
+#[derive(Debug)]
+pub struct VfioContainer(File);
+
+impl VfioContainer {
+    /// Opens a new one.
+    pub fn open(process: &Process) -> Result<Self, GuestError> {
+        process.open("/dev/vfio/vfio", OpenFlags::RDWR).map(Self)
+    }
+
+    /// Chooses the IOMMU. Only a container with a group in it can.
+    pub fn set_iommu(&self, iommu: VfioIommu) -> Result<(), GuestError> {
+        self.0.ioctl(SET_IOMMU, iommu as u16).map(drop)
+    }
+
+    /// Lets its devices read and write the first bytes of a mapping, at these addresses of theirs.
+    pub fn map_dma(&self, iova: u64, memory: &Mapping, length: u64) -> Result<(), GuestError> {
+        /// `struct vfio_iommu_type1_dma_map`: 32-bit argsz and flags, 64-bit vaddr, iova and size.
+        const SIZE: u32 = 32;
+        const READ_AND_WRITE: u32 = 0b11;
+        let head = [SIZE, READ_AND_WRITE].map(u32::to_le_bytes).concat();
+        let range = [memory.address(), iova, length].map(u64::to_le_bytes).concat();
+        self.0.exchange(IOMMU_MAP_DMA, [head, range].concat()).map(drop)
+    }
+
+    /// Takes it from them again.
+    pub fn unmap_dma(&self, iova: u64, length: u64) -> Result<(), GuestError> {
+        /// `struct vfio_iommu_type1_dma_unmap`: 32-bit argsz and flags, 64-bit iova and size.
+        const SIZE: u32 = 24;
+        let head = [SIZE, 0].map(u32::to_le_bytes).concat();
+        let range = [iova, length].map(u64::to_le_bytes).concat();
+        self.0.exchange(IOMMU_UNMAP_DMA, [head, range].concat()).map(drop)
+    }
+
+    /// Closes it.
+    pub fn close(self) -> Result<(), GuestError> {
+        self.0.close()
+    }
+}
+
+/// An IOMMU group.
+#[derive(Debug)]
+pub struct VfioGroup {
+    process: Process,
+    file: File,
+    iommu: VfioIommu,
+}
+
+impl VfioGroup {
+    /// Opens that of a function that is bound to vfio-pci.
+    pub fn open(process: &Process, function: &PciFunction) -> Result<Self, GuestError> {
+        let name = function.vfio_group()?;
+        let iommu = match name.starts_with("noiommu") {
+            true => VfioIommu::None,
+            false => VfioIommu::Type1v2,
+        };
+        let file = process.open(&format!("/dev/vfio/{name}"), OpenFlags::RDWR)?;
+        Ok(Self { process: process.clone(), file, iommu })
+    }
+
+    /// The IOMMU that it is behind.
+    pub fn iommu(&self) -> VfioIommu {
+        self.iommu
+    }
+
+    /// Whether a user may have it: none of its members has a driver of the kernel's that does DMA.
+    pub fn is_viable(&self) -> Result<bool, GuestError> {
+        /// `struct vfio_group_status`: 32-bit argsz and flags.
+        const SIZE: u32 = 8;
+        const VIABLE: u8 = 1 << 0;
+        let status = [SIZE, 0].map(u32::to_le_bytes).concat();
+        let status = self.file.exchange(GROUP_GET_STATUS, status)?.data;
+        Ok(status[4] & VIABLE != 0)
+    }
+
+    /// Puts it into a container. From then on it is the user's.
+    pub fn set_container(&self, container: &VfioContainer) -> Result<(), GuestError> {
+        self.file.exchange(GROUP_SET_CONTAINER, container.0.descriptor().to_le_bytes()).map(drop)
+    }
+
+    /// Opens a member that is bound to vfio-pci.
+    pub fn open_device(&self, function: &PciFunction) -> Result<File, GuestError> {
+        let name = format!("{}\0", function.address());
+        let descriptor = self.file.exchange(GROUP_GET_DEVICE_FD, name)?.number;
+        self.process.adopt(descriptor)
+    }
+
+    /// Closes it. Members that are open keep it in use.
+    pub fn close(self) -> Result<(), GuestError> {
+        self.file.close()
+    }
+}

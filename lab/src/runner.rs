@@ -1,5 +1,7 @@
 //! Tells scenarios on a kernel, one guest after the other.
 
+use std::fmt::Display;
+
 use crate::{
     initramfs::Initramfs,
     kernel::GuestKernel,
@@ -120,21 +122,27 @@ impl Run<'_> {
         }
     }
 
-    /// Tells stories in a guest. If it is lost, or does not end well, none of them is to be trusted.
+    /// Tells stories in a guest, and in another one those that a story leaves untold by ending its
+    /// guest. If a guest is lost, or does not end well, none of its stories is to be trusted.
     fn tell(&mut self, boot: Boot, mut stories: Vec<GuestStory>) {
-        if let Err(trouble) = self.tell_in_guest(boot, &mut stories) {
-            for story in &stories {
-                self.fail(story.report, format!("the {} guest was lost: {trouble}", boot.name()));
+        while !stories.is_empty() {
+            let told = self.tell_in_guest(boot, &mut stories).unwrap_or_else(|trouble| {
+                for story in &stories {
+                    let lost = format!("the {} guest was lost: {trouble}", boot.name());
+                    self.fail(story.report, lost);
+                }
+                let (error, console) = (trouble.to_string(), trouble.console);
+                self.troubled_guests.push(TroubledGuest { boot, error, console });
+                stories.len()
+            });
+            for story in stories.drain(..told) {
+                self.reports[story.report].observations.extend(story.seen.into_list());
             }
-            let (error, console) = (trouble.to_string(), trouble.console);
-            self.troubled_guests.push(TroubledGuest { boot, error, console });
-        }
-        for story in stories {
-            self.reports[story.report].observations.extend(story.seen.into_list());
         }
     }
 
-    fn tell_in_guest(&mut self, boot: Boot, stories: &mut [GuestStory]) -> Result<(), Trouble> {
+    /// Gives the number of stories told, in their order.
+    fn tell_in_guest(&mut self, boot: Boot, stories: &mut [GuestStory]) -> Result<usize, Trouble> {
         let Settings { vmm, vcpus, .. } = self.settings;
         let config = VmConfig {
             vmm,
@@ -160,12 +168,20 @@ impl Run<'_> {
         boot: Boot,
         vm: &Vm,
         stories: &mut [GuestStory],
-    ) -> Result<(), VmError> {
+    ) -> Result<usize, VmError> {
+        let all = stories.len();
         let mut remaining: Vec<(&mut GuestStory, AfterLoad)> = Vec::new();
-        for story in stories {
+        for (place, story) in stories.iter_mut().enumerate() {
             match (story.tell)(vm, &mut story.seen) {
                 Ok(Some(rest)) => remaining.push((story, rest)),
                 Ok(None) => {}
+                Err(error @ VmError::Died) => {
+                    self.note(boot, vm, story, &error);
+                    for (untold, _) in remaining {
+                        self.fail(untold.report, format!("{} ended its guest", story.scenario.id));
+                    }
+                    return Ok(place + 1);
+                }
                 Err(error) => self.survive(boot, vm, story, error)?,
             }
         }
@@ -177,7 +193,8 @@ impl Run<'_> {
                 self.survive(boot, vm, story, error)?;
             }
         }
-        vm.power_off()
+        vm.power_off()?;
+        Ok(all)
     }
 
     /// An error in a story is that story's, unless the guest is lost.
@@ -191,11 +208,16 @@ impl Run<'_> {
         if error.guest_is_lost() {
             return Err(error);
         }
-        let error = Trouble::from(error).to_string();
+        let error = Trouble::from(error);
         self.fail(story.report, format!("in the {} guest: {error}", boot.name()));
+        self.note(boot, vm, story, &error);
+        Ok(())
+    }
+
+    /// Keeps what the guest's console says of it.
+    fn note(&mut self, boot: Boot, vm: &Vm, story: &GuestStory, error: &dyn Display) {
         let (error, console) = (format!("{}: {error}", story.scenario.id), vm.console_tail());
         self.troubled_guests.push(TroubledGuest { boot, error, console });
-        Ok(())
     }
 
     /// The first reason counts.

@@ -205,7 +205,8 @@ impl PciFunction {
         self.clerk.write_file(&self.file("driver_override"), "\n").map(drop)
     }
 
-    /// Offers it to the drivers that are there. That none took it is no error.
+    /// Offers it to the drivers that are there. That none takes it is no error; EINVAL if one is
+    /// refused.
     pub fn offer(&self) -> Result<(), GuestError> {
         self.clerk.write_file(&format!("{BUS}/drivers_probe"), self.address.to_string()).map(drop)
     }

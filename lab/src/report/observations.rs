@@ -13,6 +13,10 @@ pub enum Protection {
     PciRevocation,
     /// The virtio-mem region is EXCLUSIVE, whatever the policy for other devices: Linux 5.16.
     ExclusiveRegion,
+    /// No driver binds in an IOMMU group that user space owns: Linux 5.19.
+    GroupOwnership,
+    /// User space is refused a group in which a driver has bound: Linux 5.19.
+    GroupClaim,
 }
 
 /// Takes down what a scenario observes.

@@ -4,11 +4,12 @@ use super::{
     PAGE, Told,
     bar_exclusion::check_claimed,
     bars::{Bar, Way},
+    groups::load_vfio,
 };
 use crate::{
-    guest::{Denial, Guest, GuestError, Observe as _, VfioDevice},
+    guest::{Denial, GuestError, Observe as _, VfioDevice},
     report::{Finding, Observations},
-    vm::{Feature, Vm},
+    vm::Vm,
 };
 
 /// P11: uio_pci_generic leaves BARs to user space, and claims none: OK.
@@ -40,7 +41,7 @@ pub fn driver_without_claim(vm: &Vm, seen: &mut Observations) -> Told {
 /// Control: before that, OK.
 pub fn claim_on_use(vm: &Vm, seen: &mut Observations) -> Told {
     let bar = Bar::driven(vm)?;
-    load_vfio(&vm.guest, vm.vmm().lacks(Feature::Iommu).is_some())?;
+    load_vfio(vm)?;
     let held = bar.ways()?.into_iter().map(|way| Ok((way, bar.map(way)?)));
     let held = held.collect::<Result<Vec<_>, GuestError>>()?;
     bar.function.bind("vfio-pci")?;
@@ -68,14 +69,4 @@ pub fn claim_on_use(vm: &Vm, seen: &mut Observations) -> Told {
     device.close()?;
     bar.release()?;
     Ok(None)
-}
-
-/// What is loaded already is there.
-fn load_vfio(guest: &Guest, without_iommu: bool) -> Result<(), GuestError> {
-    if without_iommu {
-        guest.load_module("vfio", "enable_unsafe_noiommu_mode=1").outcome()?;
-    }
-    guest.load_module("vfio_iommu_type1", "").outcome()?;
-    guest.load_module("vfio_pci", "").outcome()?;
-    Ok(())
 }

@@ -26,13 +26,15 @@ pub enum Boot {
     OverlaidRelaxed,
     /// There is an IOMMU, and it is in use.
     Iommu,
+    /// Likewise, and nothing keeps a device from raising interrupts that are not its own.
+    IommuWithoutRemapping,
     /// A device has registers that do not start on a page boundary.
     Misaligned,
 }
 
 impl Boot {
     /// All of them, in the order in which they are started.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Plain,
         Self::Relaxed,
         Self::Movable,
@@ -41,6 +43,7 @@ impl Boot {
         Self::Overlaid,
         Self::OverlaidRelaxed,
         Self::Iommu,
+        Self::IommuWithoutRemapping,
         Self::Misaligned,
     ];
 
@@ -55,6 +58,7 @@ impl Boot {
             Self::Overlaid => "overlaid",
             Self::OverlaidRelaxed => "overlaid, relaxed",
             Self::Iommu => "IOMMU",
+            Self::IommuWithoutRemapping => "IOMMU, interrupts not remapped",
             Self::Misaligned => "misaligned",
         }
     }
@@ -69,7 +73,9 @@ impl Boot {
             Self::Movable => "memhp_default_state=online_movable",
             Self::Offline => "memhp_default_state=offline",
             Self::Lockdown => "lockdown=integrity",
-            Self::Iommu => "intel_iommu=on",
+            // A kernel that hits a BUG ends there, and does not go on with locks held.
+            Self::Iommu => "intel_iommu=on oops=panic",
+            Self::IommuWithoutRemapping => "intel_iommu=on intremap=off",
             Self::Misaligned => gap::PARAMETERS,
         }
     }
@@ -88,7 +94,7 @@ impl Boot {
     pub fn special(self) -> Special {
         match self {
             Self::Overlaid | Self::OverlaidRelaxed => Special::LargeBar,
-            Self::Iommu => Special::Iommu,
+            Self::Iommu | Self::IommuWithoutRemapping => Special::Iommu,
             _ => Special::None,
         }
     }

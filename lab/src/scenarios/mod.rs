@@ -13,6 +13,9 @@ mod configuration;
 mod dev_mem;
 mod exclusion;
 mod gap;
+mod group_ownership;
+mod group_topology;
+mod groups;
 mod need;
 mod oracle;
 mod overlay;
@@ -319,10 +322,61 @@ pub static CATALOGUE: &[Scenario] = &[
         needs: &[Need::DevMem, Need::AcpiTables, Need::VirtioMmio, Need::IoStrictDevmem],
         stories: &[Guest(Boot::Misaligned, gap::tail_page)],
     },
+    Scenario {
+        id: "G1",
+        title: "the functions of a device without access control share an IOMMU group",
+        needs: GROUPS,
+        stories: &[Guest(Boot::Iommu, group_topology::functions_of_a_device)],
+    },
+    Scenario {
+        id: "G2",
+        title: "devices share a group with the bridge above them, and user space may have it",
+        needs: GROUPS,
+        stories: &[Guest(Boot::Iommu, group_topology::behind_bridges)],
+    },
+    Scenario {
+        id: "G3",
+        title: "user space is refused a group in which a driver has bound",
+        needs: GROUPS,
+        stories: &[Guest(Boot::Iommu, group_ownership::claim_beside_a_driver)],
+    },
+    Scenario {
+        id: "G4",
+        title: "a driver is refused a group that user space owns",
+        needs: GROUPS,
+        stories: &[Guest(Boot::Iommu, group_ownership::bind_beside_a_user)],
+    },
+    Scenario {
+        id: "G5",
+        title: "a driver that comes leaves a group alone that user space owns",
+        needs: GROUPS,
+        stories: &[Guest(Boot::Iommu, group_ownership::load_beside_a_user)],
+    },
+    Scenario {
+        id: "G6",
+        title: "drivers that do no DMA may bind in a group that user space owns",
+        needs: &[Need::Monitor(Feature::Iommu), Need::Vfio, Need::UioPciGeneric, Need::PciStub],
+        stories: &[Guest(Boot::Iommu, group_ownership::tolerated_drivers)],
+    },
+    Scenario {
+        id: "G7",
+        title: "user space owns a group until it has given up all that it had of it",
+        needs: GROUPS,
+        stories: &[Guest(Boot::Iommu, group_ownership::last_reference)],
+    },
+    Scenario {
+        id: "G8",
+        title: "nobody else opens a group that user space owns, or changes its type",
+        needs: GROUPS,
+        stories: &[Guest(Boot::Iommu, group_ownership::exclusive_group)],
+    },
 ];
 
 /// What scenarios about a BAR need that virtio-pci claims.
 const BARS: &[Need] = &[Need::DevMem, Need::VirtioPci];
+
+/// What scenarios about IOMMU groups need.
+const GROUPS: &[Need] = &[Need::Monitor(Feature::Iommu), Need::Vfio, Need::UioPciGeneric];
 
 /// A scenario that is not in the catalogue.
 #[derive(Debug, thiserror::Error)]

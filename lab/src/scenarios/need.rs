@@ -29,6 +29,8 @@ pub enum Need {
     UioPciGeneric,
     /// virtio-mmio, built in or as a module.
     VirtioMmio,
+    /// pci-stub.
+    PciStub,
     /// vfio-pci, with an IOMMU or without.
     Vfio,
     /// Something that not every monitor has.
@@ -42,6 +44,7 @@ impl Need {
             Self::Driver => vec![BUS, DRIVER],
             Self::VirtioPci => vec![BUS],
             Self::UioPciGeneric => vec!["uio_pci_generic"],
+            Self::PciStub => vec!["pci_stub"],
             Self::VirtioMmio => vec!["virtio_mmio"],
             Self::Vfio => vec!["vfio_pci", "vfio_iommu_type1"],
             _ => vec![],
@@ -65,6 +68,7 @@ impl Need {
             Self::Driver
             | Self::VirtioPci
             | Self::UioPciGeneric
+            | Self::PciStub
             | Self::VirtioMmio
             | Self::Vfio => kernel.modules(&self.modules()).err().map(|error| error.to_string()),
             Self::Monitor(feature) => vmm.lacks(feature).map(str::to_owned),

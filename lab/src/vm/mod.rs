@@ -146,6 +146,9 @@ pub enum VmError {
     /// A size that the device cannot have.
     #[error(transparent)]
     Resize(#[from] ResizeRefused),
+    /// The guest's kernel has ended itself, which its scenario has taken down.
+    #[error("the guest's kernel has died")]
+    Died,
     /// Something that every guest of these machines should have.
     #[error("the guest has no {0}")]
     Absent(&'static str),
@@ -165,7 +168,8 @@ impl VmError {
     pub fn guest_is_lost(&self) -> bool {
         matches!(
             self,
-            Self::Guest(GuestError::NoAnswer { .. } | GuestError::Channel { .. })
+            Self::Died
+                | Self::Guest(GuestError::NoAnswer { .. } | GuestError::Channel { .. })
                 | Self::Qemu(QemuError::Ended(_) | QemuError::Qmp(_))
         )
     }
@@ -316,6 +320,12 @@ impl Vm {
             Some(other) => Err(VmError::Ending(other)),
             None => Err(VmError::NoEnding),
         }
+    }
+
+    /// Whether the guest did not answer because its kernel has ended itself.
+    pub fn has_died_of<T>(&self, answer: &Result<T, GuestError>) -> bool {
+        matches!(answer, Err(GuestError::NoAnswer { .. } | GuestError::Channel { .. }))
+            && matches!(self.machine.wait_for_end(PATIENCE), Some(Ending::Panic | Ending::Reset))
     }
 
     /// An error with what else is known about the machine by now.

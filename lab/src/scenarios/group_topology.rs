@@ -1,0 +1,100 @@
+//! G1 and G2: which functions Linux puts into one IOMMU group, and which of those groups user space
+//! may have.
+//!
+//! `pci_device_group()`: functions that can reach each other, or that the IOMMU cannot tell apart, share
+//! a group. Access Control Services keep them from reaching each other.
+
+use super::{
+    Told,
+    groups::{Pair, UIO_PCI_GENERIC, VFIO_PCI, alone, functions, viable_or_not, with_user},
+};
+use crate::{
+    guest::{GuestError, PciFunction, VfioContainer, VfioGroup},
+    report::{Finding, Observations},
+    vm::{Vm, VmError},
+};
+
+/// G1: the functions of a device without access control share a group.
+/// Control: those of two devices do not.
+pub fn functions_of_a_device(vm: &Vm, seen: &mut Observations) -> Told {
+    let Pair { claimed, sibling } = Pair::of_one_device(vm)?;
+    seen.check("two functions of one device", TOGETHER, placed(&claimed, &sibling)?)?;
+    seen.control("functions of two devices", APART, placed(&alone(vm)?, &claimed)?)?;
+    Ok(None)
+}
+
+/// G2: devices behind a bridge to conventional PCI share a group with it, and so does a device with a
+/// root port without access control. User space may have these groups: bridges do no DMA.
+/// Controls: a root port with access control; a group with a driver in it that does DMA.
+pub fn behind_bridges(vm: &Vm, seen: &mut Observations) -> Told {
+    let pair = Pair::behind_a_bridge(vm)?;
+    let Pair { claimed, sibling } = &pair;
+    seen.check("two devices behind a bridge", TOGETHER, placed(claimed, sibling)?)?;
+    let bridge = bridge_above(vm, claimed)?;
+    seen.check("a device behind a bridge, and the bridge", TOGETHER, placed(claimed, &bridge)?)?;
+    check_viable(vm, seen, "group of a bridge", claimed)?;
+    sibling.bind(UIO_PCI_GENERIC)?;
+    with_user(vm, |user| {
+        let (group, _container) = pair.open(user)?;
+        let tried = "group of a bridge, and of a driver";
+        Ok(seen.control(tried, "not viable", viable_or_not(&group)?)?)
+    })?;
+    pair.release()?;
+    for device in behind_root_ports(vm)? {
+        root_port(vm, seen, &device)?;
+    }
+    Ok(None)
+}
+
+/// The device alone in its group if its port has access control, and the port a member if it has none.
+fn root_port(vm: &Vm, seen: &mut Observations, device: &PciFunction) -> Result<(), VmError> {
+    let port = bridge_above(vm, device)?;
+    if port.has_access_control()? {
+        let tried = "a device behind a root port with access control, and the port";
+        return Ok(seen.control(tried, APART, placed(device, &port)?)?);
+    }
+    let tried = "a device behind a root port without access control, and the port";
+    seen.check(tried, TOGETHER, placed(device, &port)?)?;
+    check_viable(vm, seen, "group of a root port", device)
+}
+
+/// User space may have the group.
+fn check_viable(
+    vm: &Vm,
+    seen: &mut Observations,
+    name: &str,
+    device: &PciFunction,
+) -> Result<(), VmError> {
+    device.bind(VFIO_PCI)?;
+    with_user(vm, |user| {
+        let (group, container) = (VfioGroup::open(user, device)?, VfioContainer::open(user)?);
+        seen.check(name, "viable", viable_or_not(&group)?)?;
+        let set = group.set_container(&container);
+        Ok(seen.check(format!("{name}: SET_CONTAINER"), Finding::Done, set)?)
+    })?;
+    Ok(device.unbind()?)
+}
+
+const TOGETHER: &str = "in one group";
+const APART: &str = "in two groups";
+
+fn placed(one: &PciFunction, other: &PciFunction) -> Result<&'static str, GuestError> {
+    let is_together = one.group_members()?.contains(&other.address());
+    Ok(if is_together { TOGETHER } else { APART })
+}
+
+fn bridge_above(vm: &Vm, device: &PciFunction) -> Result<PciFunction, VmError> {
+    let bridge = vm.guest.pci_bridge_to(device.address().bus)?;
+    bridge.ok_or(VmError::Absent("PCI bridge above a device"))
+}
+
+/// The devices that are alone on their bus.
+fn behind_root_ports(vm: &Vm) -> Result<Vec<PciFunction>, VmError> {
+    let functions = functions(vm)?;
+    let buses: Vec<_> = functions.iter().map(|function| function.address().bus).collect();
+    let is_alone = |function: &PciFunction| {
+        let bus = function.address().bus;
+        bus != 0 && buses.iter().filter(|&&other| other == bus).count() == 1
+    };
+    Ok(functions.into_iter().filter(is_alone).collect())
+}

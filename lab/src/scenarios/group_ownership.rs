@@ -13,7 +13,7 @@ use super::{
     },
 };
 use crate::{
-    guest::{Errno, Observe as _, VfioDevice, VfioGroup},
+    guest::{Denial, Errno, Observe as _, Outcome, VfioDevice, VfioGroup},
     report::{Finding, Observations, Protection},
     vm::Vm,
 };
@@ -140,9 +140,10 @@ pub fn last_reference(vm: &Vm, seen: &mut Observations) -> Told {
     Ok(None)
 }
 
-/// G8: nobody else opens a group that somebody has open, EBUSY, and its type stays as it is: EPERM, or
-/// EBUSY before Linux 6.2. Controls: afterwards, OK.
+/// G8: nobody else opens a group that somebody has open, EBUSY, and its type stays as it is: EPERM, and
+/// on Linux 6.1, which looks for a driver instead, EBUSY. Controls: afterwards, OK.
 pub fn exclusive_group(vm: &Vm, seen: &mut Observations) -> Told {
+    const REFUSALS: [Denial; 2] = [Denial::Errno(Errno::EPERM), Denial::Errno(Errno::EBUSY)];
     let alone = alone(vm)?;
     let r#type = alone.file("iommu_group/type");
     let present = vm.guest.read_text(&r#type)?;
@@ -153,7 +154,11 @@ pub fn exclusive_group(vm: &Vm, seen: &mut Observations) -> Told {
         with_user(vm, |user| {
             let _device = VfioDevice::open(user, &alone)?;
             seen.check("group owned: open it once more", Errno::EBUSY, open())?;
-            Ok(seen.check("group owned: write its type", Errno::EPERM, write())?)
+            let written = match write().outcome()? {
+                Outcome::Denied(denial) if REFUSALS.contains(&denial) => "refused".into(),
+                other => Finding::from(other).to_string(),
+            };
+            Ok(seen.check("group owned: write its type", "refused", written)?)
         })?;
         Ok(seen.control("group closed: open it", Finding::Done, open())?)
     })?;

@@ -187,7 +187,10 @@ impl GuestMemory for DmaView {
         access: Permissions,
     ) -> GuestMemoryResult<impl GuestMemorySliceIterator<'a, ()>> {
         let slices = |address, count| GuestMemoryBackend::get_slices(&self.memory, address, count);
-        let Some(Translation { iommu, requester }) = &self.translation else {
+        // Who accesses nothing does nothing wrong.
+        let Some(Translation { iommu, requester }) =
+            self.translation.as_ref().filter(|_| count > 0)
+        else {
             return Ok(Slices::Direct(slices(address, count)));
         };
         let pieces = iommu

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::Features;
+use super::iommu::test_machine::{TestMachine as IommuMachine, page_by_page};
 use super::mem::test_machine::{self, TestMachine};
 use super::rng::Rng;
 use super::test_driver::memory::{BUFFERS, RAM_SIZE, STAGE};
@@ -111,12 +112,22 @@ fn run(driver: &mut TestDriver, step: Garbage) {
     }
 }
 
-fn assert_survives(mut driver: TestDriver, steps: &[Garbage]) {
+/// `request` is one that the device answers, once its bytes are stored in the driver's memory.
+fn assert_survives(
+    mut driver: TestDriver,
+    steps: &[Garbage],
+    request: impl FnOnce(&TestDriver) -> Vec<Buffer>,
+) {
     steps.iter().for_each(|step| run(&mut driver, step.clone()));
     driver.stage.set_present(true);
     driver.registers.start();
     driver.bring_up(0, Rings::default());
-    assert!(driver.send(&[Buffer::writable(BUFFERS, 10)]) > 0);
+    let request = request(&driver);
+    assert!(driver.send(&request) > 0);
+}
+
+fn buffer_to_fill(_: &TestDriver) -> Vec<Buffer> {
+    vec![Buffer::writable(BUFFERS, 10)]
 }
 
 proptest! {
@@ -124,14 +135,33 @@ proptest! {
     fn garbage_harms_no_entropy_device(steps in prop::collection::vec(garbage(), 1..200)) {
         for on in TransportKind::ALL {
             let device = Rng::new(Box::new(io::repeat(0x5a)));
-            assert_survives(TestDriver::new(on, Arc::new(Mutex::new(device))), &steps);
+            let driver = TestDriver::new(on, Arc::new(Mutex::new(device)));
+            assert_survives(driver, &steps, buffer_to_fill);
         }
     }
 
     #[test]
     fn garbage_harms_no_memory_device(steps in prop::collection::vec(garbage(), 1..200)) {
         for on in TransportKind::ALL {
-            assert_survives(TestMachine::new(on, test_machine::config()).driver, &steps);
+            let driver = TestMachine::new(on, test_machine::config()).driver;
+            assert_survives(driver, &steps, buffer_to_fill);
+        }
+    }
+
+    #[test]
+    fn garbage_harms_no_iommu_device(steps in prop::collection::vec(garbage(), 1..200)) {
+        for on in TransportKind::ALL {
+            let driver = IommuMachine::new(on).driver;
+            assert_survives(driver, &steps, IommuMachine::store_attach);
+        }
+    }
+
+    #[test]
+    fn garbage_harms_no_device_behind_an_iommu(steps in prop::collection::vec(garbage(), 1..200)) {
+        for on in TransportKind::ALL {
+            let device = Arc::new(Mutex::new(Rng::new(Box::new(io::repeat(0x5a)))));
+            let driver = TestDriver::behind(page_by_page(), on, device);
+            assert_survives(driver, &steps, buffer_to_fill);
         }
     }
 }

@@ -48,6 +48,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use crate::virtio::hostile_queue::{Subject, hostile_queue_tests};
+    use crate::virtio::iommu::test_machine::page_by_page;
     use crate::virtio::test_driver::memory::BUFFERS;
     use crate::virtio::test_driver::{Buffer, Rings, TestDriver, TransportKind, on_each_transport};
 
@@ -63,6 +64,19 @@ mod tests {
     }
 
     hostile_queue_tests!(subject);
+
+    mod behind_an_iommu {
+        use super::*;
+
+        fn subject(on: TransportKind) -> Subject {
+            let device = Arc::new(Mutex::new(Rng::new(Box::new(io::repeat(0x5a)))));
+            let mut driver = TestDriver::behind(page_by_page(), on, device);
+            driver.bring_up(0, Rings::default());
+            Subject { driver, ..super::subject(on) }
+        }
+
+        hostile_queue_tests!(subject);
+    }
 
     on_each_transport! {
         buffers_are_filled_from_the_source_and_no_further

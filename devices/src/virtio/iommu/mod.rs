@@ -24,6 +24,13 @@ mod mappings;
 mod translations;
 pub mod wire;
 
+#[cfg(test)]
+mod fault_test;
+#[cfg(test)]
+mod request_test;
+#[cfg(test)]
+pub(crate) mod test_machine;
+
 pub use device::{VirtioIommu, VirtioIommuConfig};
 pub use fault::{Fault, FaultReason, ReportCounters};
 pub use translations::{EndpointStatus, IommuStatus, Translations};

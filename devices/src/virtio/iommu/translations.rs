@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 
-use log::warn;
+use log::debug;
 use serde::{Deserialize, Serialize};
 use vm_memory::Permissions;
 
@@ -263,7 +263,7 @@ impl Iommu for Translations {
     ) -> Result<Vec<PhysicalRange>, Refused> {
         let mut state = lock(&self.state);
         state.translate(requester, address, length, access).map_err(|fault| {
-            warn!("DMA of endpoint {requester:#x} refused: {fault:x?}");
+            debug!("DMA of endpoint {requester:#x} refused: {fault:x?}");
             state.faults.record(requester, fault);
             self.doorbell.signal();
             Refused
@@ -385,5 +385,31 @@ fn permissions(flags: MapFlags) -> Permissions {
         (true, false) => Permissions::Read,
         (false, true) => Permissions::Write,
         (true, true) => Permissions::ReadWrite,
+    }
+}
+
+#[cfg(test)]
+impl Translations {
+    /// Makes `count` mappings in `domain`, without a request for each.
+    pub(super) fn fill(&self, domain: u32, count: usize) {
+        let mut state = lock(&self.state);
+        let above_msi = 1_u64 << 32;
+        for page in (above_msi..).step_by(PAGE_SIZE as usize).take(count) {
+            let range = page..=page + (PAGE_SIZE - 1);
+            assert_eq!(state.map(domain, range, 0, Permissions::No), Status::Ok);
+        }
+    }
+
+    /// What is counted is what there is.
+    pub(super) fn assert_in_order(&self) {
+        let state = lock(&self.state);
+        let mappings: usize = state.domains.values().map(Domain::mappings).sum();
+        assert_eq!(state.mappings, mappings);
+        for (id, domain) in &state.domains {
+            let endpoints = state.attached.values().filter(|attached| *attached == id).count();
+            assert_eq!(domain.endpoints, endpoints);
+            assert_ne!(endpoints, 0);
+        }
+        assert!(state.attached.values().all(|id| state.domains.contains_key(id)));
     }
 }

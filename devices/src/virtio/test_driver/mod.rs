@@ -27,7 +27,7 @@ pub use registers::{CONFIG_CHANGE, Register, TransportKind, USED_BUFFER};
 use super::transport::{MmioTransport, PciTransport, Transport};
 use super::{DeviceStatus, Features, VirtioDevice};
 use crate::Signal;
-use crate::dma::{DmaPath, DmaRegion, DmaView, Reachability};
+use crate::dma::{DmaPath, DmaRegion, DmaView, FixedRequester, Iommu, Reachability};
 
 /// Counts signals.
 #[derive(Default)]
@@ -138,6 +138,9 @@ pub struct TestDriver {
 }
 
 impl TestDriver {
+    /// What an IOMMU knows the device by: on PCI, it is function 0 of device 0 on bus 1.
+    pub const ENDPOINT: u32 = 0x100;
+
     /// A driver that has not touched `device` yet, with RAM and a stage.
     pub fn new(kind: TransportKind, device: Arc<Mutex<dyn VirtioDevice>>) -> Self {
         Self::with_memory(kind, device, vec![])
@@ -148,6 +151,24 @@ impl TestDriver {
         kind: TransportKind,
         device: Arc<Mutex<dyn VirtioDevice>>,
         more: Vec<(Arc<GuestRegionMmap>, Arc<dyn Reachability>)>,
+    ) -> Self {
+        Self::build(kind, device, more, |memory| DmaPath::direct(memory))
+    }
+
+    /// The driver of a device that is behind `iommu`, as endpoint [`ENDPOINT`](Self::ENDPOINT).
+    pub fn behind(
+        iommu: Arc<dyn Iommu>,
+        kind: TransportKind,
+        device: Arc<Mutex<dyn VirtioDevice>>,
+    ) -> Self {
+        Self::build(kind, device, vec![], |memory| DmaPath::through(iommu, memory))
+    }
+
+    fn build(
+        kind: TransportKind,
+        device: Arc<Mutex<dyn VirtioDevice>>,
+        more: Vec<(Arc<GuestRegionMmap>, Arc<dyn Reachability>)>,
+        path: impl FnOnce(DmaView) -> DmaPath,
     ) -> Self {
         let stage = Stage::new();
         let ram = map(0, RAM_SIZE);
@@ -163,9 +184,10 @@ impl TestDriver {
         }
         let interrupts = Arc::new(Count::default());
         let doorbells = Arc::new(Count::default());
-        let view = DmaView::new(for_devices).unwrap();
+        let path = path(DmaView::new(for_devices).unwrap());
         let (transport, registers): (Arc<Mutex<dyn Transport>>, Box<dyn Registers>) = match kind {
             TransportKind::Mmio => {
+                let view = path.view(Arc::new(FixedRequester(Self::ENDPOINT)));
                 let transport =
                     MmioTransport::new(device, view, interrupts.clone(), doorbells.clone());
                 let transport = Arc::new(Mutex::new(transport));
@@ -173,7 +195,6 @@ impl TestDriver {
             }
             TransportKind::Pci => {
                 let messages = Messages::new(interrupts.clone());
-                let path = DmaPath::direct(view);
                 let (transport, function) =
                     PciTransport::new(device, &path, messages.clone(), doorbells.clone()).unwrap();
                 (transport, Box::new(PciRegisters::new(function, messages)))
@@ -207,6 +228,11 @@ impl TestDriver {
     /// Writes a register.
     pub fn write(&mut self, register: Register, value: u64) {
         self.registers.write(register, value);
+    }
+
+    /// Writes to the device's configuration.
+    pub fn write_config(&mut self, offset: u64, data: &[u8]) {
+        self.registers.write_config(offset, data);
     }
 
     /// Reads the device's configuration.
@@ -254,9 +280,11 @@ impl TestDriver {
         half(0) | half(1) << 32
     }
 
-    /// Resets the device and accepts `features`. Whether the device agrees.
+    /// Resets the device and accepts `features`, and what a device behind an IOMMU insists on.
+    /// Whether the device agrees.
     pub fn negotiate(&mut self, features: u64) -> bool {
         self.reset();
+        let features = features | self.offered_features() & Features::ACCESS_PLATFORM.bits();
         self.registers.map_config_interrupt();
         self.add_status(DeviceStatus::ACKNOWLEDGE);
         self.add_status(DeviceStatus::DRIVER);

@@ -9,7 +9,7 @@ use crate::{
         KernelReport, Observations, Protection, ScenarioReport, TroubledGuest, Unfinished, Verdict,
     },
     scenarios::{AfterLoad, Boot, Scenario, Story, Told},
-    vm::{Trouble, Vm, VmConfig, VmError, Vmm},
+    vm::{Special, Trouble, Vm, VmConfig, VmError, Vmm},
 };
 
 /// How scenarios are told.
@@ -152,7 +152,7 @@ impl Run<'_> {
             special: boot.special(),
         };
         let needs = stories.iter().flat_map(|story| story.scenario.needs);
-        let modules: Vec<_> = needs.flat_map(|need| need.modules()).collect();
+        let modules: Vec<_> = needs.flat_map(|need| need.modules(self.kernel, vmm)).collect();
         // Nothing is told that needs what is not to be had.
         let modules = self.kernel.modules(&modules).map_err(VmError::from)?;
         let mut initramfs = Initramfs::new().with_modules(modules);
@@ -160,6 +160,9 @@ impl Run<'_> {
             initramfs = initramfs.with_acpi_table(table);
         }
         let vm = Vm::boot(self.kernel, &initramfs, config)?;
+        if boot.special() == Special::Iommu {
+            vm.load_iommu_driver().map_err(|error| vm.trouble(error.into()))?;
+        }
         self.tell_to_the_end(boot, &vm, stories).map_err(|error| vm.trouble(error))
     }
 

@@ -6,7 +6,7 @@ use crate::{
         VfioDevice, VfioGroup,
     },
     report::{Finding, Observations, Protection},
-    vm::{Feature, Vm, VmError},
+    vm::{Vm, VmError},
 };
 
 /// The driver by which user space has a function.
@@ -104,11 +104,9 @@ pub fn functions(vm: &Vm) -> Result<Vec<PciFunction>, GuestError> {
 }
 
 /// Loads VFIO; what is loaded already is there. Machines of ours may be without interrupt remapping,
-/// and without an IOMMU.
+/// and kernels without a driver for the IOMMU, or without that parameter, which they then ignore.
 pub fn load_vfio(vm: &Vm) -> Result<(), GuestError> {
-    if vm.vmm().lacks(Feature::Iommu).is_some() {
-        vm.guest.load_module("vfio", "enable_unsafe_noiommu_mode=1").outcome()?;
-    }
+    vm.guest.load_module("vfio", "enable_unsafe_noiommu_mode=1").outcome()?;
     vm.guest.load_module("vfio_iommu_type1", "allow_unsafe_interrupts=1").outcome()?;
     vm.guest.load_module("vfio_pci", "").outcome()?;
     Ok(())

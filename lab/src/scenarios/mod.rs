@@ -355,7 +355,7 @@ pub static CATALOGUE: &[Scenario] = &[
     Scenario {
         id: "G6",
         title: "drivers that do no DMA may bind in a group that user space owns",
-        needs: &[Need::Monitor(Feature::Iommu), Need::Vfio, Need::UioPciGeneric, Need::PciStub],
+        needs: &[Need::Iommu, Need::Vfio, Need::UioPciGeneric, Need::PciStub],
         stories: &[Guest(Boot::Iommu, group_ownership::tolerated_drivers)],
     },
     Scenario {
@@ -376,7 +376,7 @@ pub static CATALOGUE: &[Scenario] = &[
 const BARS: &[Need] = &[Need::DevMem, Need::VirtioPci];
 
 /// What scenarios about IOMMU groups need.
-const GROUPS: &[Need] = &[Need::Monitor(Feature::Iommu), Need::Vfio, Need::UioPciGeneric];
+const GROUPS: &[Need] = &[Need::Iommu, Need::Vfio, Need::UioPciGeneric];
 
 /// A scenario that is not in the catalogue.
 #[derive(Debug, thiserror::Error)]

@@ -2,7 +2,7 @@
 
 use crate::{
     kernel::GuestKernel,
-    vm::{BUS, DRIVER, Feature, Vmm},
+    vm::{BUS, DRIVER, Feature, IOMMU_DRIVER, Iommu, Vmm},
 };
 
 /// What a kernel, or the monitor that runs it, must have for a scenario. Of a kernel that came without
@@ -31,6 +31,8 @@ pub enum Need {
     VirtioMmio,
     /// pci-stub.
     PciStub,
+    /// A driver of the monitor's IOMMU.
+    Iommu,
     /// vfio-pci, with an IOMMU or without.
     Vfio,
     /// Something that not every monitor has.
@@ -39,14 +41,21 @@ pub enum Need {
 
 impl Need {
     /// The modules that it is.
-    pub fn modules(self) -> Vec<&'static str> {
+    pub fn modules(self, kernel: &GuestKernel, vmm: Vmm) -> Vec<&'static str> {
         match self {
             Self::Driver => vec![BUS, DRIVER],
             Self::VirtioPci => vec![BUS],
             Self::UioPciGeneric => vec!["uio_pci_generic"],
             Self::PciStub => vec!["pci_stub"],
             Self::VirtioMmio => vec!["virtio_mmio"],
-            Self::Vfio => vec!["vfio_pci", "vfio_iommu_type1"],
+            Self::Iommu if vmm.iommu() == Iommu::Virtio => vec![BUS, IOMMU_DRIVER],
+            Self::Vfio => {
+                let mut modules = vec!["vfio_pci", "vfio_iommu_type1"];
+                if Self::Iommu.missing_in(kernel, vmm).is_none() {
+                    modules.extend(Self::Iommu.modules(kernel, vmm));
+                }
+                modules
+            }
             _ => vec![],
         }
     }
@@ -57,20 +66,25 @@ impl Need {
             let is_off = kernel.config().is_some_and(|config| !config.is_on(symbol));
             is_off.then(|| format!("{symbol} is off in this kernel"))
         };
+        let module_missing = || {
+            let modules = kernel.modules(&self.modules(kernel, vmm));
+            modules.err().map(|error| error.to_string())
+        };
         match self {
             Self::Driver if kernel.has_built_in(DRIVER) => Some(format!(
                 "{DRIVER} is built into this kernel, so there is no time before it: make it a module"
             )),
-            Self::Vfio if vmm.lacks(Feature::Iommu).is_some() && off("VFIO_NOIOMMU").is_some() => {
-                let lacks = vmm.lacks(Feature::Iommu).unwrap_or_default();
-                Some(format!("{lacks}, and VFIO_NOIOMMU is off in this kernel"))
-            }
+            Self::Iommu if vmm.iommu() == Iommu::Intel => off("INTEL_IOMMU"),
             Self::Driver
             | Self::VirtioPci
             | Self::UioPciGeneric
             | Self::PciStub
             | Self::VirtioMmio
-            | Self::Vfio => kernel.modules(&self.modules()).err().map(|error| error.to_string()),
+            | Self::Iommu => module_missing(),
+            Self::Vfio => module_missing().or_else(|| {
+                let no_iommu = Self::Iommu.missing_in(kernel, vmm)?;
+                off("VFIO_NOIOMMU").map(|without| format!("{no_iommu}, and {without}"))
+            }),
             Self::Monitor(feature) => vmm.lacks(feature).map(str::to_owned),
             Self::AcpiTables => off("ACPI_TABLE_UPGRADE"),
             Self::DevMem => off("DEVMEM"),
@@ -126,8 +140,8 @@ mod tests {
             (Need::OtherConfigs, "kconfig/"),
             (Need::AcpiTables, "ACPI_TABLE_UPGRADE is off"),
             (Need::UioPciGeneric, "no module uio_pci_generic"),
-            (Need::Vfio, "no IOMMU"),
-            (Need::Monitor(Feature::Iommu), "no IOMMU"),
+            (Need::Vfio, "no module"),
+            (Need::Iommu, "no module"),
         ] {
             let why = need.missing_in(&kernel, Vmm::Moat).unwrap();
             assert!(why.contains(named), "{why}");

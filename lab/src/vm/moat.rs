@@ -10,8 +10,8 @@ use std::{
 };
 
 use vmm::{
-    Ending, Machine as MoatMachine, MachineConfig, MachineControl, MemoryDeviceConfig, PciPlace,
-    ProbeConfig, SerialEndpoint, VirtioTransport,
+    Ending, IommuConfig, Machine as MoatMachine, MachineConfig, MachineControl, MemoryDeviceConfig,
+    PciPlace, ProbeConfig, SerialEndpoint, VirtioTransport,
 };
 
 use super::{
@@ -44,6 +44,7 @@ impl Moat {
             initrd,
             virtio_transport: VirtioTransport::Pci,
             probes: probes(config.special),
+            iommu: (config.special == Special::Iommu).then(IommuConfig::default),
             cmdline: config.command_line(),
             memory_devices: vec![MemoryDeviceConfig {
                 requested: config.requested,

@@ -22,7 +22,7 @@ use vmm::{
 
 use self::{moat::Moat, qemu::Qemu};
 pub use self::{
-    monitor::{Accelerator, Endpoint, Endpoints, Feature, Register, Vmm},
+    monitor::{Accelerator, Endpoint, Endpoints, Feature, Iommu, Register, Vmm},
     qemu::QemuError,
 };
 use crate::{
@@ -35,6 +35,8 @@ use crate::{
 pub const BUS: &str = "virtio_pci";
 /// The driver under test.
 pub const DRIVER: &str = "virtio_mem";
+/// The driver of a virtio-iommu.
+pub const IOMMU_DRIVER: &str = "virtio_iommu";
 
 const MIB: u64 = 1 << 20;
 
@@ -254,6 +256,16 @@ impl Vm {
     /// How many accesses of vCPUs have reached a function's BARs, as far as the monitor counts them.
     pub fn bar_accesses(&self, function: PciAddress) -> Option<u64> {
         self.machine.bar_accesses(function)
+    }
+
+    /// Loads the driver of the IOMMU, if the kernel has one that is not there yet, before there is a
+    /// driver for anything that is behind it.
+    pub fn load_iommu_driver(&self) -> Result<(), GuestError> {
+        if self.vmm.iommu() == Iommu::Virtio {
+            self.guest.load_module(BUS, "").outcome()?;
+            self.guest.load_module(IOMMU_DRIVER, "").outcome()?;
+        }
+        Ok(())
     }
 
     /// Loads the driver, and waits until it has plugged what is requested.

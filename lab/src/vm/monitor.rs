@@ -25,11 +25,18 @@ pub enum Accelerator {
     Tcg,
 }
 
+/// An IOMMU's kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Iommu {
+    /// virtio-iommu. It does not remap interrupts.
+    Virtio,
+    /// Intel's VT-d.
+    Intel,
+}
+
 /// What not every monitor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feature {
-    /// An IOMMU.
-    Iommu,
     /// Counters of what reaches the virtio-mem device and its unplugged memory.
     Witness,
 }
@@ -117,12 +124,18 @@ impl Vmm {
     /// Why it does not have something.
     pub fn lacks(self, feature: Feature) -> Option<&'static str> {
         match (self, feature) {
-            (Self::Moat, Feature::Iommu) => Some("moat has no IOMMU yet"),
             (Self::Moat, _) => None,
             (Self::Qemu(_), Feature::Witness) => {
                 Some("QEMU does not count what reaches its virtio-mem device")
             }
-            (Self::Qemu(_), _) => None,
+        }
+    }
+
+    /// Whose driver a kernel must have for the IOMMU.
+    pub fn iommu(self) -> Iommu {
+        match self {
+            Self::Moat => Iommu::Virtio,
+            Self::Qemu(_) => Iommu::Intel,
         }
     }
 

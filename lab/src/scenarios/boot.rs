@@ -58,7 +58,7 @@ impl Boot {
             Self::Overlaid => "overlaid",
             Self::OverlaidRelaxed => "overlaid, relaxed",
             Self::Iommu => "IOMMU",
-            Self::IommuWithoutRemapping => "IOMMU, interrupts not remapped",
+            Self::IommuWithoutRemapping => "IOMMU, no remapping",
             Self::Misaligned => "misaligned",
         }
     }

@@ -16,6 +16,7 @@ mod gap;
 mod group_ownership;
 mod group_topology;
 mod groups;
+mod iommu_dma;
 mod need;
 mod oracle;
 mod overlay;
@@ -323,6 +324,12 @@ pub static CATALOGUE: &[Scenario] = &[
         stories: &[Guest(Boot::Misaligned, gap::tail_page)],
     },
     Scenario {
+        id: "P14",
+        title: "a mapping that was torn down is nothing that DMA can be directed to",
+        needs: &[Need::Monitor(Feature::Iommu), Need::VirtioPci, Need::Vfio],
+        stories: &[Guest(Boot::Iommu, iommu_dma::torn_down_mapping)],
+    },
+    Scenario {
         id: "G1",
         title: "the functions of a device without access control share an IOMMU group",
         needs: GROUPS,
@@ -369,6 +376,21 @@ pub static CATALOGUE: &[Scenario] = &[
         title: "nobody else opens a group that user space owns, or changes its type",
         needs: GROUPS,
         stories: &[Guest(Boot::Iommu, group_ownership::exclusive_group)],
+    },
+    Scenario {
+        id: "G9",
+        title: "a device that user space has reaches memory that is mapped for it, and no other",
+        needs: &[Need::Monitor(Feature::Iommu), Need::Vfio, Need::PageFlags],
+        stories: &[
+            Guest(Boot::Plain, iommu_dma::all_memory),
+            Guest(Boot::Iommu, iommu_dma::mapped_memory_only),
+        ],
+    },
+    Scenario {
+        id: "G10",
+        title: "where interrupts are not remapped user space gets no device unless that is accepted",
+        needs: &[Need::Monitor(Feature::Iommu), Need::Vfio],
+        stories: &[Guest(Boot::IommuWithoutRemapping, iommu_dma::unsafe_interrupts)],
     },
 ];
 

@@ -22,7 +22,9 @@ use vmm::{
 
 use self::{moat::Moat, qemu::Qemu};
 pub use self::{
-    monitor::{Accelerator, Endpoint, Endpoints, Feature, Iommu, Register, Vmm},
+    monitor::{
+        Accelerator, Direction, DmaEngine, Endpoint, Endpoints, Feature, Iommu, Register, Vmm,
+    },
     qemu::QemuError,
 };
 use crate::{

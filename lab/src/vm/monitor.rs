@@ -54,6 +54,28 @@ pub struct Endpoint {
     pub identity: Register,
     /// The offset of 4 bytes in that BAR that may be written at any time.
     pub scratch: u64,
+    /// Its DMA engine, with registers in that BAR.
+    pub dma: Option<DmaEngine>,
+}
+
+/// A device's DMA engine, which moves bytes between memory and a buffer of the device's.
+#[derive(Clone, Copy, Debug)]
+pub struct DmaEngine {
+    /// The 32-bit registers to write, in this order, for a transfer of so many bytes.
+    pub start: fn(Direction, address: u32, length: u32) -> [(u64, u32); 4],
+    /// The register that tells whether a transfer is going on.
+    pub status: u64,
+    /// The bits of that register that say so, and what they are then.
+    pub busy: (u32, u32),
+}
+
+/// Where DMA goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From memory into the device's buffer.
+    FromMemory,
+    /// From the device's buffer to memory.
+    ToMemory,
 }
 
 /// A register of a device, and what it reads.
@@ -72,7 +94,7 @@ pub struct Register {
 pub struct Endpoints {
     /// A virtio function, which virtio-pci drives and claims the BAR of.
     pub driven: Endpoint,
-    /// One that no driver claims.
+    /// One that no driver claims, with a DMA engine.
     pub idle: Endpoint,
     /// One whose 64-bit BAR is as large as the virtio-mem region.
     pub overlay: Endpoint,
@@ -86,6 +108,7 @@ const VIRTIO_RNG: Endpoint = Endpoint {
     bar: 4,
     identity: Register { offset: 0x12, width: Width::Word, value: 1 },
     scratch: 0,
+    dma: None,
 };
 
 /// QEMU's docs/specs/edu.rst: its identification, and the register that inverts what is written.
@@ -95,13 +118,24 @@ const EDU: Endpoint = Endpoint {
     bar: 0,
     identity: Register { offset: 0, width: Width::Long, value: 0x0100_00ed },
     scratch: 4,
+    dma: Some(DmaEngine { start: edu_transfer, status: 0x98, busy: (1, 1) }),
 };
+
+/// Source, destination, number of bytes and command: 1 starts, and 2 is for DMA to memory.
+fn edu_transfer(direction: Direction, address: u32, length: u32) -> [(u64, u32); 4] {
+    const BUFFER: u32 = 0x4_0000;
+    let (source, destination, command) = match direction {
+        Direction::FromMemory => (address, BUFFER, 1),
+        Direction::ToMemory => (BUFFER, address, 1 | 2),
+    };
+    [(0x80, source), (0x88, destination), (0x90, length), (0x98, command)]
+}
 
 const ZEROS: Register = Register { offset: 0, width: Width::Long, value: 0 };
 
 /// QEMU's docs/specs/pci-testdev.rst: with `membar`, plain memory.
 const PCI_TESTDEV: Endpoint =
-    Endpoint { vendor: 0x1b36, device: 0x0005, bar: 2, identity: ZEROS, scratch: 0 };
+    Endpoint { vendor: 0x1b36, device: 0x0005, bar: 2, identity: ZEROS, scratch: 0, dma: None };
 
 /// docs/probe.md: its registers, with a magic number and an area without a meaning.
 const PROBE: Endpoint = Endpoint {
@@ -110,7 +144,17 @@ const PROBE: Endpoint = Endpoint {
     bar: 0,
     identity: Register { offset: 0, width: Width::Long, value: 0x7461_6f6d },
     scratch: 0x200,
+    dma: Some(DmaEngine { start: probe_transfer, status: 0x008, busy: (u32::MAX, 1) }),
 };
+
+/// Address, its high half, length and command.
+fn probe_transfer(direction: Direction, address: u32, length: u32) -> [(u64, u32); 4] {
+    let command = match direction {
+        Direction::FromMemory => 1,
+        Direction::ToMemory => 2,
+    };
+    [(0x108, address), (0x10c, 0), (0x110, length), (0x11c, command)]
+}
 
 impl Vmm {
     /// Its name.
@@ -146,7 +190,7 @@ impl Vmm {
                 driven: Endpoint { bar: 0, ..VIRTIO_RNG },
                 idle: PROBE,
                 // Its memory, plain bytes.
-                overlay: Endpoint { bar: 2, identity: ZEROS, scratch: 0, ..PROBE },
+                overlay: Endpoint { bar: 2, identity: ZEROS, scratch: 0, dma: None, ..PROBE },
             },
             Self::Qemu(_) => Endpoints { driven: VIRTIO_RNG, idle: EDU, overlay: PCI_TESTDEV },
         }

@@ -1,0 +1,227 @@
+//! G9, G10 and P14: what a device that user space has can reach by DMA.
+//!
+//! An IOMMU lets it reach what its container maps, and reports the rest. Interrupts are DMA too: where
+//! they are not remapped a device can raise any, and VFIO wants to be told that this is accepted.
+
+use super::{
+    PAGE, Told,
+    bars::{Bar, Way},
+    groups::{VFIO_PCI, alone, with_user},
+};
+use crate::{
+    guest::{
+        Errno, GuestError, Mapping, OpenFlags, PciFunction, Process, Protection as Access, Sharing,
+        VfioContainer, VfioDevice, VfioGroup, VfioIommu,
+    },
+    report::{Finding, Observations},
+    vm::{Direction, DmaEngine, Vm, VmError},
+};
+
+/// An address for devices that is no address of memory.
+const IOVA: u64 = 0xa000_0000;
+
+/// What memory holds, and what DMA is to bring there.
+const BEFORE: u64 = 0x600d_0000_0000_600d;
+const AFTER: u64 = 0xbad0_0000_0000_0bad;
+
+/// G9: a device that user space has reaches memory where it is mapped for it, and nothing else: memory
+/// is untouched, and the kernel's log has the fault. Control: where it is mapped, it is reached.
+pub fn mapped_memory_only(vm: &Vm, seen: &mut Observations) -> Told {
+    let function = alone(vm)?;
+    function.bind(VFIO_PCI)?;
+    with_user(vm, |user| {
+        let device = VfioDevice::open(user, &function)?;
+        let registers = device.map(vm.vmm().endpoints().idle.bar, PAGE)?;
+        let engine = Engine::new(vm, &function, &registers)?;
+        let memory = Memory::allocate(user)?;
+        let (_, page) = memory.physical_addresses(user)?;
+        let container = device.container();
+
+        container.map_dma(IOVA, &memory.target, PAGE)?;
+        container.map_dma(IOVA + PAGE, &memory.source, PAGE)?;
+        engine.load(IOVA + PAGE)?;
+        engine.store(IOVA)?;
+        seen.control("mapped: memory after DMA", AFTER, memory.look())?;
+
+        memory.restore()?;
+        let start = vm.guest.log_end()?;
+        engine.store(page)?;
+        seen.check("not mapped: memory at that address after DMA", BEFORE, memory.look())?;
+        let logged = logged_since(vm, start, page)?;
+        seen.check("not mapped: the kernel's log", "a fault at that address", logged)?;
+
+        container.unmap_dma(IOVA, PAGE)?;
+        let start = vm.guest.log_end()?;
+        engine.store(IOVA)?;
+        seen.check("unmapped again: memory after DMA", BEFORE, memory.look())?;
+        let logged = logged_since(vm, start, IOVA)?;
+        seen.check("unmapped again: the kernel's log", "a fault at that address", logged)?;
+
+        container.map_dma(page, &memory.target, PAGE)?;
+        engine.store(page)?;
+        seen.control("mapped to its own address: memory after DMA", AFTER, memory.look())?;
+        Ok(())
+    })?;
+    function.unbind()?;
+    Ok(None)
+}
+
+/// G9, its control: without an IOMMU the device reaches all memory.
+pub fn all_memory(vm: &Vm, seen: &mut Observations) -> Told {
+    let bar = Bar::idle(vm)?;
+    let registers = bar.map(Way::Sysfs)?;
+    with_user(vm, |user| {
+        let memory = Memory::allocate(user)?;
+        let engine = Engine::new(vm, &bar.function, &registers)?;
+        let (source, target) = memory.physical_addresses(user)?;
+        engine.load(source)?;
+        engine.store(target)?;
+        Ok(seen.control("no IOMMU: memory after DMA", AFTER, memory.look())?)
+    })?;
+    Ok(None)
+}
+
+/// G10: where interrupts are not remapped VFIO refuses the IOMMU, EPERM, unless it has been told that
+/// this is accepted. Control: told so, OK.
+pub fn unsafe_interrupts(vm: &Vm, seen: &mut Observations) -> Told {
+    const ACCEPTED: &str = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts";
+    let function = alone(vm)?;
+    function.bind(VFIO_PCI)?;
+    let mut set_iommu = |accepted| {
+        vm.guest.write_file(ACCEPTED, accepted)?;
+        with_user(vm, |user| {
+            let (group, container) =
+                (VfioGroup::open(user, &function)?, VfioContainer::open(user)?);
+            group.set_container(&container)?;
+            let tried = format!("allow_unsafe_interrupts={accepted}: SET_IOMMU");
+            let set = container.set_iommu(VfioIommu::Type1v2);
+            match accepted {
+                "N" => seen.check(tried, Errno::EPERM, set)?,
+                _ => seen.control(tried, Finding::Done, set)?,
+            }
+            Ok(())
+        })
+    };
+    set_iommu("N")?;
+    set_iommu("Y")?;
+    function.unbind()?;
+    Ok(None)
+}
+
+/// P14: a mapping of a BAR that was torn down cannot be given to a device either: EFAULT.
+/// Control: before the driver comes, OK.
+pub fn torn_down_mapping(vm: &Vm, seen: &mut Observations) -> Told {
+    let (bar, function) = (Bar::driven(vm)?, alone(vm)?);
+    function.bind(VFIO_PCI)?;
+    with_user(vm, |user| {
+        let device = VfioDevice::open(user, &function)?;
+        let container = device.container();
+        let resource = bar.function.file(&format!("resource{}", bar.index()));
+        let resource = user.open(&resource, OpenFlags::RDWR)?;
+        let held = resource.mmap(0, PAGE, Access::ReadWrite, Sharing::Shared)?;
+        let mapped = container.map_dma(IOVA, &held, PAGE);
+        seen.control("before bind: MAP_DMA of a mapping by sysfs", Finding::Done, mapped)?;
+        container.unmap_dma(IOVA, PAGE)?;
+        bar.claim()?;
+        let tried = "held across bind: MAP_DMA of a mapping by sysfs";
+        let mapped = container.map_dma(IOVA, &held, PAGE);
+        seen.check_with(Way::Sysfs.torn_down_by(), tried, Errno::EFAULT, Finding::Done, mapped)?;
+        Ok(())
+    })?;
+    bar.release()?;
+    function.unbind()?;
+    Ok(None)
+}
+
+/// Two pages of a process: what is to be moved, and what it is to be moved over.
+struct Memory {
+    source: Mapping,
+    target: Mapping,
+}
+
+impl Memory {
+    fn allocate(process: &Process) -> Result<Self, GuestError> {
+        // Without children: one that is forked would share the pages, and the next store copy them.
+        let page = || Ok(process.allocate(PAGE)?.in_process());
+        let memory = Self { source: page()?, target: page()? };
+        memory.source.poke_u64(0, AFTER)?;
+        memory.restore()?;
+        Ok(memory)
+    }
+
+    fn restore(&self) -> Result<(), GuestError> {
+        self.target.poke_u64(0, BEFORE)
+    }
+
+    fn look(&self) -> Result<u64, GuestError> {
+        self.target.peek_u64(0)
+    }
+
+    /// Guest physical addresses of both: Linux's Documentation/admin-guide/mm/pagemap.rst.
+    fn physical_addresses(&self, process: &Process) -> Result<(u64, u64), VmError> {
+        const ENTRY: u64 = 8;
+        const FRAME: u64 = (1 << 55) - 1;
+        let pagemap = process.open("/proc/self/pagemap", OpenFlags::RDONLY)?;
+        let address = |page: &Mapping| {
+            let entry = pagemap.read_at(page.address() / PAGE * ENTRY, ENTRY as u32)?;
+            let entry = entry.try_into().map_or(0, u64::from_le_bytes);
+            match entry & FRAME {
+                0 => Err(VmError::Absent("frame number in /proc/self/pagemap")),
+                frame => Ok(frame * PAGE),
+            }
+        };
+        Ok((address(&self.source)?, address(&self.target)?))
+    }
+}
+
+/// A device's DMA engine, and a mapping of its registers.
+struct Engine<'a> {
+    vm: &'a Vm,
+    engine: DmaEngine,
+    registers: Mapping,
+}
+
+impl<'a> Engine<'a> {
+    fn new(vm: &'a Vm, function: &PciFunction, registers: &Mapping) -> Result<Self, VmError> {
+        let engine = vm.vmm().endpoints().idle.dma;
+        let engine = engine.ok_or(VmError::Absent("DMA engine that its machine should have"))?;
+        function.be_bus_master()?;
+        Ok(Self { vm, engine, registers: registers.in_process() })
+    }
+
+    /// Has the device read memory.
+    fn load(&self, address: u64) -> Result<(), VmError> {
+        self.transfer(Direction::FromMemory, address)
+    }
+
+    /// Has the device write to memory what it read last.
+    fn store(&self, address: u64) -> Result<(), VmError> {
+        self.transfer(Direction::ToMemory, address)
+    }
+
+    /// Returns when it is over, whatever came of it.
+    fn transfer(&self, direction: Direction, address: u64) -> Result<(), VmError> {
+        const LENGTH: u32 = size_of::<u64>() as u32;
+        let DmaEngine { start, status, busy: (mask, busy) } = self.engine;
+        for (register, value) in start(direction, address as u32, LENGTH) {
+            self.registers.poke_u32(register, value)?;
+        }
+        self.vm.wait_until("a transfer is over", || {
+            Ok(self.registers.peek_u32(status)? & mask != busy)
+        })
+    }
+}
+
+/// Whether the kernel's log has a fault at an address, in words. It comes after an interrupt.
+fn logged_since(vm: &Vm, record: u64, address: u64) -> Result<&'static str, VmError> {
+    let address = format!("{address:#x}");
+    let logged = vm.wait_until(&format!("the kernel's log has a fault at {address}"), || {
+        let log = vm.guest.kernel_log(record)?;
+        Ok(log.iter().any(|it| it.text.contains("fault") && it.text.contains(&address)))
+    });
+    match logged {
+        Ok(()) => Ok("a fault at that address"),
+        Err(VmError::Patience(_)) => Ok("no fault at that address"),
+        Err(error) => Err(error),
+    }
+}

@@ -126,6 +126,15 @@ where
     }
 }
 
+impl<T> Observe for Outcome<T>
+where
+    Finding: From<T>,
+{
+    fn observe(self) -> Result<Finding, GuestError> {
+        Ok(self.into())
+    }
+}
+
 impl Observe for &str {
     fn observe(self) -> Result<Finding, GuestError> {
         Ok(self.into())

@@ -13,6 +13,7 @@ mod configuration;
 mod dev_mem;
 mod exclusion;
 mod gap;
+mod group_orders;
 mod group_ownership;
 mod group_topology;
 mod groups;
@@ -391,6 +392,12 @@ pub static CATALOGUE: &[Scenario] = &[
         title: "where interrupts are not remapped user space gets no device unless that is accepted",
         needs: &[Need::Monitor(Feature::Iommu), Need::Vfio],
         stories: &[Guest(Boot::IommuWithoutRemapping, iommu_dma::unsafe_interrupts)],
+    },
+    Scenario {
+        id: "G12",
+        title: "a group has one owner, in whatever order the kernel and user space come and go",
+        needs: GROUPS,
+        stories: &[Guest(Boot::Iommu, group_orders::every_order)],
     },
 ];
 

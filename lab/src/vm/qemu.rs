@@ -198,11 +198,12 @@ fn machine(accelerator: Accelerator, special: Special) -> Vec<&'static str> {
 /// Its DMA reaches all RAM.
 const EDU: &str = "edu,dma_mask=0xffffffff";
 
-/// What [`Special::Iommu`] promises.
+/// What [`Special::Iommu`] promises. Linux takes a function that it finds late for one of several only
+/// if its own header says so, and not just that of function 0.
 fn engines() -> Vec<String> {
     vec![
         format!("{EDU},addr=10.0,multifunction=on"),
-        format!("{EDU},addr=10.1"),
+        format!("{EDU},addr=10.1,multifunction=on"),
         "pcie-pci-bridge,id=conventional,addr=11".to_owned(),
         format!("{EDU},bus=conventional,addr=1"),
         format!("{EDU},bus=conventional,addr=2"),

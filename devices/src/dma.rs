@@ -227,29 +227,3 @@ impl<'a> Iterator for Slices<'a> {
 
 impl FusedIterator for Slices<'_> {}
 impl<'a> GuestMemorySliceIterator<'a, ()> for Slices<'a> {}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use vm_memory::Bytes;
-
-    struct FirstHalf;
-
-    impl Reachability for FirstHalf {
-        fn permits(&self, offset: u64, len: usize) -> bool {
-            offset + len as u64 <= 0x1000
-        }
-    }
-
-    #[test]
-    fn a_partial_region_refuses_what_is_not_there_and_serves_the_rest() {
-        let mapping =
-            || Arc::new(GuestRegionMmap::from_range(GuestAddress(0x10000), 0x2000, None).unwrap());
-        let view = DmaView::new(vec![DmaRegion::partial(mapping(), Arc::new(FirstHalf))]).unwrap();
-        view.write_obj(0x1234_u32, GuestAddress(0x10ffc)).unwrap();
-        assert_eq!(view.read_obj::<u32>(GuestAddress(0x10ffc)).unwrap(), 0x1234);
-        assert!(view.read_obj::<u32>(GuestAddress(0x10ffe)).is_err());
-        assert!(view.write_obj(1_u8, GuestAddress(0x11000)).is_err());
-        assert!(view.read_obj::<u8>(GuestAddress(0xffff)).is_err());
-    }
-}

@@ -36,6 +36,8 @@ mod topology;
 #[cfg(test)]
 mod decode_test;
 #[cfg(test)]
+mod requester_test;
+#[cfg(test)]
 mod root_complex_test;
 #[cfg(test)]
 mod scribble_test;

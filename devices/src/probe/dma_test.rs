@@ -6,33 +6,33 @@ use super::test_machine::*;
 use super::{DmaCounts, DmaFault, DmaStatus};
 use crate::pci::Command;
 
-const READ: u32 = 1;
-const WRITE: u32 = 2;
-const FILL: u32 = 3;
+pub const READ: u32 = 1;
+pub const WRITE: u32 = 2;
+pub const FILL: u32 = 3;
 
 const STATUS: u64 = 0x008;
 const COMPLETED: u64 = 0x010;
 const FAULTED: u64 = 0x018;
 const ADDRESS: u64 = 0x108;
 const LENGTH: u64 = 0x110;
-const BYTE: u64 = 0x114;
+pub const BYTE: u64 = 0x114;
 const VECTOR: u64 = 0x118;
 const COMMAND: u64 = 0x11c;
 
-fn start(machine: &Machine, command: u32, address: u64, length: u32) {
+pub fn start(machine: &Machine, command: u32, address: u64, length: u32) {
     machine.write_bytes(BAR0 + ADDRESS, &address.to_le_bytes());
     machine.write(BAR0 + LENGTH, length);
     machine.write(BAR0 + COMMAND, command);
 }
 
 /// Has a transfer carried out and gives its status.
-fn transfer(machine: &Machine, command: u32, address: u64, length: u32) -> DmaStatus {
+pub fn transfer(machine: &Machine, command: u32, address: u64, length: u32) -> DmaStatus {
     start(machine, command, address, length);
     machine.probe().process();
     machine.status().dma_status
 }
 
-fn memory(machine: &Machine, address: u64, length: usize) -> Vec<u8> {
+pub fn memory(machine: &Machine, address: u64, length: usize) -> Vec<u8> {
     let mut data = vec![0; length];
     machine.memory.read_slice(&mut data, GuestAddress(address)).unwrap();
     data

@@ -18,6 +18,8 @@ mod rom;
 #[cfg(test)]
 mod dma_test;
 #[cfg(test)]
+mod iommu_test;
+#[cfg(test)]
 mod probe_test;
 #[cfg(test)]
 mod scribble_test;

@@ -9,7 +9,7 @@ use vm_memory::{GuestAddress, GuestRegionMmap};
 
 use super::{Probe, ProbeStatus};
 use crate::Signal;
-use crate::dma::{DmaPath, DmaRegion, DmaView};
+use crate::dma::{DmaPath, DmaRegion, DmaView, Iommu};
 use crate::pci::test_machine::{Line, Messages, address};
 use crate::pci::{
     Access, Command, FunctionAddress, Message, Node, RootComplex, RootNode, RootPort, Topology,
@@ -57,13 +57,22 @@ pub struct Machine {
 
 impl Machine {
     pub fn new() -> Self {
+        Self::build(DmaPath::direct)
+    }
+
+    /// The same, with the probe behind `iommu`.
+    pub fn behind(iommu: Arc<dyn Iommu>) -> Self {
+        Self::build(|memory| DmaPath::through(iommu, memory))
+    }
+
+    fn build(path: impl FnOnce(DmaView) -> DmaPath) -> Self {
         let messages = Arc::new(Messages::default());
         let doorbell = Arc::new(Doorbell::default());
         let range = GuestRegionMmap::from_range(GuestAddress(MEMORY), MEMORY_SIZE, None).unwrap();
         let memory = DmaView::new(vec![DmaRegion::fixed(Arc::new(range))]).unwrap();
         let (function, probe) = Probe::new(
             RAM_SIZE,
-            &DmaPath::direct(memory.clone()),
+            &path(memory.clone()),
             Arc::clone(&messages) as _,
             Arc::clone(&doorbell) as _,
         )

@@ -11,7 +11,7 @@ mod garbage_test;
 #[cfg(test)]
 mod hostile_queue;
 #[cfg(test)]
-mod test_driver;
+pub(crate) mod test_driver;
 
 use bitflags::bitflags;
 use virtio_queue::DescriptorChain;

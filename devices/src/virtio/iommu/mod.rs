@@ -25,6 +25,8 @@ mod translations;
 pub mod wire;
 
 #[cfg(test)]
+mod endpoint_test;
+#[cfg(test)]
 mod fault_test;
 #[cfg(test)]
 mod request_test;

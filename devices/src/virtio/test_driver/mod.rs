@@ -284,7 +284,13 @@ impl TestDriver {
     /// Whether the device agrees.
     pub fn negotiate(&mut self, features: u64) -> bool {
         self.reset();
-        let features = features | self.offered_features() & Features::ACCESS_PLATFORM.bits();
+        let platform = self.offered_features() & Features::ACCESS_PLATFORM.bits();
+        self.accept(features | platform)
+    }
+
+    /// Resets the device and accepts `features`. Whether the device agrees.
+    pub fn accept(&mut self, features: u64) -> bool {
+        self.reset();
         self.registers.map_config_interrupt();
         self.add_status(DeviceStatus::ACKNOWLEDGE);
         self.add_status(DeviceStatus::DRIVER);

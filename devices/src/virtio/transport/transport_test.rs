@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use crate::dma::DmaView;
+use crate::virtio::iommu::test_machine::page_by_page;
 use crate::virtio::test_driver::memory::{BUFFERS, TABLES};
 use crate::virtio::test_driver::{
     Buffer, Register, Rings, TestDriver, TransportKind, on_each_transport,
@@ -12,6 +13,7 @@ use crate::virtio::{Chain, DeviceStatus, DeviceType, Features, VirtioDevice, rea
 on_each_transport! {
     features_are_offered_32_at_a_time
     features_ok_wants_version_1_and_nothing_that_was_not_offered
+    access_platform_is_for_devices_behind_an_iommu
     features_are_frozen_once_they_are_agreed_on
     a_refused_driver_may_try_again_with_other_features
     status_bits_are_added_and_only_0_takes_them_away
@@ -106,6 +108,21 @@ fn features_ok_wants_version_1_and_nothing_that_was_not_offered(on: TransportKin
     driver.write(Register::DriverFeatureSelect, 2);
     driver.write(Register::DriverFeature, u32::MAX.into());
     assert!(driver.negotiate(VERSION_1 | FEATURE_A));
+}
+
+fn access_platform_is_for_devices_behind_an_iommu(on: TransportKind) {
+    let platform = Features::ACCESS_PLATFORM.bits();
+    let (_, mut driver) = stub(on);
+    assert_eq!(driver.offered_features() & platform, 0);
+    assert!(!driver.accept(VERSION_1 | FEATURE_A | platform));
+    assert!(driver.accept(VERSION_1 | FEATURE_A));
+
+    let device = Arc::new(Mutex::new(Stub::default()));
+    let mut driver = TestDriver::behind(page_by_page(), on, device.clone());
+    assert_eq!(driver.offered_features() & platform, platform);
+    assert!(!driver.accept(VERSION_1 | FEATURE_A));
+    assert_eq!(device.lock().unwrap().accepted, None, "it is no device's business");
+    assert!(driver.accept(VERSION_1 | FEATURE_A | platform));
 }
 
 fn features_are_frozen_once_they_are_agreed_on(on: TransportKind) {

@@ -1,0 +1,46 @@
+//! What functions' requests carry, as an IOMMU gets to see it.
+
+use super::header::register;
+use super::test_machine::*;
+use super::{FunctionAddress, InterruptPin};
+use crate::dma::Requester;
+
+fn requester(machine: &Machine, function: FunctionAddress) -> FunctionAddress {
+    let id = machine.handles(function).state.id();
+    u16::try_from(id).unwrap().into()
+}
+
+#[test]
+fn a_function_on_express_is_known_by_its_address() {
+    let machine = Machine::new();
+    for function in [FIRST, SECOND, BELOW_PORT] {
+        assert_eq!(requester(&machine, function), function);
+    }
+}
+
+#[test]
+fn behind_a_bridge_to_conventional_pci_all_are_known_by_its_secondary_bus() {
+    let machine = Machine::new();
+    assert_eq!(requester(&machine, BELOW_BRIDGE), address(2, 0, 0));
+    assert_eq!(requester(&machine, NESTED), address(2, 0, 0));
+}
+
+#[test]
+fn the_guest_gives_buses_other_numbers() {
+    let machine = Machine::new();
+    // Secondary and subordinate bus: 5 to 5 below the port, 8 to 9 below the bridge.
+    machine.write_u16(PORT, register::SECONDARY_BUS, 0x0505);
+    machine.write_u16(BRIDGE, register::SECONDARY_BUS, 0x0908);
+    assert_eq!(requester(&machine, BELOW_PORT), address(5, 0, 0));
+    assert_eq!(requester(&machine, BELOW_BRIDGE), address(8, 0, 0));
+    assert_eq!(requester(&machine, NESTED), address(8, 0, 0));
+    assert_eq!(requester(&machine, FIRST), FIRST);
+    machine.write_u16(address(8, 1, 0), register::SECONDARY_BUS, 0x0909);
+    assert_eq!(requester(&machine, NESTED), address(8, 0, 0));
+}
+
+#[test]
+fn a_function_without_a_place_has_no_number() {
+    let (_, handles) = function(InterruptPin::A, &Default::default());
+    assert_eq!(handles.state.id(), 0);
+}

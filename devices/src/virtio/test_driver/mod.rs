@@ -152,7 +152,7 @@ impl TestDriver {
         device: Arc<Mutex<dyn VirtioDevice>>,
         more: Vec<(Arc<GuestRegionMmap>, Arc<dyn Reachability>)>,
     ) -> Self {
-        Self::build(kind, device, more, |memory| DmaPath::direct(memory))
+        Self::build(kind, device, more, DmaPath::direct)
     }
 
     /// The driver of a device that is behind `iommu`, as endpoint [`ENDPOINT`](Self::ENDPOINT).

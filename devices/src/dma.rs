@@ -202,10 +202,6 @@ impl GuestMemory for DmaView {
             .collect::<GuestMemoryResult<Vec<_>>>()?;
         Ok(Slices::Translated(translated.into_iter()))
     }
-
-    fn physical_memory(&self) -> Option<&Self::PhysicalMemory> {
-        (!self.is_translated()).then_some(&self.memory)
-    }
 }
 
 /// What an access touches, piece by piece.

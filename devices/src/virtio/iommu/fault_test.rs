@@ -13,6 +13,7 @@ on_each_transport! {
     faults_are_reported_in_the_drivers_buffers
     buffers_wait_until_there_is_a_fault
     faults_wait_for_buffers_but_not_all_of_them
+    the_driver_is_to_notify_of_buffers_when_there_are_too_few
     buffers_that_are_too_small_swallow_a_report
     without_an_event_queue_faults_are_counted_all_the_same
     a_reset_takes_reports_back_and_keeps_the_counts
@@ -130,6 +131,19 @@ fn faults_wait_for_buffers_but_not_all_of_them(on: TransportKind) {
     }
     assert_eq!(reports(&machine), (MAX_PENDING, 10));
     assert_eq!(machine.translations.status().endpoints[1].faults, MAX_PENDING + 10);
+}
+
+fn the_driver_is_to_notify_of_buffers_when_there_are_too_few(on: TransportKind) {
+    let mut machine = machine(on);
+    add_buffer(&mut machine, 0);
+    machine.driver.kick();
+    assert_eq!(machine.driver.used_flags(), 1, "one that waits is enough");
+    for _ in 0..2 {
+        refuse(&machine, 5, 0x1000, Permissions::Read);
+    }
+    machine.driver.process_queues();
+    assert_eq!(machine.driver.take_used().len(), 1);
+    assert_eq!(machine.driver.used_flags(), 0);
 }
 
 fn buffers_that_are_too_small_swallow_a_report(on: TransportKind) {

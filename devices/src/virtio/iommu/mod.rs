@@ -10,7 +10,8 @@
 //!
 //! Requests are carried out by the thread that does all devices' work. So whatever a request takes
 //! away, no access to it is under way when the driver learns that it is gone, and nothing needs to
-//! be invalidated.
+//! be invalidated. A reset of the device and a write to `bypass` come from a vCPU, and are in force
+//! from the next access on.
 //!
 //! Message-signalled interrupts are no DMA here: they go from a device to the machine's interrupt
 //! controller, and no domain has a say in them. PROBE tells the driver so, as on all x86 machines,

@@ -11,8 +11,7 @@ use vm_memory::Permissions;
 
 use super::fault::{Fault, FaultLog, FaultReason, ReportCounters};
 use super::mappings::{MappingTable, NotMapped, Overlap, Split};
-use super::wire;
-use super::wire::{AttachFlags, Config, FaultReport, Features, MapFlags, Status};
+use super::wire::{self, AttachFlags, Config, FaultReport, Features, MapFlags, Status};
 use crate::dma::{Iommu, PhysicalRange, Refused};
 use crate::{Signal, lock};
 
@@ -20,7 +19,7 @@ use crate::{Signal, lock};
 const PAGE_SIZE: u64 = 0x1000;
 /// Addresses have 48 bits, as with four levels of page tables.
 const INPUT_RANGE: RangeInclusive<u64> = 0..=(1 << 48) - 1;
-/// Many more domains than there are endpoints to attach to them.
+/// As many domain IDs as a PCI segment has requester IDs. A domain takes an endpoint to exist.
 const DOMAIN_RANGE: RangeInclusive<u32> = 0..=0xffff;
 /// Where x86 has message-signalled interrupts written to (Intel SDM, volume 3, section 12.11.1).
 pub const MSI_WINDOW: RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;

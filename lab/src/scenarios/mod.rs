@@ -327,7 +327,7 @@ pub static CATALOGUE: &[Scenario] = &[
     Scenario {
         id: "P14",
         title: "a mapping that was torn down is nothing that DMA can be directed to",
-        needs: &[Need::Monitor(Feature::Iommu), Need::VirtioPci, Need::Vfio],
+        needs: &[Need::Iommu, Need::VirtioPci, Need::Vfio],
         stories: &[Guest(Boot::Iommu, iommu_dma::torn_down_mapping)],
     },
     Scenario {
@@ -381,7 +381,7 @@ pub static CATALOGUE: &[Scenario] = &[
     Scenario {
         id: "G9",
         title: "a device that user space has reaches memory that is mapped for it, and no other",
-        needs: &[Need::Monitor(Feature::Iommu), Need::Vfio, Need::PageFlags],
+        needs: &[Need::Iommu, Need::Vfio, Need::PageFlags],
         stories: &[
             Guest(Boot::Plain, iommu_dma::all_memory),
             Guest(Boot::Iommu, iommu_dma::mapped_memory_only),
@@ -390,7 +390,7 @@ pub static CATALOGUE: &[Scenario] = &[
     Scenario {
         id: "G10",
         title: "where interrupts are not remapped user space gets no device unless that is accepted",
-        needs: &[Need::Monitor(Feature::Iommu), Need::Vfio],
+        needs: &[Need::Iommu, Need::Vfio],
         stories: &[Guest(Boot::IommuWithoutRemapping, iommu_dma::unsafe_interrupts)],
     },
     Scenario {

@@ -144,6 +144,18 @@ pub enum Action {
     },
     /// Stop it after at least one more load; answers with its report.
     StopPolling,
+    /// eventfd(2) with no events; answers with the file.
+    CreateEventFd,
+    /// Count one more event of an eventfd.
+    Signal(FileId),
+    /// Take the events that an eventfd has counted, and wait for one if there are none; answers with
+    /// their number, zero if none came in time.
+    TakeEvents {
+        /// The eventfd.
+        file: FileId,
+        /// How long to wait; may be zero.
+        milliseconds: u16,
+    },
     /// Read an I/O port; answers with what it gave.
     ReadPort {
         /// Which.
@@ -255,6 +267,11 @@ impl fmt::Display for Action {
                 width.bytes()
             ),
             Self::StopPolling => write!(f, "stop polling"),
+            Self::CreateEventFd => write!(f, "create an eventfd"),
+            Self::Signal(file) => write!(f, "signal {file}"),
+            Self::TakeEvents { file, milliseconds } => {
+                write!(f, "take events of {file}, waiting for at most {milliseconds} ms")
+            }
             Self::ReadPort { port, width } => {
                 write!(f, "read {} bytes of port {port:#x}", width.bytes())
             }

@@ -5,6 +5,7 @@
 //! that it forks on request and that keep their own files and mappings.
 
 mod access;
+mod event_fd;
 mod fault;
 mod hammer;
 mod kernel_log;

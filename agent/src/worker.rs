@@ -20,7 +20,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::{
     access::{self, Ports},
-    fault,
+    event_fd, fault,
     hammer::Hammer,
     kernel_log,
     mapping::Mapping,
@@ -135,6 +135,14 @@ impl Worker {
             Action::StopPolling => {
                 let polling = self.polling.take().ok_or_else(|| refused("no child polls"))?;
                 Value::Polling(polling.stop()?)
+            }
+            Action::CreateEventFd => Value::Word(self.keep(event_fd::create()?)),
+            Action::Signal(file) => {
+                event_fd::signal(self.file(file)?)?;
+                Value::Done
+            }
+            Action::TakeEvents { file, milliseconds } => {
+                Value::Word(event_fd::take(self.file(file)?, milliseconds)?)
             }
             Action::ReadPort { port, width } => {
                 let value = self.ports()?.read(port, width).ok_or_else(no_such_width)?;

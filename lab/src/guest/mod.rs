@@ -19,6 +19,7 @@
 
 mod channel;
 mod error;
+mod event_fd;
 mod iomem;
 mod kernel_log;
 mod meminfo;
@@ -38,6 +39,7 @@ pub use agent_protocol::{
 use self::channel::Channel;
 pub use self::{
     error::GuestError,
+    event_fd::EventFd,
     iomem::{IoMem, Resource},
     kernel_log::{Level, LogRecord},
     meminfo::MemInfo,

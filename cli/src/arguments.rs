@@ -235,6 +235,10 @@ pub enum ExpectWithout {
     PciRevocation,
     /// Older than Linux 5.16, or with a virtio-mem whose region is not EXCLUSIVE
     ExclusiveRegion,
+    /// Older than Linux 5.8, or with a vfio-pci that takes every BAR for decoded
+    VfioMemoryCheck,
+    /// Older than Linux 5.8, or with a vfio-pci that leaves mappings of BARs that are not decoded
+    VfioZap,
     /// Older than Linux 5.19, or binding drivers in IOMMU groups that user space owns
     GroupOwnership,
     /// Older than Linux 5.19: user space may take an IOMMU group in which a driver has bound

@@ -74,6 +74,8 @@ fn protection(lacking: ExpectWithout) -> Protection {
         ExpectWithout::IoStrictDevmem => Protection::IoStrictDevmem,
         ExpectWithout::PciRevocation => Protection::PciRevocation,
         ExpectWithout::ExclusiveRegion => Protection::ExclusiveRegion,
+        ExpectWithout::VfioMemoryCheck => Protection::VfioMemoryCheck,
+        ExpectWithout::VfioZap => Protection::VfioZap,
         ExpectWithout::GroupOwnership => Protection::GroupOwnership,
         ExpectWithout::GroupClaim => Protection::GroupClaim,
     }

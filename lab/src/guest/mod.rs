@@ -27,7 +27,6 @@ mod outcome;
 mod pci;
 mod process;
 mod vfio;
-mod vfio_group;
 
 use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
 
@@ -46,8 +45,7 @@ pub use self::{
     outcome::{Denial, Observe, Outcome, Show},
     pci::{PciAddress, PciFunction},
     process::{File, Mapping, Polled, Polling, Process},
-    vfio::VfioDevice,
-    vfio_group::{VfioContainer, VfioGroup, VfioIommu},
+    vfio::{VfioContainer, VfioDevice, VfioGroup, VfioInterrupt, VfioIommu, VfioRegion},
 };
 
 /// A guest whose agent has said hello.

@@ -13,6 +13,10 @@ pub enum Protection {
     PciRevocation,
     /// The virtio-mem region is EXCLUSIVE, whatever the policy for other devices: Linux 5.16.
     ExclusiveRegion,
+    /// VFIO denies accesses to BARs that are not decoded: Linux 5.8.
+    VfioMemoryCheck,
+    /// VFIO tears mappings of BARs down when they are no longer decoded: Linux 5.8.
+    VfioZap,
     /// No driver binds in an IOMMU group that user space owns: Linux 5.19.
     GroupOwnership,
     /// User space is refused a group in which a driver has bound: Linux 5.19.

@@ -4,6 +4,7 @@
 //! Scenarios share guests, because booting takes longer than all they do. Each has a control: an
 //! observation that shows that its check can fail.
 
+mod assigned;
 mod bar_drivers;
 mod bar_exclusion;
 mod bar_revocation;
@@ -23,6 +24,7 @@ mod oracle;
 mod overlay;
 mod revocation;
 mod unload;
+mod vfio_memory;
 
 pub use boot::Boot;
 pub use need::Need;
@@ -329,6 +331,12 @@ pub static CATALOGUE: &[Scenario] = &[
         title: "a mapping that was torn down is nothing that DMA can be directed to",
         needs: &[Need::Iommu, Need::VirtioPci, Need::Vfio],
         stories: &[Guest(Boot::Iommu, iommu_dma::torn_down_mapping)],
+    },
+    Scenario {
+        id: "F1",
+        title: "a BAR that is not decoded cannot be reached by VFIO",
+        needs: &[Need::Vfio],
+        stories: &[Guest(Boot::Iommu, vfio_memory::not_decoded)],
     },
     Scenario {
         id: "G1",

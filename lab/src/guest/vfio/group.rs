@@ -1,7 +1,8 @@
 //! The IOMMU groups and DMA mappings of VFIO: Linux's Documentation/driver-api/vfio.rst and
 //! include/uapi/linux/vfio.h.
 
-use super::{File, GuestError, Mapping, OpenFlags, PciFunction, Process, vfio::vfio};
+use super::vfio;
+use crate::guest::{File, GuestError, Mapping, OpenFlags, PciFunction, Process};
 
 const SET_IOMMU: u32 = vfio(2);
 const GROUP_GET_STATUS: u32 = vfio(3);

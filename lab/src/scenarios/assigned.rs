@@ -7,14 +7,16 @@ use super::{
 use crate::{
     guest::{GuestError, Mapping, PciFunction, Process, VfioDevice, VfioRegion},
     report::Finding,
-    vm::{Endpoint, Vm, VmError},
+    vm::{BarAccesses, Endpoint, Vm, VmError},
 };
 
 /// Where the command register is, and some of its bits: PCI 3.0, 6.2.2.
 pub const COMMAND: u64 = 4;
 const IO: u16 = 1 << 0;
-const MEMORY: u16 = 1 << 1;
-const BUS_MASTER: u16 = 1 << 2;
+/// In the command register, has memory decoded.
+pub const MEMORY: u16 = 1 << 1;
+/// In the command register, lets a function do DMA and send messages.
+pub const BUS_MASTER: u16 = 1 << 2;
 /// In the command register, keeps a function from raising INTx.
 pub const INTX_DISABLE: u16 = 1 << 10;
 
@@ -61,7 +63,19 @@ impl Assigned {
 
     /// Writes it.
     pub fn set_command(&self, command: u16) -> Result<(), GuestError> {
-        self.device.write(VfioRegion::Config, COMMAND, &command.to_le_bytes())
+        self.set_command_with(2, command)
+    }
+
+    /// Writes the first bytes of it, up to four: those of the status register are zeros, to which it
+    /// is indifferent.
+    pub fn set_command_with(&self, length: usize, command: u16) -> Result<(), GuestError> {
+        let bytes = u32::from(command).to_le_bytes();
+        self.device.write(VfioRegion::Config, COMMAND, &bytes[..length])
+    }
+
+    /// Whether the function decodes memory, in words.
+    pub fn decoding(&self) -> Result<&'static str, GuestError> {
+        Ok(if self.physical_command()? & MEMORY != 0 { "decoded" } else { "not decoded" })
     }
 
     /// Has no more memory decoded.
@@ -123,8 +137,73 @@ impl Assigned {
         self.device.write(self.bar(), self.scratch(), &[0; 4])
     }
 
-    /// How many accesses of vCPUs have reached it, as far as the monitor counts them.
-    pub fn accesses(&self, vm: &Vm) -> Option<u64> {
+    /// What of it the monitor has counted accesses to.
+    pub fn accesses(&self, vm: &Vm) -> Option<BarAccesses> {
         vm.bar_accesses(self.function.address())
+    }
+
+    /// Where a capability of its configuration space starts: PCI 3.0, 6.7.
+    pub fn capability(&self, id: u8) -> Result<u64, VmError> {
+        const POINTER: u64 = 0x34;
+        let mut offset = self.device.read_u32(VfioRegion::Config, POINTER)? & 0xfc;
+        // There is no room for more.
+        for _ in 0..48 {
+            let header = self.device.read_u32(VfioRegion::Config, offset.into())?;
+            if offset != 0 && header as u8 == id {
+                return Ok(offset.into());
+            }
+            offset = header >> 8 & 0xfc;
+        }
+        Err(VmError::Absent("capability in the configuration space of a function"))
+    }
+
+    /// Where its MSI-X table is: PCI 3.0, 6.8.2.
+    pub fn msix_table(&self) -> Result<MsixTable, VmError> {
+        const MSIX: u8 = 0x11;
+        let capability = self.capability(MSIX)?;
+        let control = self.device.read_u32(VfioRegion::Config, capability)? >> 16;
+        let place = self.device.read_u32(VfioRegion::Config, capability + 4)?;
+        Ok(MsixTable {
+            bar: (place & 0b111) as usize,
+            offset: (place & !0b111).into(),
+            entries: u64::from(control & 0x7ff) + 1,
+        })
+    }
+
+    /// Sets the power state: PCI Power Management 1.2, 3.2.4.
+    pub fn set_power_state(&self, state: PowerState) -> Result<(), VmError> {
+        const POWER_MANAGEMENT: u8 = 0x01;
+        let control = self.capability(POWER_MANAGEMENT)? + 4;
+        Ok(self.device.write(VfioRegion::Config, control, &[state as u8, 0])?)
+    }
+}
+
+/// A power state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum PowerState {
+    /// Awake.
+    D0 = 0,
+    /// Asleep, with its configuration space still there.
+    D3Hot = 3,
+}
+
+/// Where a function's MSI-X table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MsixTable {
+    /// In which BAR.
+    pub bar: usize,
+    /// Where in it.
+    pub offset: u64,
+    /// How many entries it has.
+    pub entries: u64,
+}
+
+impl MsixTable {
+    const ENTRY: u64 = 16;
+
+    /// Where it ends in its BAR.
+    pub fn end(&self) -> u64 {
+        self.offset + self.entries * Self::ENTRY
     }
 }

@@ -9,7 +9,7 @@ use crate::{
         Protection as Access, Sharing,
     },
     report::{Finding, Protection},
-    vm::{Endpoint, Vm, VmError},
+    vm::{BarAccesses, Endpoint, Vm, VmError},
 };
 
 /// The driver that claims the BARs of virtio functions, and its module.
@@ -190,7 +190,7 @@ impl Bar {
 
     /// How many accesses of vCPUs have reached it, as far as the monitor counts them.
     pub fn accesses(&self, vm: &Vm) -> Option<u64> {
-        vm.bar_accesses(self.function.address())
+        vm.bar_accesses(self.function.address()).map(BarAccesses::total)
     }
 
     /// Its number.

@@ -24,7 +24,10 @@ mod oracle;
 mod overlay;
 mod revocation;
 mod unload;
+mod vfio_interrupts;
 mod vfio_memory;
+mod vfio_regions;
+mod vfio_reset;
 
 pub use boot::Boot;
 pub use need::Need;
@@ -339,6 +342,84 @@ pub static CATALOGUE: &[Scenario] = &[
         stories: &[Guest(Boot::Iommu, vfio_memory::not_decoded)],
     },
     Scenario {
+        id: "F2",
+        title: "a mapping by VFIO works again when its BAR is decoded again",
+        needs: &[Need::Vfio],
+        stories: &[Guest(Boot::Iommu, vfio_memory::decoded_again)],
+    },
+    Scenario {
+        id: "F3",
+        title: "a BAR may be mapped by VFIO while it is not decoded, and not be used",
+        needs: &[Need::Vfio],
+        stories: &[Guest(Boot::Iommu, vfio_memory::mapped_while_not_decoded)],
+    },
+    Scenario {
+        id: "F4",
+        title: "VFIO sees decoding turned off by a write of any width",
+        needs: &[Need::Vfio],
+        stories: &[Guest(Boot::Iommu, vfio_memory::widths)],
+    },
+    Scenario {
+        id: "F5",
+        title: "VFIO does not show the MSI-X table, and what is beside it as any BAR",
+        needs: PROBE,
+        stories: &[Guest(Boot::Iommu, vfio_regions::msix_table)],
+    },
+    Scenario {
+        id: "F6",
+        title: "VFIO programs the MSI-X table while its BAR is not decoded",
+        needs: PROBE,
+        stories: &[Guest(Boot::Iommu, vfio_interrupts::set_up_while_not_decoded)],
+    },
+    Scenario {
+        id: "F7",
+        title: "MSI-X arrives by VFIO whether or not memory is decoded",
+        needs: PROBE,
+        stories: &[Guest(Boot::Iommu, vfio_interrupts::raised)],
+    },
+    Scenario {
+        id: "F8",
+        title: "VFIO does not read a ROM while memory is not decoded, and tells its size",
+        needs: PROBE,
+        stories: &[Guest(Boot::Iommu, vfio_regions::rom)],
+    },
+    Scenario {
+        id: "F9",
+        title: "VFIO drops what an event has it write to a BAR that is not decoded",
+        needs: &[Need::Vfio],
+        stories: &[Guest(Boot::Iommu, vfio_memory::write_on_event)],
+    },
+    Scenario {
+        id: "F10",
+        title: "VFIO restores what its user has set up when it resets a function",
+        needs: PROBE,
+        stories: &[Guest(Boot::Iommu, vfio_reset::reset)],
+    },
+    Scenario {
+        id: "F11",
+        title: "nothing reaches a function that VFIO is resetting",
+        needs: PROBE,
+        stories: &[Guest(Boot::Iommu, vfio_reset::used_in_a_reset)],
+    },
+    Scenario {
+        id: "F12",
+        title: "a BAR of a function that sleeps cannot be reached by VFIO",
+        needs: PROBE,
+        stories: &[Guest(Boot::Iommu, vfio_memory::asleep)],
+    },
+    Scenario {
+        id: "F13",
+        title: "VFIO leaves a BAR where it is, and maps it shared",
+        needs: &[Need::Vfio],
+        stories: &[Guest(Boot::Iommu, vfio_regions::base_address)],
+    },
+    Scenario {
+        id: "F16",
+        title: "VFIO masks INTx when it is raised, until its user unmasks it",
+        needs: PROBE,
+        stories: &[Guest(Boot::Iommu, vfio_interrupts::level_triggered)],
+    },
+    Scenario {
         id: "G1",
         title: "the functions of a device without access control share an IOMMU group",
         needs: GROUPS,
@@ -414,6 +495,9 @@ const BARS: &[Need] = &[Need::DevMem, Need::VirtioPci];
 
 /// What scenarios about IOMMU groups need.
 const GROUPS: &[Need] = &[Need::Iommu, Need::Vfio, Need::UioPciGeneric];
+
+/// What scenarios need in which a function is to do things that not every one can.
+const PROBE: &[Need] = &[Need::Vfio, Need::Monitor(Feature::Probe)];
 
 /// A scenario that is not in the catalogue.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! F1 to F4, F12 and F13: who drives a function through VFIO reaches its BARs as long as it decodes
+//! F1 to F4, F9 and F12: who drives a function through VFIO reaches its BARs as long as it decodes
 //! them, and gets an error otherwise.
 //!
 //! "vfio-pci: Invalidate mmaps and block MMIO access on disabled memory" (Linux 5.8): an access to a
@@ -8,12 +8,12 @@
 
 use super::{
     Told,
-    assigned::{Assigned, with_assigned},
+    assigned::{Assigned, MEMORY, PowerState, with_assigned},
 };
 use crate::{
     guest::{Denial, Errno, GuestError, Mapping, OpenFlags},
     report::{Finding, Observations, Protection},
-    vm::{Vm, VmError},
+    vm::{BarAccesses, Vm, VmError},
 };
 
 /// What denies a new access to a BAR that is not decoded.
@@ -42,6 +42,98 @@ pub fn not_decoded(vm: &Vm, seen: &mut Observations) -> Told {
     })
 }
 
+/// F2: when the BAR is decoded again the same mapping works. Control: it has worked before.
+pub fn decoded_again(vm: &Vm, seen: &mut Observations) -> Told {
+    with_assigned(vm, |assigned| {
+        let held = assigned.map()?;
+        seen.control("decoded: load", assigned.identity(), assigned.load(&held))?;
+        for again in ["", ", once more"] {
+            assigned.disable_memory()?;
+            let (tried, load) = (format!("not decoded{again}: load"), assigned.load(&held));
+            seen.check_with(TORN_DOWN, tried, Denial::SIGBUS, Finding::Done, load)?;
+            assigned.enable_memory()?;
+            let (tried, load) = (format!("decoded again{again}: load"), assigned.load(&held));
+            seen.check(tried, assigned.identity(), load)?;
+        }
+        Ok(())
+    })
+}
+
+/// F3: a BAR may be mapped while it is not decoded. Accesses by that mapping are denied, SIGBUS.
+/// Control: when the BAR is decoded they work.
+pub fn mapped_while_not_decoded(vm: &Vm, seen: &mut Observations) -> Told {
+    with_assigned(vm, |assigned| {
+        assigned.disable_memory()?;
+        let before = assigned.accesses(vm);
+        let mapped = assigned.map()?;
+        let load = assigned.load(&mapped);
+        let tried = "mapped while not decoded: load";
+        seen.check_with(ASKED, tried, Denial::SIGBUS, Finding::Done, load)?;
+        check_unreached(vm, seen, "mapped while not decoded", assigned, before)?;
+        assigned.enable_memory()?;
+        let (tried, load) = ("mapped while not decoded, now decoded: load", assigned.load(&mapped));
+        Ok(seen.control(tried, assigned.identity(), load)?)
+    })
+}
+
+/// F4: it is the same however many bytes of the command register are written at once.
+/// Control: the same writes turn decoding on.
+pub fn widths(vm: &Vm, seen: &mut Observations) -> Told {
+    with_assigned(vm, |assigned| {
+        let held = assigned.map()?;
+        let command = assigned.command()?;
+        for length in [1, 2, 4] {
+            let bytes = if length == 1 { "1 byte" } else { &format!("{length} bytes") };
+            assigned.set_command_with(length, command & !MEMORY)?;
+            let (tried, load) = (format!("turned off by {bytes}: load"), assigned.load(&held));
+            seen.check_with(TORN_DOWN, tried, Denial::SIGBUS, Finding::Done, load)?;
+            assigned.set_command_with(length, command)?;
+            let (tried, load) = (format!("turned on by {bytes}: load"), assigned.load(&held));
+            seen.control(tried, assigned.identity(), load)?;
+        }
+        Ok(())
+    })
+}
+
+/// F12: a function that sleeps decodes nothing either ("vfio/pci: Invalidate mmaps and block the access
+/// in D3hot power state", Linux 5.19). Controls: awake, before and after, OK.
+pub fn asleep(vm: &Vm, seen: &mut Observations) -> Told {
+    with_assigned(vm, |assigned| {
+        let held = assigned.map()?;
+        seen.control("D0: load", assigned.identity(), assigned.load(&held))?;
+        assigned.set_power_state(PowerState::D3Hot)?;
+        let before = assigned.accesses(vm);
+        check_denied(seen, "D3hot", assigned, &held)?;
+        check_unreached(vm, seen, "D3hot", assigned, before)?;
+        assigned.set_power_state(PowerState::D0)?;
+        seen.control("D0 again: load", assigned.identity(), assigned.load(&held))?;
+        Ok(seen.control("D0 again: pread(2)", assigned.identity(), assigned.read())?)
+    })
+}
+
+/// F9: a write that an eventfd stands for is dropped while the BAR is not decoded.
+/// Control: decoded, it lands.
+pub fn write_on_event(vm: &Vm, seen: &mut Observations) -> Told {
+    const MARK: u32 = 0x600d_c0de;
+    with_assigned(vm, |assigned| {
+        let held = assigned.map()?;
+        let scratch = || held.peek_u32(assigned.scratch());
+        let event = assigned.user.create_event_fd()?;
+        assigned.store(&held)?;
+        assigned.device.write_on_event(assigned.bar_number(), assigned.scratch(), MARK, &event)?;
+        seen.control("decoded: read", 0_u32, scratch())?;
+        event.signal()?;
+        seen.control("decoded, event: read", MARK, scratch())?;
+        assigned.store(&held)?;
+        assigned.disable_memory()?;
+        let before = assigned.accesses(vm);
+        event.signal()?;
+        check_unreached(vm, seen, "not decoded, event", assigned, before)?;
+        assigned.enable_memory()?;
+        Ok(seen.check("decoded again: read", 0_u32, scratch())?)
+    })
+}
+
 /// All ways to the BAR are closed.
 pub fn check_denied(
     seen: &mut Observations,
@@ -65,11 +157,11 @@ pub fn check_unreached(
     seen: &mut Observations,
     when: &str,
     assigned: &Assigned,
-    before: Option<u64>,
+    before: Option<BarAccesses>,
 ) -> Result<(), VmError> {
-    let since = || Some(assigned.accesses(vm)? - before?);
     if TORN_DOWN.iter().any(|&protection| seen.lacks(protection)) {
         return Ok(());
     }
+    let since = || Some(assigned.accesses(vm)?.total() - before?.total());
     Ok(seen.check_count(format!("{when}: accesses that the host sees"), 0, since())?)
 }

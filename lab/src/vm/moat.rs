@@ -15,7 +15,8 @@ use vmm::{
 };
 
 use super::{
-    Machine, MemoryDevice, RAM, REGION_SIZE, Special, VmConfig, VmError, Witness, console::Console,
+    BarAccesses, Machine, MemoryDevice, RAM, REGION_SIZE, Special, VmConfig, VmError, Witness,
+    console::Console,
 };
 use crate::{guest::PciAddress, kernel::GuestKernel};
 
@@ -88,13 +89,13 @@ impl Machine for Moat {
         Some(Witness { violations: status.violations, requests: status.requests })
     }
 
-    /// Those count too that it did not decode.
-    fn bar_accesses(&self, function: PciAddress) -> Option<u64> {
+    fn bar_accesses(&self, function: PciAddress) -> Option<BarAccesses> {
         let functions = self.control.status().pci?.functions;
         let address = function.to_string();
         let counters =
             functions.into_iter().find(|function| address.ends_with(&function.address))?.counters;
-        Some(counters.reads + counters.writes + counters.refused)
+        let decoded = counters.reads + counters.writes;
+        Some(BarAccesses { decoded, refused: counters.refused })
     }
 
     fn wait_for_end(&self, patience: Duration) -> Option<Ending> {

@@ -105,6 +105,22 @@ pub struct Witness {
     pub requests: RequestCounters,
 }
 
+/// How many accesses of vCPUs have reached a function's BARs so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BarAccesses {
+    /// Those that it decoded.
+    pub decoded: u64,
+    /// Those that it did not, being told not to, asleep or in a reset.
+    pub refused: u64,
+}
+
+impl BarAccesses {
+    /// All of them.
+    pub fn total(self) -> u64 {
+        self.decoded + self.refused
+    }
+}
+
 /// A machine, whoever runs it. It ends when it is dropped.
 trait Machine {
     fn memory_device(&self) -> Result<MemoryDevice, VmError>;
@@ -118,7 +134,7 @@ trait Machine {
     }
 
     /// Where the monitor counts them, how many accesses of vCPUs have reached a function's BARs.
-    fn bar_accesses(&self, _function: PciAddress) -> Option<u64> {
+    fn bar_accesses(&self, _function: PciAddress) -> Option<BarAccesses> {
         None
     }
 
@@ -256,7 +272,7 @@ impl Vm {
     }
 
     /// How many accesses of vCPUs have reached a function's BARs, as far as the monitor counts them.
-    pub fn bar_accesses(&self, function: PciAddress) -> Option<u64> {
+    pub fn bar_accesses(&self, function: PciAddress) -> Option<BarAccesses> {
         self.machine.bar_accesses(function)
     }
 

@@ -37,6 +37,9 @@ pub enum Iommu {
 /// What not every monitor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feature {
+    /// An idle function that can be told to raise interrupts, and has MSI-X, INTx, a ROM, power
+    /// management and a reset of its own.
+    Probe,
     /// Counters of what reaches the virtio-mem device and its unplugged memory.
     Witness,
 }
@@ -171,6 +174,9 @@ impl Vmm {
             (Self::Moat, _) => None,
             (Self::Qemu(_), Feature::Witness) => {
                 Some("QEMU does not count what reaches its virtio-mem device")
+            }
+            (Self::Qemu(_), Feature::Probe) => {
+                Some("QEMU has no device with a ROM and resets that raises interrupts when told to")
             }
         }
     }

@@ -8,7 +8,6 @@ const DEVICE_SET_IRQS: u32 = vfio(10);
 /// `struct vfio_irq_set`: the data is nothing, or eventfds.
 const DATA_NONE: u32 = 1 << 0;
 const DATA_EVENTFD: u32 = 1 << 2;
-const ACTION_MASK: u32 = 1 << 3;
 const ACTION_UNMASK: u32 = 1 << 4;
 const ACTION_TRIGGER: u32 = 1 << 5;
 
@@ -44,11 +43,6 @@ impl VfioDevice {
     /// Has VFIO itself tell the first vector's eventfd, without the function.
     pub fn trigger_interrupt(&self, interrupt: VfioInterrupt) -> Result<(), GuestError> {
         self.set_irqs(DATA_NONE | ACTION_TRIGGER, interrupt, 1, &[])
-    }
-
-    /// Masks INTx.
-    pub fn mask_intx(&self) -> Result<(), GuestError> {
-        self.set_irqs(DATA_NONE | ACTION_MASK, VfioInterrupt::Intx, 1, &[])
     }
 
     /// Unmasks INTx.

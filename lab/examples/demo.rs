@@ -1,6 +1,7 @@
 //! The story that scripts/demo tells: a guest gets memory and gives it back, and nobody but its
 //! kernel may touch it. Arguments: directories of guest kernels, the first for the first act.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -8,7 +9,7 @@ use std::process::ExitCode;
 use lab::guest::{Errno, Observe, OpenFlags, Protection as Access, Sharing};
 use lab::initramfs::Initramfs;
 use lab::kernel::GuestKernel;
-use lab::report::{KernelReport, Report, Verdict};
+use lab::report::{KernelReport, Report, Unfinished, Verdict};
 use lab::runner::{self, Progress, Settings};
 use lab::scenarios;
 use lab::vm::{ADDED_MEMORY, BUS, DRIVER, Special, Vm, VmConfig, VmError, Vmm};
@@ -110,12 +111,14 @@ fn allowed<T>(outcome: &lab::guest::Outcome<T>) -> &'static str {
 }
 
 /// What the scenarios are about whose ids start so.
-const SUBJECTS: [(&str, &str); 2] = [
+const SUBJECTS: [(&str, &str); 4] = [
     ("VM", "virtio-mem: the region is its driver's, plugged or not"),
     ("P", "PCI: what a driver claims, nobody else keeps mapped"),
+    ("F", "VFIO: what does not decode, its user does not reach"),
+    ("G", "IOMMU groups: the kernel's or user space's, never both"),
 ];
 
-/// Every scenario on every kernel: a line for each subject, and one for each that does not pass.
+/// Every scenario on every kernel: a line for each subject, and what did not pass.
 fn checks(kernels: &[GuestKernel]) -> Result<bool, AnyError> {
     let mut out = io::stdout();
     let scenarios = scenarios::select(&[])?;
@@ -129,24 +132,15 @@ fn checks(kernels: &[GuestKernel]) -> Result<bool, AnyError> {
     let report = Report { kernels: kernels.iter().map(run).collect() };
     for kernel in &report.kernels {
         writeln!(out, "checks    Linux {}", kernel.release)?;
-    }
-    let columns = |cell: &dyn Fn(&KernelReport) -> String| -> String {
-        report.kernels.iter().map(|kernel| format!("{:<10}", cell(kernel))).collect()
-    };
-    for (subject, title) in SUBJECTS {
-        let passed = columns(&|kernel| {
+        for (subject, title) in SUBJECTS {
             let about = kernel.scenarios.iter().filter(|one| is_about(one.scenario.id, subject));
             let (passed, other): (Vec<_>, Vec<_>) =
                 about.partition(|one| one.verdict() == Verdict::Passed);
-            format!("{} of {}", passed.len(), passed.len() + other.len())
-        });
-        writeln!(out, "  {subject:<6}{passed}{title}")?;
-    }
-    for (index, scenario) in scenarios.iter().enumerate() {
-        let verdict = |kernel: &KernelReport| kernel.scenarios[index].verdict();
-        if !report.kernels.iter().all(|kernel| verdict(kernel) == Verdict::Passed) {
-            let verdicts = columns(&|kernel| name(verdict(kernel)).to_owned());
-            writeln!(out, "  {:<6}{verdicts}{}", scenario.id, scenario.title)?;
+            let all = passed.len() + other.len();
+            writeln!(out, "  {subject:<6}  {:>2} of {all:>2}  {title}", passed.len())?;
+        }
+        for (reason, ids) in shortfalls(kernel) {
+            writeln!(out, "          {}: {reason}", ids.join(" "))?;
         }
     }
     let totals = report.totals();
@@ -163,11 +157,18 @@ fn is_about(id: &str, subject: &str) -> bool {
     id.trim_end_matches(|character: char| character.is_ascii_digit()) == subject
 }
 
-fn name(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Passed => "ok",
-        Verdict::Failed => "FAILED",
-        Verdict::KnownGap => "gap",
-        Verdict::Skipped => "skipped",
+/// What did not pass, by the reason.
+fn shortfalls(kernel: &KernelReport) -> BTreeMap<String, Vec<&'static str>> {
+    let mut by_reason: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for one in &kernel.scenarios {
+        let reason = match (one.verdict(), &one.unfinished) {
+            (Verdict::Passed, _) => continue,
+            (Verdict::KnownGap, _) => "a gap that every kernel has".to_owned(),
+            (Verdict::Skipped, Some(Unfinished::Skipped(why))) => format!("skipped: {why}"),
+            (_, Some(Unfinished::Failed(why))) => format!("FAILED: {why}"),
+            _ => "FAILED".to_owned(),
+        };
+        by_reason.entry(reason).or_default().push(one.scenario.id);
     }
+    by_reason
 }

@@ -5,15 +5,23 @@ mod support;
 
 use support::check::{check, with_verdict};
 
-/// Of these scenarios exactly the first fail, and all hold when one knows what the kernel lacks.
+/// Of these scenarios exactly the first fail on moat, and all hold when one knows what the kernel
+/// lacks.
 #[track_caller]
 fn assert_fails(kernel: &str, lacks: &str, failing: &[&str], passing: &[&str]) {
+    assert_fails_on("moat", kernel, lacks, failing, passing);
+}
+
+/// Likewise, on a monitor.
+#[track_caller]
+fn assert_fails_on(vmm: &str, kernel: &str, lacks: &str, failing: &[&str], passing: &[&str]) {
     let only = [failing, passing].concat().join(",");
-    let output = check(kernel, &["--only", &only]);
+    let output = check(kernel, &["--vmm", vmm, "--only", &only]);
     assert_eq!(with_verdict(&output, "failed"), failing, "{kernel}");
     assert_eq!(with_verdict(&output, "passed"), passing, "{kernel}");
     assert_eq!(output.status.code(), Some(1), "{kernel}");
-    let output = check(kernel, &["--only", &only, "--expect-without", lacks]);
+    let arguments = ["--vmm", vmm, "--only", &only, "--expect-without", lacks];
+    let output = check(kernel, &arguments);
     assert_eq!(with_verdict(&output, "failed"), [""; 0], "{kernel} without {lacks}");
     assert_eq!(with_verdict(&output, "skipped"), [""; 0], "{kernel} without {lacks}");
     assert_eq!(output.status.code(), Some(0), "{kernel} without {lacks}");
@@ -36,4 +44,18 @@ fn linux_5_10_tears_down_mappings_of_dev_mem_only_and_has_no_exclusive_ram() {
     let failing = ["VM9", "VM10", "P2", "P4", "P6", "P7", "P10"];
     let lacks = "pci-revocation,exclusive-region";
     assert_fails("debian-5.10", lacks, &failing, &["P1", "P3", "P5", "P8", "P9"]);
+}
+
+#[test]
+fn without_ownership_drivers_bind_beside_user_space() {
+    let (failing, passing) = (["G4", "G5", "G7", "G12"], ["G1", "G2", "G3", "G6", "G8"]);
+    assert_fails("without-ownership", "group-ownership", &failing, &passing);
+}
+
+/// It has no driver for moat's IOMMU.
+#[test]
+fn linux_5_10_ends_itself_when_a_driver_binds_beside_user_space() {
+    let (failing, passing) = (["G3", "G4", "G5", "G7", "G12"], ["G1", "G2", "G6"]);
+    let lacks = "group-ownership,group-claim";
+    assert_fails_on("qemu", "debian-5.10", lacks, &failing, &passing);
 }

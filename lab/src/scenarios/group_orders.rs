@@ -24,7 +24,7 @@ pub fn every_order(vm: &Vm, seen: &mut Observations) -> Told {
     pair.claimed.bind(VFIO_PCI)?;
     let start = vm.guest.log_end()?;
     let mut walk = Walk { vm, pair: &pair, user: None, edges: Vec::new() };
-    walk.explore(seen, State::START, STEPS)?;
+    let explored = walk.explore(seen, State::START, STEPS);
     for Edge { state, step, observed } in walk.edges {
         let (tried, observed) = (format!("{state}: {step}"), observed);
         match state.after(step) {
@@ -34,6 +34,7 @@ pub fn every_order(vm: &Vm, seen: &mut Observations) -> Told {
             }
         }
     }
+    explored?;
     let tried = "at the end: what the kernel complains of";
     seen.check(tried, "nothing", complaint_since(vm, start)?)?;
     pair.release()?;

@@ -64,14 +64,17 @@ pub fn bind_beside_a_user(vm: &Vm, seen: &mut Observations) -> Told {
 }
 
 /// G5: a driver that comes while user space owns the group comes, and leaves the group's members
-/// alone. Control: offered once more when the group has been released, they are bound.
+/// alone. Controls: offered before user space has the group and after, they are bound.
 pub fn load_beside_a_user(vm: &Vm, seen: &mut Observations) -> Told {
     let pair = Pair::of_one_device(vm)?;
+    pair.sibling.reserve_for(UIO_PCI_GENERIC)?;
+    pair.sibling.offer()?;
+    seen.control("before, offered to its driver: sibling", "bound", bound_or_not(&pair.sibling)?)?;
+    pair.release()?;
     // One that is built in does not go, and has been there.
     vm.guest.unload_module(UIO_PCI_GENERIC).outcome()?;
     with_user(vm, |user| {
         let _device = pair.own(user)?;
-        pair.sibling.reserve_for(UIO_PCI_GENERIC)?;
         let start = vm.guest.log_end()?;
         let tried = "group owned: load uio_pci_generic, which is for the sibling";
         let loaded = vm.guest.load_module(UIO_PCI_GENERIC, "");
@@ -120,10 +123,12 @@ pub fn tolerated_drivers(vm: &Vm, seen: &mut Observations) -> Told {
 }
 
 /// G7: user space owns the group until it has given up the last of what it had of it: its group and
-/// container, the open device, mappings of the device. Control: then a driver binds, OK.
+/// container, the open device, mappings of the device. Controls: before and then a driver binds, OK.
 pub fn last_reference(vm: &Vm, seen: &mut Observations) -> Told {
     let pair = Pair::of_one_device(vm)?;
     let bind = || pair.sibling.bind(UIO_PCI_GENERIC);
+    seen.control("before: bind sibling", Finding::Done, bind())?;
+    pair.release()?;
     with_user(vm, |user| {
         let device = pair.own(user)?;
         let mapping = device.map(vm.vmm().endpoints().idle.bar, PAGE)?;

@@ -9,7 +9,7 @@ use super::{
     groups::{Pair, UIO_PCI_GENERIC, VFIO_PCI, alone, functions, viable_or_not, with_user},
 };
 use crate::{
-    guest::{GuestError, PciFunction, VfioContainer, VfioGroup},
+    guest::{GuestError, Observe as _, PciFunction, VfioContainer, VfioGroup},
     report::{Finding, Observations},
     vm::{Vm, VmError},
 };
@@ -79,8 +79,20 @@ const TOGETHER: &str = "in one group";
 const APART: &str = "in two groups";
 
 fn placed(one: &PciFunction, other: &PciFunction) -> Result<&'static str, GuestError> {
+    introduce(one)?;
+    introduce(other)?;
     let is_together = one.group_members()?.contains(&other.address());
     Ok(if is_together { TOGETHER } else { APART })
+}
+
+/// A function may be in no group until a driver has been tried on it; Linux 6.12 does so behind a
+/// virtio-iommu. vfio-pci is one that does not want bridges.
+fn introduce(function: &PciFunction) -> Result<(), GuestError> {
+    if !function.is_bound()? {
+        function.bind(VFIO_PCI).outcome()?;
+        function.unbind()?;
+    }
+    Ok(())
 }
 
 fn bridge_above(vm: &Vm, device: &PciFunction) -> Result<PciFunction, VmError> {

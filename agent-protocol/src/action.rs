@@ -182,6 +182,19 @@ pub enum Action {
         /// What.
         data: Vec<u8>,
     },
+    /// Start to write a file as [`WriteFile`](Self::WriteFile) does, which may take as long as it
+    /// likes.
+    StartWrite {
+        /// Which.
+        path: String,
+        /// What.
+        data: Vec<u8>,
+    },
+    /// Wait for that write(2) to end; answers with the number of bytes written, zero if it goes on.
+    FinishWrite {
+        /// How long to wait; may be zero.
+        milliseconds: u16,
+    },
     /// List a directory; answers with names.
     ListDirectory(String),
     /// Load a module of the initramfs, after the modules that it needs.
@@ -281,6 +294,12 @@ impl fmt::Display for Action {
             Self::ReadFile(path) => write!(f, "read {path}"),
             Self::WriteFile { path, data } => {
                 write!(f, "write {:?} to {path}", String::from_utf8_lossy(data))
+            }
+            Self::StartWrite { path, data } => {
+                write!(f, "start to write {:?} to {path}", String::from_utf8_lossy(data))
+            }
+            Self::FinishWrite { milliseconds } => {
+                write!(f, "finish writing, waiting for at most {milliseconds} ms")
             }
             Self::ListDirectory(path) => write!(f, "list {path}"),
             Self::LoadModule { name, parameters } if parameters.is_empty() => {

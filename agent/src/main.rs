@@ -16,6 +16,7 @@ mod serial;
 mod supervisor;
 mod sys;
 mod worker;
+mod writing;
 
 use std::{
     convert::Infallible,

@@ -10,6 +10,7 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::{fs::FileExt, net::UnixStream},
     },
+    time::Duration,
 };
 
 use agent_protocol::{
@@ -27,6 +28,7 @@ use crate::{
     modules,
     polling::Polling,
     sys,
+    writing::Writing,
 };
 
 /// What a worker holds.
@@ -37,6 +39,7 @@ pub struct Worker {
     hammer: Option<Hammer>,
     polling: Option<Polling>,
     ports: Option<Ports>,
+    writing: Option<Writing>,
 }
 
 /// Serves process 1 over a socket until it closes it. Faults are reported to the pipe.
@@ -153,9 +156,21 @@ impl Worker {
                 Value::Done
             }
             Action::ReadFile(path) => Value::Bytes(read_file(&path)?),
-            Action::WriteFile { path, data } => {
-                let mut file = File::options().write(true).truncate(true).open(path)?;
-                Value::Word(file.write(&data)? as u64)
+            Action::WriteFile { path, data } => Value::Word(write_file(&path, &data)?),
+            Action::StartWrite { path, data } => {
+                if self.writing.is_some() {
+                    return Err(refused("this process is writing already"));
+                }
+                self.writing = Some(Writing::start(path, data)?);
+                Value::Done
+            }
+            Action::FinishWrite { milliseconds } => {
+                let writing = self.writing.as_ref().ok_or_else(|| refused("nothing is written"))?;
+                let written = writing.wait(Duration::from_millis(milliseconds.into()));
+                if written.is_some() {
+                    self.writing = None;
+                }
+                Value::Word(written.transpose()?.unwrap_or(0))
             }
             Action::ListDirectory(path) => Value::Names(list_directory(&path)?),
             Action::LoadModule { name, parameters } => {
@@ -237,6 +252,12 @@ fn read_file(path: &str) -> Result<Vec<u8>, Failure> {
         }
         carriable(bytes.len())?;
     }
+}
+
+/// With one write(2).
+pub fn write_file(path: &str, data: &[u8]) -> std::io::Result<u64> {
+    let mut file = File::options().write(true).truncate(true).open(path)?;
+    Ok(file.write(data)? as u64)
 }
 
 fn list_directory(path: &str) -> std::io::Result<Vec<String>> {

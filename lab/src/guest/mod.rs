@@ -27,6 +27,7 @@ mod outcome;
 mod pci;
 mod process;
 mod vfio;
+mod writing;
 
 use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
 
@@ -46,6 +47,7 @@ pub use self::{
     pci::{PciAddress, PciFunction},
     process::{File, Mapping, Polled, Polling, Process},
     vfio::{VfioContainer, VfioDevice, VfioGroup, VfioInterrupt, VfioIommu, VfioRegion},
+    writing::Writing,
 };
 
 /// A guest whose agent has said hello.

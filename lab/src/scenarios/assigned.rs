@@ -103,6 +103,19 @@ impl Assigned {
         self.device.map(self.bar_number(), PAGE)
     }
 
+    /// Maps its first page, and uses it.
+    pub fn map_and_use(&self) -> Result<Mapping, GuestError> {
+        self.map_and_use_of(self.bar_number())
+    }
+
+    /// Maps the first page of any BAR, and uses it: VFIO puts pages into a mapping when they are
+    /// accessed, so only then there is anything to tear down. A child would use a copy of its own.
+    pub fn map_and_use_of(&self, bar: usize) -> Result<Mapping, GuestError> {
+        let mapping = self.device.map(bar, PAGE)?;
+        mapping.in_process().peek_u32(0)?;
+        Ok(mapping)
+    }
+
     /// Reads the register that always reads the same.
     pub fn load(&self, mapping: &Mapping) -> Result<u64, GuestError> {
         mapping.peek(self.endpoint.identity.offset, self.endpoint.identity.width)

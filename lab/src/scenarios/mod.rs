@@ -24,10 +24,12 @@ mod oracle;
 mod overlay;
 mod revocation;
 mod unload;
+mod vfio_dma;
 mod vfio_interrupts;
 mod vfio_memory;
 mod vfio_regions;
 mod vfio_reset;
+mod vfio_unbind;
 
 pub use boot::Boot;
 pub use need::Need;
@@ -414,10 +416,22 @@ pub static CATALOGUE: &[Scenario] = &[
         stories: &[Guest(Boot::Iommu, vfio_regions::base_address)],
     },
     Scenario {
+        id: "F14",
+        title: "DMA can be directed to a BAR by VFIO only while it is decoded",
+        needs: &[Need::Vfio, Need::Iommu],
+        stories: &[Guest(Boot::Iommu, vfio_dma::to_a_bar)],
+    },
+    Scenario {
         id: "F16",
         title: "VFIO masks INTx when it is raised, until its user unmasks it",
         needs: PROBE,
         stories: &[Guest(Boot::Iommu, vfio_interrupts::level_triggered)],
+    },
+    Scenario {
+        id: "F17",
+        title: "a function that user space uses by VFIO is not taken from it",
+        needs: &[Need::Vfio],
+        stories: &[Last(Boot::Iommu, vfio_unbind::unbind)],
     },
     Scenario {
         id: "G1",

@@ -25,7 +25,7 @@ pub const TORN_DOWN: &[Protection] = &[Protection::VfioMemoryCheck, Protection::
 /// reaches the device. Control: as long as the BAR is decoded, OK.
 pub fn not_decoded(vm: &Vm, seen: &mut Observations) -> Told {
     with_assigned(vm, |assigned| {
-        let held = assigned.map()?;
+        let held = assigned.map_and_use()?;
         let file = assigned.user.open("/init", OpenFlags::RDONLY)?;
         let read_into = || held.read_from(&file, 0, assigned.scratch(), 4);
         seen.control("decoded: load", assigned.identity(), assigned.load(&held))?;
@@ -45,7 +45,7 @@ pub fn not_decoded(vm: &Vm, seen: &mut Observations) -> Told {
 /// F2: when the BAR is decoded again the same mapping works. Control: it has worked before.
 pub fn decoded_again(vm: &Vm, seen: &mut Observations) -> Told {
     with_assigned(vm, |assigned| {
-        let held = assigned.map()?;
+        let held = assigned.map_and_use()?;
         seen.control("decoded: load", assigned.identity(), assigned.load(&held))?;
         for again in ["", ", once more"] {
             assigned.disable_memory()?;
@@ -80,7 +80,7 @@ pub fn mapped_while_not_decoded(vm: &Vm, seen: &mut Observations) -> Told {
 /// Control: the same writes turn decoding on.
 pub fn widths(vm: &Vm, seen: &mut Observations) -> Told {
     with_assigned(vm, |assigned| {
-        let held = assigned.map()?;
+        let held = assigned.map_and_use()?;
         let command = assigned.command()?;
         for length in [1, 2, 4] {
             let bytes = if length == 1 { "1 byte" } else { &format!("{length} bytes") };
@@ -99,7 +99,7 @@ pub fn widths(vm: &Vm, seen: &mut Observations) -> Told {
 /// in D3hot power state", Linux 5.19). Controls: awake, before and after, OK.
 pub fn asleep(vm: &Vm, seen: &mut Observations) -> Told {
     with_assigned(vm, |assigned| {
-        let held = assigned.map()?;
+        let held = assigned.map_and_use()?;
         seen.control("D0: load", assigned.identity(), assigned.load(&held))?;
         assigned.set_power_state(PowerState::D3Hot)?;
         let before = assigned.accesses(vm);
@@ -116,7 +116,7 @@ pub fn asleep(vm: &Vm, seen: &mut Observations) -> Told {
 pub fn write_on_event(vm: &Vm, seen: &mut Observations) -> Told {
     const MARK: u32 = 0x600d_c0de;
     with_assigned(vm, |assigned| {
-        let held = assigned.map()?;
+        let held = assigned.map_and_use()?;
         let scratch = || held.peek_u32(assigned.scratch());
         let event = assigned.user.create_event_fd()?;
         assigned.store(&held)?;

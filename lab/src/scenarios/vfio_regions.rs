@@ -21,7 +21,7 @@ pub fn msix_table(vm: &Vm, seen: &mut Observations) -> Told {
         let table = assigned.msix_table()?;
         let bar = VfioRegion::Bar(table.bar);
         let read = |offset| assigned.device.read_u32(bar, offset);
-        let held = assigned.device.map(table.bar, PAGE)?;
+        let held = assigned.map_and_use_of(table.bar)?;
         let load = || held.peek_u32(table.offset + VECTOR_CONTROL);
         seen.check("decoded: pread(2) of the table", u32::MAX, read(table.offset))?;
         seen.control("decoded: pread(2) beside the table", Finding::Done, read(table.end()))?;
@@ -64,7 +64,7 @@ pub fn base_address(vm: &Vm, seen: &mut Observations) -> Told {
     const BASE_ADDRESS: u64 = 0x10;
     const FLAGS: u32 = 0xf;
     with_assigned(vm, |assigned| {
-        let held = assigned.map()?;
+        let held = assigned.map_and_use()?;
         let register = BASE_ADDRESS + 4 * assigned.bar_number() as u64;
         let read = || assigned.device.read_u32(VfioRegion::Config, register);
         let write =

@@ -17,7 +17,7 @@ use crate::{
 pub fn reset(vm: &Vm, seen: &mut Observations) -> Told {
     const MARK: u32 = 0x600d_c0de;
     with_assigned(vm, |assigned| {
-        let held = assigned.map()?;
+        let held = assigned.map_and_use()?;
         let scratch = || held.peek_u32(assigned.scratch());
         let table = assigned.msix_table()?;
         let held_table = assigned.device.map(table.bar, PAGE)?;
@@ -53,7 +53,7 @@ const INTERRUPT: u64 = 0x100;
 pub fn used_in_a_reset(vm: &Vm, seen: &mut Observations) -> Told {
     const STRAY: &str = "accesses that reach nothing";
     with_assigned(vm, |assigned| {
-        let held = assigned.map()?;
+        let held = assigned.map_and_use()?;
         let refused = || assigned.accesses(vm).map(|accesses| accesses.refused);
         let before = refused();
         let polling = held.start_polling(0, Width::Long)?;

@@ -1,0 +1,61 @@
+//! A write(2) that may take long: the kernel has somebody else do something first.
+
+use std::{
+    io,
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread,
+    time::Duration,
+};
+
+use crate::worker::write_file;
+
+/// Somebody who writes.
+pub struct Writing(Receiver<io::Result<u64>>);
+
+impl Writing {
+    /// Starts a thread that writes. It ends with the process at the latest.
+    pub fn start(path: String, data: Vec<u8>) -> io::Result<Self> {
+        let (sender, written) = mpsc::channel();
+        thread::Builder::new().name("writing".to_owned()).spawn(move || {
+            // Nobody may care any more.
+            let _ = sender.send(write_file(&path, &data));
+        })?;
+        Ok(Self(written))
+    }
+
+    /// What came of it, if it ends within this time.
+    pub fn wait(&self, patience: Duration) -> Option<io::Result<u64>> {
+        match self.0.recv_timeout(patience) {
+            Ok(written) => Some(written),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => {
+                Some(Err(io::Error::other("the thread that wrote panicked")))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_that_fails_says_why() {
+        let writing = Writing::start("/proc/none".to_owned(), vec![0]).unwrap();
+        let error = writing.wait(Duration::from_secs(60)).unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_write_that_has_to_wait_ends_when_it_can() {
+        let (reader, writer) = io::pipe().unwrap();
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&writer));
+        let data = vec![0; 1 << 20];
+        let length = data.len() as u64;
+        let writing = Writing::start(path, data).unwrap();
+        assert!(writing.wait(Duration::ZERO).is_none());
+        let mut rest = io::Read::take(reader, length);
+        io::copy(&mut rest, &mut io::sink()).unwrap();
+        assert_eq!(writing.wait(Duration::from_secs(60)).unwrap().unwrap(), length);
+    }
+}

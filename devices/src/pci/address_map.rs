@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::completer::{Completer, Target};
+use super::doorbell::PlacedDoorbell;
 use super::{AddressSpace, BaseRegister, FunctionAddress, RefusalReason};
 
 /// Addresses from `first` to `last`, both included, so that a range may end where its address
@@ -133,6 +134,8 @@ impl AddressMap {
 pub(super) struct DecodeMap {
     pub memory: AddressMap,
     pub io: AddressMap,
+    /// All there are, in the order of their functions.
+    pub doorbells: Vec<PlacedDoorbell>,
 }
 
 impl DecodeMap {
@@ -160,7 +163,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_first_to_claim_an_address_gets_it(spans in prop::collection::vec(span(), 0..12)) {
-            let (function, _) = function(InterruptPin::A, &Arc::new(Messages::default()));
+            let (function, _) = function(InterruptPin::A, &Arc::new(Messages::default()), &Arc::default());
             let mut map = AddressMap::default();
             let targets = BarIndex::ALL.into_iter().cycle();
             for (&span, bar) in spans.iter().zip(targets.clone()) {

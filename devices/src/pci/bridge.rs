@@ -128,6 +128,7 @@ fn bridge(identity: Identity) -> Function {
         ranges: Vec::new(),
         msix: None,
         device_bytes: Vec::new(),
+        doorbell: None,
         completer: Arc::new(completer),
     }
 }

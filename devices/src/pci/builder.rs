@@ -9,11 +9,12 @@ use super::capability::power::{self, SoftReset};
 use super::capability::{AccessControl, CapabilityList, MsixCapability};
 use super::completer::Completer;
 use super::config_space::ConfigSpace;
+use super::doorbell::DoorbellRegister;
 use super::function::{DeviceBytes, MsixRegisters, RangeRegisters};
 use super::header::{Command, HeaderType, register};
 use super::{
-    BarIndex, BarKind, BaseRegister, Function, FunctionState, Identity, InterruptPin, IntxPin,
-    MessageSink, Msix, MsixLayout, PciDevice, VendorCapability,
+    AddressSpace, BarIndex, BarKind, BaseRegister, Doorbell, Function, FunctionState, Identity,
+    InterruptPin, IntxPin, MessageSink, Msix, MsixLayout, PciDevice, VendorCapability,
 };
 
 /// A function that cannot be.
@@ -37,6 +38,14 @@ pub enum FunctionError {
     /// The MSI-X structures are not in a memory BAR, overlap, are not aligned, or are too many.
     #[error("MSI-X cannot be laid out as {0:?}")]
     MsixLayout(MsixLayout),
+    /// A doorbell is not in a memory BAR.
+    #[error("no memory for a doorbell at {offset:#x} of BAR {}", *bar as u8)]
+    Doorbell {
+        /// The BAR.
+        bar: BarIndex,
+        /// Bytes from its start.
+        offset: u64,
+    },
     /// There is no room for another capability.
     #[error("no room for another capability in configuration space")]
     CapabilitySpace,
@@ -52,6 +61,7 @@ pub struct FunctionBuilder {
     ranges: Vec<BaseRange>,
     msix: Option<(MsixRegisters, Arc<Msix>)>,
     device_bytes: Vec<DeviceBytes>,
+    doorbell: Option<DoorbellRegister>,
     intx: Option<Arc<IntxPin>>,
     rom: Vec<u8>,
     state: Arc<FunctionState>,
@@ -71,6 +81,7 @@ impl FunctionBuilder {
             ranges: Vec::new(),
             msix: None,
             device_bytes: Vec::new(),
+            doorbell: None,
             intx: None,
             rom: Vec::new(),
             state: Arc::default(),
@@ -110,6 +121,15 @@ impl FunctionBuilder {
         })
     }
 
+    /// Bytes of memory in a BAR.
+    fn memory_size(&self, index: BarIndex) -> u64 {
+        self.ranges
+            .iter()
+            .find(|range| range.register == BaseRegister::Bar(index))
+            .filter(|range| range.space() == AddressSpace::Memory)
+            .map_or(0, |range| range.size)
+    }
+
     fn add_range(&mut self, range: BaseRange) {
         range.add(&mut self.config);
         self.ranges.push(range);
@@ -138,13 +158,7 @@ impl FunctionBuilder {
         layout: MsixLayout,
         sink: Arc<dyn MessageSink>,
     ) -> Result<Arc<Msix>, FunctionError> {
-        let room = self
-            .ranges
-            .iter()
-            .find(|range| range.register == BaseRegister::Bar(layout.bar))
-            .filter(|range| range.kind != BarKind::Io)
-            .map_or(0, |range| range.size);
-        if self.msix.is_some() || !layout.fits(room) {
+        if self.msix.is_some() || !layout.fits(self.memory_size(layout.bar)) {
             return Err(FunctionError::MsixLayout(layout));
         }
         let capability = MsixCapability::add(&mut self.capabilities, &mut self.config, &layout)
@@ -152,6 +166,22 @@ impl FunctionBuilder {
         let msix = Arc::new(Msix::new(&layout, sink));
         self.msix = Some((MsixRegisters { capability, layout }, Arc::clone(&msix)));
         Ok(msix)
+    }
+
+    /// Says that a write to the register at `offset` of a memory BAR added before does nothing but
+    /// ring `doorbell`, which replaces one added before. The device model still has to ring it,
+    /// where the machine does not.
+    pub fn doorbell(
+        &mut self,
+        bar: BarIndex,
+        offset: u64,
+        doorbell: Arc<dyn Doorbell>,
+    ) -> Result<(), FunctionError> {
+        if offset >= self.memory_size(bar) {
+            return Err(FunctionError::Doorbell { bar, offset });
+        }
+        self.doorbell = Some(DoorbellRegister { bar, offset, doorbell });
+        Ok(())
     }
 
     /// Adds an interrupt pin, which replaces one added before.
@@ -196,6 +226,7 @@ impl FunctionBuilder {
             ranges: self.ranges.into_iter().map(RangeRegisters::new).collect(),
             msix: msix_registers,
             device_bytes: self.device_bytes,
+            doorbell: self.doorbell,
             completer: Arc::new(completer),
         }
     }
@@ -203,7 +234,7 @@ impl FunctionBuilder {
 
 #[cfg(test)]
 mod tests {
-    use super::super::test_machine::{IDENTITY, MSIX, Messages};
+    use super::super::test_machine::{Bell, IDENTITY, MSIX, Messages};
     use super::*;
 
     #[test]
@@ -257,6 +288,18 @@ mod tests {
         }
         assert_eq!(builder.msix(MSIX, Arc::clone(&sink) as _).unwrap().vectors(), 3);
         assert!(builder.msix(MSIX, sink).is_err(), "once is enough");
+    }
+
+    #[test]
+    fn a_doorbell_is_in_a_memory_bar() {
+        let mut builder = FunctionBuilder::new(IDENTITY);
+        builder.bar(BarIndex::Bar0, BarKind::Memory32, 0x1000).unwrap();
+        builder.bar(BarIndex::Bar1, BarKind::Io, 256).unwrap();
+        let mut add = |bar, offset| builder.doorbell(bar, offset, Arc::new(Bell::default()));
+        add(BarIndex::Bar0, 0xfff).unwrap();
+        for (bar, offset) in [(BarIndex::Bar0, 0x1000), (BarIndex::Bar1, 0), (BarIndex::Bar2, 0)] {
+            assert_eq!(add(bar, offset), Err(FunctionError::Doorbell { bar, offset }));
+        }
     }
 
     #[test]

@@ -227,7 +227,9 @@ mod tests {
 
     fn device(functions: usize) -> Node {
         let sink = Arc::new(Messages::default());
-        Node::Device((0..functions).map(|_| function(InterruptPin::A, &sink).0).collect())
+        Node::Device(
+            (0..functions).map(|_| function(InterruptPin::A, &sink, &Arc::default()).0).collect(),
+        )
     }
 
     fn build(root: Vec<Node>) -> Result<RootComplex, TopologyError> {

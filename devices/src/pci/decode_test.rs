@@ -10,7 +10,7 @@ use super::bus::{Bus, Seat};
 use super::completer::Target;
 use super::config_space::ConfigSpace;
 use super::intx::SharedLine;
-use super::test_machine::{BAR0_SIZE, Line, MSIX, Messages, function};
+use super::test_machine::{BAR0_SIZE, DOORBELL, Line, MSIX, Messages, function};
 use super::*;
 
 /// What a random machine has.
@@ -34,9 +34,11 @@ fn shape() -> impl Strategy<Value = Shape> {
 fn node(shape: &Shape) -> Node {
     let messages = Arc::new(Messages::default());
     match shape {
-        Shape::Device(functions) => {
-            Node::Device((0..*functions).map(|_| function(InterruptPin::A, &messages).0).collect())
-        }
+        Shape::Device(functions) => Node::Device(
+            (0..*functions)
+                .map(|_| function(InterruptPin::A, &messages, &Arc::default()).0)
+                .collect(),
+        ),
         Shape::Bridge(below) => Node::ConventionalBridge(below.iter().map(node).collect()),
         Shape::Port(Some(below)) => node(below),
         Shape::Port(None) => Node::ConventionalBridge(Vec::new()),
@@ -140,6 +142,17 @@ fn walk(bus: &Bus, io: bool, address: u64) -> Option<Owner> {
     })
 }
 
+fn endpoints(bus: &Bus) -> Vec<&Seat> {
+    bus.seats
+        .iter()
+        .flat_map(|seat| match &seat.below {
+            Some(below) => endpoints(below),
+            // The host bridge has none.
+            None => Vec::from_iter((seat.function.config.u16(0) == 0x1234).then_some(seat)),
+        })
+        .collect()
+}
+
 fn passes(config: &ConfigSpace, io: bool, address: u64) -> bool {
     let within =
         |base: u64, limit: u64, unit: u64| (base / unit..=limit / unit).contains(&(address / unit));
@@ -187,6 +200,15 @@ proptest! {
             pick(&mut root, path).write(*offset, data);
         }
         let map = root.map();
+        let walked: Vec<_> = endpoints(&root)
+            .into_iter()
+            .map(|Seat { address, function, .. }| {
+                let at = u64::from(function.config.u32(0x18)) + DOORBELL;
+                (walk(&root, false, at) == Some((*address, "BAR 2", DOORBELL))).then_some(at)
+            })
+            .collect();
+        let placed: Vec<_> = map.doorbells.iter().map(|placed| placed.address).collect();
+        prop_assert_eq!(placed, walked);
         let ranges = map.memory.programmed.iter().chain(&map.io.programmed);
         let edges = ranges.flat_map(|stray| [stray.span.first, stray.span.last]);
         let probes = probes.into_iter().map(u64::from).chain(edges);

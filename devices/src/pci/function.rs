@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use log::trace;
 
-use super::address_map::{DecodeMap, Span, Stray};
+use super::address_map::{AddressMap, DecodeMap, Span, Stray};
 use super::bar::BaseRange;
 use super::bridge::Reach;
 use super::capability::express::{self, PortType};
 use super::capability::{CapabilityList, MsixCapability, power};
 use super::completer::{Completer, Target};
 use super::config_space::ConfigSpace;
+use super::doorbell::{DoorbellRegister, PlacedDoorbell};
 use super::header::{Command, Status, register};
 use super::intx::SharedLine;
 use super::{
@@ -28,6 +29,7 @@ pub struct Function {
     pub(super) ranges: Vec<RangeRegisters>,
     pub(super) msix: Option<MsixRegisters>,
     pub(super) device_bytes: Vec<DeviceBytes>,
+    pub(super) doorbell: Option<DoorbellRegister>,
     pub(super) completer: Arc<Completer>,
 }
 
@@ -194,6 +196,24 @@ impl Function {
         for index in 0..self.ranges.len() {
             self.decode_range(index, address, reach, map);
         }
+        if let Some(register) = &self.doorbell {
+            let doorbell = Arc::clone(&register.doorbell);
+            let address = self.doorbell_address(register, &map.memory);
+            map.doorbells.push(PlacedDoorbell { doorbell, address });
+        }
+    }
+
+    /// Where writes get to the doorbell. Nobody who comes later can take an address away.
+    fn doorbell_address(&self, register: &DoorbellRegister, map: &AddressMap) -> Option<u64> {
+        let DoorbellRegister { bar, offset, .. } = *register;
+        let mut ranges = self.ranges.iter().map(|registers| registers.range);
+        let range = ranges.find(|range| range.register == BaseRegister::Bar(bar))?;
+        let address = range.programmed(&self.config).first + offset;
+        let route = map.route(address)?;
+        let ours = Arc::ptr_eq(&route.completer, &self.completer)
+            && matches!(route.target, Target::Device(index) if index == bar)
+            && route.offset == offset;
+        ours.then_some(address)
     }
 
     fn decode_range(

@@ -10,7 +10,8 @@
 //! Registers decide who decodes an address, never the other way round: after a write to a
 //! configuration register the whole map of addresses is computed anew from all registers. A range
 //! whose function does not decode it is not there. The root complex still remembers whose it was,
-//! so that a stray access can be told to its culprit's owner ([`Refusal`]).
+//! so that a stray access can be told to its culprit's owner ([`Refusal`]). A [`Doorbell`] is told
+//! where it is whenever that changes, for it can be rung without a device.
 //!
 //! Locks: one for all configuration space, one for the map, one a device. None is held while
 //! another thread's device works, so a busy device delays its own accesses only.
@@ -25,6 +26,7 @@ mod capability;
 mod completer;
 mod config_access;
 mod config_space;
+mod doorbell;
 mod function;
 mod header;
 mod intx;
@@ -35,6 +37,8 @@ mod topology;
 
 #[cfg(test)]
 mod decode_test;
+#[cfg(test)]
+mod doorbell_test;
 #[cfg(test)]
 mod requester_test;
 #[cfg(test)]
@@ -51,6 +55,7 @@ pub use bar::{AddressSpace, BarIndex, BarKind, BaseRegister};
 pub use builder::{FunctionBuilder, FunctionError};
 pub use capability::VendorCapability;
 pub use config_access::{ConfigPorts, Ecam};
+pub use doorbell::Doorbell;
 pub use function::{Function, FunctionStatus, RangeStatus};
 pub use header::{ClassCode, Command, Identity};
 pub use intx::{InterruptPin, IntxPin};

@@ -1,9 +1,10 @@
 //! The root complex: the way from the machine to every function.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use super::address_map::{DecodeMap, Route};
 use super::bus::Bus;
+use super::doorbell::Moves;
 use super::intx::SharedLine;
 use super::{
     Access, AddressSpace, Direction, FunctionAddress, FunctionStatus, InterruptLine, Refusal,
@@ -52,8 +53,7 @@ impl RootComplex {
         };
         let written = seat.write(offset, data);
         if written.changed {
-            let map = root.map();
-            *self.map.write().unwrap_or_else(PoisonError::into_inner) = map;
+            self.replace_map(root.map());
         }
         // What is left takes devices' locks, and a device may be busy.
         drop(root);
@@ -63,6 +63,13 @@ impl RootComplex {
         if let Some(access) = written.device_bytes {
             access.write(data);
         }
+    }
+
+    fn replace_map(&self, map: DecodeMap) {
+        let moves = Moves::between(&self.map().doorbells, &map.doorbells);
+        moves.leave();
+        *self.map.write().unwrap_or_else(PoisonError::into_inner) = map;
+        moves.arrive();
     }
 
     /// The guest reads memory. It reads ones unless a function answers.
@@ -115,7 +122,11 @@ impl RootComplex {
     }
 
     fn route(&self, space: AddressSpace, address: u64) -> Option<Route> {
-        self.map.read().unwrap_or_else(PoisonError::into_inner).space(space).route(address)
+        self.map().space(space).route(address)
+    }
+
+    fn map(&self) -> RwLockReadGuard<'_, DecodeMap> {
+        self.map.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn refuse(
@@ -125,7 +136,7 @@ impl RootComplex {
         size: usize,
         direction: Direction,
     ) -> Access {
-        let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
+        let map = self.map();
         let Some(stray) = map.space(space).stray(address) else {
             return Access::Nobody;
         };

@@ -25,7 +25,8 @@ pub enum PowerState {
 pub struct Counters {
     /// Reads of base address ranges that the function decoded.
     pub reads: u64,
-    /// Writes to base address ranges that the function decoded.
+    /// Writes to base address ranges that the function decoded, less those that the machine served
+    /// by itself ([`Doorbell`](super::Doorbell)).
     pub writes: u64,
     /// Accesses to base address ranges that the function did not decode at that time.
     pub refused: u64,

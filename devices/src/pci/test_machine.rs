@@ -10,12 +10,13 @@
 //! 00:04.0 root port --- nothing (bus 04)
 //! ```
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::header::register;
 use super::*;
-use crate::lock;
+use crate::{Signal, lock};
 
 /// A device that remembers, and reads as the number of the BAR.
 #[derive(Default)]
@@ -85,8 +86,40 @@ impl InterruptLine for Line {
     }
 }
 
+/// Where doorbells have been told that they are.
+#[derive(Default)]
+pub struct Places(Mutex<BTreeSet<u64>>);
+
+/// A doorbell that remembers where it is.
+#[derive(Default)]
+pub struct Bell {
+    places: Arc<Places>,
+    place: Mutex<Option<u64>>,
+}
+
+impl Bell {
+    pub fn place(&self) -> Option<u64> {
+        *lock(&self.place)
+    }
+}
+
+impl Signal for Bell {
+    fn signal(&self) {}
+}
+
+impl Doorbell for Bell {
+    fn moved(&self, address: Option<u64>) {
+        let left = std::mem::replace(&mut *lock(&self.place), address);
+        assert_ne!(left.is_some(), address.is_some(), "from {left:x?} to {address:x?}");
+        let mut places = lock(&self.places.0);
+        assert!(left.is_none_or(|left| places.remove(&left)));
+        assert!(address.is_none_or(|address| places.insert(address)), "{address:x?} twice");
+    }
+}
+
 /// What a device model would hold.
 pub struct Handles {
+    pub bell: Arc<Bell>,
     pub device: Arc<Mutex<Recorder>>,
     pub state: Arc<FunctionState>,
     pub msix: Arc<Msix>,
@@ -96,6 +129,8 @@ pub struct Handles {
 pub const MSIX: MsixLayout =
     MsixLayout { bar: BarIndex::Bar0, vectors: 3, table: 0x2000, pending: 0x3000 };
 pub const BAR0_SIZE: u64 = 0x4000;
+/// Where the doorbell is in BAR 2.
+pub const DOORBELL: u64 = 0x800;
 pub const ROM: [u8; 4] = [0x55, 0xaa, 0x12, 0x34];
 /// Where the own bytes of the only vendor-specific capability start.
 pub const OWN_BYTES: usize = 8;
@@ -110,11 +145,17 @@ pub const IDENTITY: Identity = Identity {
 };
 
 /// A function with ranges of every kind. It interrupts with `pin`.
-pub fn function(pin: InterruptPin, sink: &Arc<Messages>) -> (Function, Handles) {
+pub fn function(
+    pin: InterruptPin,
+    sink: &Arc<Messages>,
+    places: &Arc<Places>,
+) -> (Function, Handles) {
     let mut builder = FunctionBuilder::new(IDENTITY);
     builder.bar(BarIndex::Bar0, BarKind::Memory64Prefetchable, BAR0_SIZE).unwrap();
     builder.bar(BarIndex::Bar2, BarKind::Memory32, 0x1000).unwrap();
     builder.bar(BarIndex::Bar3, BarKind::Io, 0x20).unwrap();
+    let bell = Arc::new(Bell { places: Arc::clone(places), place: Mutex::default() });
+    builder.doorbell(BarIndex::Bar2, DOORBELL, Arc::clone(&bell) as _).unwrap();
     builder.rom(ROM.to_vec()).unwrap();
     builder
         .vendor_capability(&VendorCapability {
@@ -127,7 +168,7 @@ pub fn function(pin: InterruptPin, sink: &Arc<Messages>) -> (Function, Handles) 
     let intx = builder.intx(pin);
     let state = builder.state();
     let device = Arc::new(Mutex::new(Recorder::default()));
-    (builder.build(Arc::clone(&device) as _), Handles { device, state, msix, intx })
+    (builder.build(Arc::clone(&device) as _), Handles { bell, device, state, msix, intx })
 }
 
 pub struct Machine {
@@ -155,12 +196,13 @@ pub const fn address(bus: u8, device: u8, function: u8) -> FunctionAddress {
 impl Machine {
     pub fn new() -> Self {
         let messages = Arc::new(Messages::default());
+        let places = Arc::default();
         let lines = [(); 4].map(|()| Arc::new(Line::default()));
         let mut functions = Vec::new();
         let mut device = |pins: &[InterruptPin]| {
             let mut device = Vec::new();
             for &pin in pins {
-                let (function, handles) = function(pin, &messages);
+                let (function, handles) = function(pin, &messages, &places);
                 functions.push(handles);
                 device.push(function);
             }

@@ -28,6 +28,7 @@ use super::transport::{MmioTransport, PciTransport, Transport};
 use super::{DeviceStatus, Features, VirtioDevice};
 use crate::Signal;
 use crate::dma::{DmaPath, DmaRegion, DmaView, FixedRequester, Iommu, Reachability};
+use crate::pci::Doorbell;
 
 /// Counts signals.
 #[derive(Default)]
@@ -37,6 +38,10 @@ impl Signal for Count {
     fn signal(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+impl Doorbell for Count {
+    fn moved(&self, _address: Option<u64>) {}
 }
 
 impl Count {

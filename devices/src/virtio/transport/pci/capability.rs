@@ -27,7 +27,7 @@ impl Structure {
     const ALL: [Self; 4] = [Self::CommonConfig, Self::Notify, Self::IsrStatus, Self::DeviceConfig];
 
     /// Where the structure is in the BAR.
-    fn offset(self) -> u64 {
+    pub fn offset(self) -> u64 {
         (self as u64 - Self::ALL[0] as u64) * Self::SIZE
     }
 

@@ -13,8 +13,8 @@ use crate::Signal;
 use crate::dma::DmaPath;
 use crate::lock;
 use crate::pci::{
-    BarIndex, BarKind, ClassCode, Function, FunctionBuilder, FunctionError, FunctionState,
-    Identity, InterruptPin, MessageSink, MsixLayout, PciDevice, ResetKind,
+    BarIndex, BarKind, ClassCode, Doorbell, Function, FunctionBuilder, FunctionError,
+    FunctionState, Identity, InterruptPin, MessageSink, MsixLayout, PciDevice, ResetKind,
 };
 use crate::virtio::{DeviceType, VirtioDevice};
 
@@ -73,14 +73,14 @@ impl PciTransport {
     /// A transport for `device`, which reaches guest memory through `memory`, and the function to
     /// put into the machine's topology. Its message-signalled interrupts go to `messages`.
     ///
-    /// `doorbell` is signalled when the driver notifies a queue, and when the function becomes a
-    /// bus master. The machine then calls [`Transport::process_queues`] from a thread that is no
-    /// vCPU's.
+    /// `doorbell` is signalled when the driver notifies a queue, unless the machine does that by
+    /// itself, and when the function becomes a bus master. The machine then calls
+    /// [`Transport::process_queues`] from a thread that is no vCPU's.
     pub fn new(
         device: Arc<Mutex<dyn VirtioDevice>>,
         memory: &DmaPath,
         messages: Arc<dyn MessageSink>,
-        doorbell: Arc<dyn Signal>,
+        doorbell: Arc<dyn Doorbell>,
     ) -> Result<(Arc<Mutex<Self>>, Function), FunctionError> {
         let device_type = lock(&device).device_type();
         let mut builder = FunctionBuilder::new(identity(device_type));
@@ -88,6 +88,7 @@ impl PciTransport {
         let common = CommonConfig::new(device, memory.view(builder.state()));
         // Not prefetchable: to read the ISR status changes it.
         builder.bar(Structure::BAR, BarKind::Memory32, Structure::BAR_SIZE)?;
+        builder.doorbell(Structure::BAR, Structure::Notify.offset(), Arc::clone(&doorbell))?;
         builder.bar(MSIX_BAR, BarKind::Memory32, MSIX_BAR_SIZE)?;
         for capability in capability::capabilities() {
             builder.vendor_capability(&capability)?;
@@ -102,7 +103,7 @@ impl PciTransport {
         };
         let msix = builder.msix(layout, messages)?;
         let intx = builder.intx(InterruptPin::A);
-        function.signal_bus_master(Arc::clone(&doorbell));
+        function.signal_bus_master(Arc::clone(&doorbell) as _);
         let transport = Arc::new(Mutex::new(Self {
             common,
             interrupts: Interrupts::new(queues, msix, intx),

@@ -10,9 +10,9 @@ use devices::pci::{Counters, RefusalReason};
 use lab::guest::{Level, Mapping, OpenFlags, PciFunction, Process, Protection, Sharing};
 use support::linux::{Linux, LinuxConfig, kernel};
 use support::lspci::{self, PciSysfs, complaints};
-use vmm::machine::{PciFunctionStatus, PciRangeStatus};
+use vmm::machine::{MachineError, PciFunctionStatus, PciRangeStatus};
 use vmm::memory::violations::Target;
-use vmm::{PciPlace, ProbeConfig, VirtioTransport};
+use vmm::{Machine, MachineConfig, MemoryDeviceConfig, PciPlace, ProbeConfig, VirtioTransport};
 
 /// `docs/probe.md`: the register at offset 0, and the scratch area.
 const MAGIC: u32 = u32::from_le_bytes(*b"moat");
@@ -261,4 +261,57 @@ fn every_way_to_reset_a_function_resets_it() {
         linux.guest.write_file(&function.file("enable"), "0").unwrap();
         process.kill().unwrap();
     }
+}
+
+/// Reads from the entropy device, whose driver must not reach a register for that: KVM rings the
+/// doorbell, and messages interrupt.
+fn read_entropy(linux: &Linux, address: &str) {
+    let process = linux.guest.spawn().unwrap();
+    let file = process.open("/dev/hwrng", OpenFlags::RDONLY).unwrap();
+    let before = counters(linux, address);
+    let bytes = file.read_at(0, 4096).unwrap();
+    assert!(bytes.iter().any(|&byte| byte != 0));
+    assert_eq!(counters(linux, address), before);
+    process.kill().unwrap();
+}
+
+#[test]
+fn a_doorbell_rings_where_linux_has_moved_it() {
+    const DRIVERS: [&str; 2] = ["virtio_pci", "virtio_rng"];
+    let address = "00:01.0";
+    let virtio_transport = VirtioTransport::Pci;
+    let config = LinuxConfig { virtio_transport, modules: &DRIVERS, ..LinuxConfig::default() };
+    let linux = Linux::boot(&kernel("protected"), config);
+    for driver in DRIVERS {
+        linux.guest.load_module(driver, "").unwrap();
+    }
+    assert_ne!(counters(&linux, address).writes, 0, "the driver has set up the device");
+    read_entropy(&linux, address);
+    let old = status(&linux, address).ranges[0].address;
+    // With its ranges aligned to 1 MiB, the function cannot stay where it is.
+    linux.guest.write_file("/sys/bus/pci/resource_alignment", "20@0000:00:01.0").unwrap();
+    function(&linux, address).remove().unwrap();
+    linux.guest.rescan_pci().unwrap();
+    assert_ne!(status(&linux, address).ranges[0].address, old);
+    read_entropy(&linux, address);
+}
+
+#[test]
+fn a_machine_has_as_many_devices_as_its_bus_has_room_for() {
+    let start = |virtio_transport, devices| {
+        Machine::start(MachineConfig {
+            virtio_transport,
+            memory_devices: vec![MemoryDeviceConfig::new(128 << 20); devices],
+            ..MachineConfig::new(kernel("protected").image().into())
+        })
+    };
+    // Beside them there are the host bridge and the entropy device.
+    let machine = start(VirtioTransport::Pci, 30).unwrap();
+    assert_eq!(machine.control().status().pci.unwrap().functions.len(), 32);
+    let error = start(VirtioTransport::Pci, 31).err();
+    assert!(matches!(error, Some(MachineError::PciTopology(_))), "{error:?}");
+    start(VirtioTransport::Mmio, 11).unwrap();
+    let error = start(VirtioTransport::Mmio, 12).err();
+    let expected = MachineError::TooManyDevices { requested: 12, maximum: 11 };
+    assert_eq!(error.unwrap().to_string(), expected.to_string());
 }

@@ -12,10 +12,19 @@ use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::memory::layout::{self, gsi, port};
 
 /// The host bridge as ACPI tells of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PciHostBridge {
     /// Memory above 4 GiB that functions may be given, as address and size.
     pub memory_64: (u64, u64),
+}
+
+impl PciHostBridge {
+    /// Whether `address` is memory that functions may be given.
+    pub fn passes(&self, address: u64) -> bool {
+        let (start, size) = layout::PCI_MEMORY_32;
+        let mut windows = [(start.0, size), self.memory_64].into_iter();
+        windows.any(|(start, size)| (start..start + size).contains(&address))
+    }
 }
 
 /// The table that tells where configuration space is in memory.
@@ -109,4 +118,27 @@ fn capabilities() -> impl Aml {
         }
     }
     Osc
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_bridge_passes_its_windows_and_nothing_beside_them() {
+        let bridge = PciHostBridge { memory_64: (0x10_0000_0000, 0x1000) };
+        for (address, passes) in [
+            (0xbfff_ffff, false),
+            (0xc000_0000, true),
+            (0xcfff_ffff, true),
+            (layout::VIRTIO_MMIO.0, false),
+            (layout::PCI_ECAM.0, false),
+            (0xf_ffff_ffff, false),
+            (0x10_0000_0000, true),
+            (0x10_0000_0fff, true),
+            (0x10_0000_1000, false),
+        ] {
+            assert_eq!(bridge.passes(address), passes, "{address:#x}");
+        }
+    }
 }

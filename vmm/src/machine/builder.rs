@@ -21,7 +21,7 @@ use vm_memory::{Address, GuestAddress, GuestMemoryMmap};
 use super::buses::GuestBuses;
 use super::ending::{Ending, EndingCell};
 use super::memory_device::MemoryDevice;
-use super::pci::{KvmLine, KvmMessages, Pci, PciDevices, PciPlace};
+use super::pci::{KvmDoorbell, KvmLine, KvmMessages, Pci, PciDevices, PciPlace};
 use super::serial::{self, InputRoom, OutputPump, SerialEndpoint};
 use super::worker::{DeviceWork, EventSignal, Worker};
 use super::{Machine, MachineConfig, MachineControl, MachineError, VirtioTransport};
@@ -279,11 +279,13 @@ impl Builder {
         dma: &DmaPath,
         doorbell: Arc<EventSignal>,
     ) -> Result<Arc<Mutex<dyn Transport>>, MachineError> {
-        let transport: Arc<Mutex<dyn Transport>> = match self.config.virtio_transport {
-            VirtioTransport::Mmio => self.attach_mmio(device, dma, &doorbell)?,
-            VirtioTransport::Pci => {
+        let on_pci = self.config.virtio_transport == VirtioTransport::Pci;
+        let transport: Arc<Mutex<dyn Transport>> = match self.platform.pci.filter(|_| on_pci) {
+            None => self.attach_mmio(device, dma, &doorbell)?,
+            Some(bridge) => {
+                let doorbell = KvmDoorbell::new(doorbell.clone(), Arc::clone(&self.vm), bridge);
                 let (transport, function) =
-                    PciTransport::new(device, dma, self.messages(), doorbell.clone())?;
+                    PciTransport::new(device, dma, self.messages(), Arc::new(doorbell))?;
                 self.pci.add(PciPlace::RootComplex, vec![function]);
                 transport
             }
@@ -424,10 +426,11 @@ fn check(config: &MachineConfig, kvm: &Kvm) -> Result<(), MachineError> {
         let minimum = Machine::MINIMUM_MEMORY;
         return Err(MachineError::MemorySize { requested: config.memory, minimum });
     }
-    // One interrupt is the entropy device's, and one the IOMMU's.
+    // One interrupt is the entropy device's, and one the IOMMU's. On PCI there is no such limit, and
+    // the topology checks those that there are.
     let maximum = gsi::VIRTIO_MMIO.len() - 1 - usize::from(config.iommu.is_some());
     let requested = config.memory_devices.len();
-    if requested > maximum {
+    if config.virtio_transport == VirtioTransport::Mmio && requested > maximum {
         return Err(MachineError::TooManyDevices { requested, maximum });
     }
     Ok(())

@@ -26,7 +26,10 @@ pub enum MachineError {
          use less memory or smaller virtio-mem regions"
     )]
     AddressSpace { end: u64, bits: u32 },
-    #[error("{requested} virtio-mem devices: there are interrupts for {maximum}")]
+    #[error(
+        "{requested} virtio-mem devices: virtio-mmio has interrupts for {maximum}; use virtio-pci, \
+         which has room for more"
+    )]
     TooManyDevices { requested: usize, maximum: usize },
     #[error(transparent)]
     Memory(#[from] MemoryError),

@@ -1,17 +1,22 @@
-//! PCI in its place in the machine: interrupts through KVM, and the record of who touched what was
-//! not decoded.
+//! PCI in its place in the machine: interrupts and doorbells through KVM, and the record of who
+//! touched what was not decoded.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+
+use devices::Signal;
 
 use devices::pci::{
-    Access, Counters, Function, FunctionAddress, FunctionStatus, InterruptLine, Message,
+    Access, Counters, Doorbell, Function, FunctionAddress, FunctionStatus, InterruptLine, Message,
     MessageSink, Node, PowerState, Refusal, RootComplex, RootNode, RootPort, Slot, Topology,
 };
 use kvm_bindings::kvm_msi;
-use kvm_ioctls::VmFd;
-use log::debug;
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use log::{debug, error, warn};
 use serde::{Deserialize, Serialize};
 
+use super::lock;
+use super::worker::EventSignal;
+use crate::acpi::PciHostBridge;
 use crate::memory::violations::{Target, Violation, ViolationCounters, ViolationLog};
 
 /// Where on PCI a device is.
@@ -200,6 +205,48 @@ impl MessageSink for KvmMessages {
         // A message to no processor is the guest's own mistake, and as lost as on a real machine.
         if let Err(error) = self.0.signal_msi(msi) {
             debug!("KVM does not deliver {message:x?}: {error}");
+        }
+    }
+}
+
+/// A doorbell that KVM rings, without an exit to us, wherever the guest has put its register. Where
+/// KVM does not, the device does.
+pub struct KvmDoorbell {
+    signal: Arc<EventSignal>,
+    vm: Arc<VmFd>,
+    bridge: PciHostBridge,
+    address: Mutex<Option<u64>>,
+}
+
+impl KvmDoorbell {
+    /// A doorbell that rings `signal`, somewhere in what `bridge` passes on.
+    pub fn new(signal: Arc<EventSignal>, vm: Arc<VmFd>, bridge: PciHostBridge) -> Self {
+        Self { signal, vm, bridge, address: Mutex::default() }
+    }
+}
+
+impl Signal for KvmDoorbell {
+    fn signal(&self) {
+        self.signal.signal();
+    }
+}
+
+impl Doorbell for KvmDoorbell {
+    fn moved(&self, address: Option<u64>) {
+        let mut registered = lock(&self.address);
+        if let Some(address) = registered.take() {
+            let notify = IoEventAddress::Mmio(address);
+            if let Err(error) = self.vm.unregister_ioevent(&self.signal.0, &notify, NoDatamatch) {
+                error!("KVM still rings the doorbell that was at {address:#x}: {error}");
+            }
+        }
+        // Elsewhere the machine's own registers come first, and KVM knows nothing of them.
+        if let Some(address) = address.filter(|address| self.bridge.passes(*address)) {
+            let notify = IoEventAddress::Mmio(address);
+            match self.vm.register_ioevent(&self.signal.0, &notify, NoDatamatch) {
+                Ok(()) => *registered = Some(address),
+                Err(error) => warn!("the doorbell at {address:#x} costs exits: {error}"),
+            }
         }
     }
 }

@@ -34,7 +34,7 @@ pub struct Contender {
 
 #[derive(Clone, Copy)]
 enum Vmm {
-    Moat { enforce: &'static str },
+    Moat { options: &'static [&'static str] },
     Qemu { machine: &'static str },
 }
 
@@ -56,17 +56,19 @@ impl Place<'_> {
 }
 
 impl Contender {
-    pub const MOAT: Self = Self { name: "moat", vmm: Vmm::Moat { enforce: "strict" } };
+    pub const MOAT: Self = Self { name: "moat", vmm: Vmm::Moat { options: &[] } };
+    pub const MOAT_PCI: Self =
+        Self { name: "moat --transport pci", vmm: Vmm::Moat { options: &["--transport", "pci"] } };
     pub const MOAT_UNENFORCED: Self =
-        Self { name: "moat --enforce off", vmm: Vmm::Moat { enforce: "off" } };
+        Self { name: "moat --enforce off", vmm: Vmm::Moat { options: &["--enforce", "off"] } };
     // It has no place for memory devices: virtio-mem-pci starts with pcie=on, but has no address.
     pub const QEMU_MICROVM: Self =
         Self { name: "QEMU microvm", vmm: Vmm::Qemu { machine: "microvm" } };
     pub const QEMU_Q35: Self = Self { name: "QEMU q35", vmm: Vmm::Qemu { machine: "q35" } };
 
     /// In the order of the report.
-    pub const ALL: [Self; 4] =
-        [Self::MOAT, Self::MOAT_UNENFORCED, Self::QEMU_MICROVM, Self::QEMU_Q35];
+    pub const ALL: [Self; 5] =
+        [Self::MOAT, Self::MOAT_PCI, Self::MOAT_UNENFORCED, Self::QEMU_MICROVM, Self::QEMU_Q35];
 
     /// Whether its control socket speaks QMP, and not moat's API.
     pub fn is_qemu(self) -> bool {
@@ -76,13 +78,13 @@ impl Contender {
     /// The command that boots a guest, with a virtio-mem device or without.
     pub fn command(self, programs: &Programs, place: &Place, virtio_mem: bool) -> Command {
         match self.vmm {
-            Vmm::Moat { enforce } => moat(programs, place, virtio_mem, enforce),
+            Vmm::Moat { options } => moat(programs, place, virtio_mem, options),
             Vmm::Qemu { machine } => qemu(programs, place, virtio_mem, machine),
         }
     }
 }
 
-fn moat(programs: &Programs, place: &Place, virtio_mem: bool, enforce: &str) -> Command {
+fn moat(programs: &Programs, place: &Place, virtio_mem: bool, options: &[&str]) -> Command {
     let mut command = Command::new(&programs.moat);
     command
         .args(["run", "--cpus", "1", "--memory", &format!("{RAM_MIB}M"), "--cmdline", CMDLINE])
@@ -94,7 +96,7 @@ fn moat(programs: &Programs, place: &Place, virtio_mem: bool, enforce: &str) -> 
         .args(["--serial2", &format!("unix:{}", place.agent().display())])
         .arg("--api-socket")
         .arg(place.control())
-        .args(["--enforce", enforce]);
+        .args(options);
     if virtio_mem {
         command.args(["--virtio-mem", &format!("size={REGION}")]);
     }

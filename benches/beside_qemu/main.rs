@@ -77,7 +77,9 @@ fn main() -> anyhow::Result<()> {
     let mut report = Report::new(&programs, kernel.release(), arguments.runs)?;
     for round in 0..=arguments.runs {
         eprintln!("round {round} of {}: start and footprint", arguments.runs);
-        for contender in [Contender::MOAT, Contender::QEMU_MICROVM, Contender::QEMU_Q35] {
+        let startable =
+            [Contender::MOAT, Contender::MOAT_PCI, Contender::QEMU_MICROVM, Contender::QEMU_Q35];
+        for contender in startable {
             let (vm, started) = start::measure(&programs, contender)?;
             let footprint = footprint::measure(&vm)?;
             // The first time warms the host's caches.

@@ -2,7 +2,8 @@
 //!
 //! What a VMM can do about it: load itself, make a machine, load or hand over the kernel, run as
 //! little firmware as it can, and cost the guest few and short exits. The kernel's own part is the
-//! same for all, with its log on an emulated 16550A. A bzImage unpacks itself, for all as well.
+//! same for all, with its log on an emulated 16550A. A bzImage unpacks itself, for all as well. What
+//! PCI costs is the guest's search of it, so moat starts with and without.
 
 use std::time::Instant;
 

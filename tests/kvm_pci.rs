@@ -297,6 +297,50 @@ fn a_doorbell_rings_where_linux_has_moved_it() {
 }
 
 #[test]
+fn a_doorbell_costs_no_exit_wherever_it_is_and_is_nowhere_else() {
+    const COMMAND: u64 = 4;
+    const BAR0: u64 = 0x10;
+    /// Where the notification structure is, and a place in it that is not the doorbell.
+    const NOTIFY: u64 = 0x1000;
+    const ELSEWHERE: u64 = 8;
+    let (entropy, probe) = ("00:01.0", "00:02.0");
+    let linux = boot("protected");
+    let function = |address| function(&linux, address);
+    function(entropy).decode_memory().unwrap();
+    function(probe).decode_memory().unwrap();
+    let old = function(entropy).bar(0).unwrap().unwrap().start;
+    // Nothing else is that far up in the window.
+    let new = old + (64 << 20);
+    let process = linux.guest.spawn().unwrap();
+    let memory = process.open("/dev/mem", OpenFlags::RDWR).unwrap();
+    let map =
+        |bar| memory.mmap(bar + NOTIFY, PAGE, Protection::ReadWrite, Sharing::Shared).unwrap();
+    let (at_old, at_new) = (map(old), map(new));
+    // Writes that the entropy device counts, refuses, and that the probe counts.
+    let counted = |mapping: &Mapping, offset| {
+        let now = || (counters(&linux, entropy), counters(&linux, probe));
+        let before = now();
+        mapping.poke_u32(offset, 0).unwrap();
+        let after = now();
+        let writes = [after.0.writes - before.0.writes, after.1.writes - before.1.writes];
+        (writes, after.0.refused - before.0.refused)
+    };
+    assert_eq!(counted(&at_old, 0), ([0, 0], 0), "KVM rings");
+    assert_eq!(counted(&at_old, ELSEWHERE), ([1, 0], 0), "the device does");
+    // A range for two is the first one's, until that leaves.
+    function(probe).write_config(BAR0, &(old as u32).to_le_bytes()).unwrap();
+    assert_eq!(counted(&at_old, 0), ([0, 0], 0));
+    function(entropy).write_config(BAR0, &(new as u32).to_le_bytes()).unwrap();
+    assert_eq!(counted(&at_old, 0), ([0, 1], 0));
+    assert_eq!(counted(&at_new, 0), ([0, 0], 0));
+    assert_eq!(counted(&at_new, ELSEWHERE), ([1, 0], 0));
+    function(entropy).write_config(COMMAND, &[0, 0]).unwrap();
+    assert_eq!(counted(&at_new, 0), ([0, 0], 1));
+    function(entropy).decode_memory().unwrap();
+    assert_eq!(counted(&at_new, 0), ([0, 0], 0));
+}
+
+#[test]
 fn a_machine_has_as_many_devices_as_its_bus_has_room_for() {
     let start = |virtio_transport, devices| {
         Machine::start(MachineConfig {

@@ -1,0 +1,81 @@
+//! What a guest does, and what it does it to.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use arbitrary::{Arbitrary, Result, Unstructured};
+use devices::Signal;
+use devices::dma::{DmaRegion, DmaView};
+use devices::pci::{InterruptLine, Message, MessageSink};
+use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
+
+/// What an access carries: at least a byte, and no more than string I/O brings at once.
+#[derive(Debug, Clone)]
+pub struct AccessBytes(Vec<u8>);
+
+impl AccessBytes {
+    const MAX: usize = 64;
+
+    /// What a write carries.
+    pub fn written(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Room for a read of the same length, and afterwards what was read.
+    pub fn room(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+impl<'a> Arbitrary<'a> for AccessBytes {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        let length = *u.choose(&[1, 2, 4, 4, 4, 8, 16, Self::MAX])?;
+        let mut bytes = vec![0; length];
+        u.fill_buffer(&mut bytes)?;
+        Ok(Self(bytes))
+    }
+}
+
+/// Counts what a device sends: signals, and messages.
+#[derive(Default)]
+pub struct Count(AtomicUsize);
+
+impl Count {
+    /// How many so far.
+    pub fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Signal for Count {
+    fn signal(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl MessageSink for Count {
+    fn send(&self, _: Message) {
+        self.signal();
+    }
+}
+
+/// An interrupt line that nobody listens to.
+pub struct IdleLine;
+
+impl InterruptLine for IdleLine {
+    fn set_level(&self, _: bool) {}
+}
+
+/// Memory at `[start, start + size)`, all zeros.
+pub fn memory(start: u64, size: usize) -> DmaView {
+    let range = GuestRegionMmap::from_range(GuestAddress(start), size, None)
+        .expect("a few pages can be mapped");
+    DmaView::new(vec![DmaRegion::fixed(Arc::new(range))]).expect("one region is in order")
+}
+
+/// The `size` bytes of memory from `start` on.
+pub fn contents(memory: &DmaView, start: u64, size: usize) -> Vec<u8> {
+    let mut contents = vec![0; size];
+    memory.read_slice(&mut contents, GuestAddress(start)).expect("it is all there");
+    contents
+}

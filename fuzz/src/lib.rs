@@ -4,4 +4,6 @@
 //! fails if one of them panics or does what no access may.
 
 pub mod guest;
+pub mod iommu_model;
+pub mod mmio_driver;
 pub mod pci_machine;

@@ -66,11 +66,16 @@ impl InterruptLine for IdleLine {
     fn set_level(&self, _: bool) {}
 }
 
-/// Memory at `[start, start + size)`, all zeros.
+/// Host memory for `[start, start + size)`, all zeros.
+pub fn mapping(start: u64, size: usize) -> Arc<GuestRegionMmap> {
+    let mapping = GuestRegionMmap::from_range(GuestAddress(start), size, None);
+    Arc::new(mapping.expect("a little can be mapped"))
+}
+
+/// Memory that is all there, at `[start, start + size)`.
 pub fn memory(start: u64, size: usize) -> DmaView {
-    let range = GuestRegionMmap::from_range(GuestAddress(start), size, None)
-        .expect("a few pages can be mapped");
-    DmaView::new(vec![DmaRegion::fixed(Arc::new(range))]).expect("one region is in order")
+    let region = DmaRegion::fixed(mapping(start, size));
+    DmaView::new(vec![region]).expect("one region is in order")
 }
 
 /// The `size` bytes of memory from `start` on.

@@ -3,6 +3,7 @@
 //! Each target is a guest gone mad. It makes a sequence of accesses out of the fuzzer's bytes, and
 //! fails if one of them panics or does what no access may.
 
+pub mod blocks;
 pub mod guest;
 pub mod iommu_model;
 pub mod mmio_driver;

@@ -1,0 +1,221 @@
+//! Registers, rings and buffers of virtio devices, by a driver gone mad.
+//!
+//! A memory device has plugged what it says, and after a reset every device answers again.
+#![no_main]
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use arbitrary::{Arbitrary, Result, Unstructured};
+use devices::dma::{DmaRegion, DmaView};
+use devices::virtio::VirtioDevice;
+use devices::virtio::iommu::{VirtioIommu, VirtioIommuConfig};
+use devices::virtio::mem::{Region, VirtioMem, VirtioMemConfig};
+use devices::virtio::rng::Rng;
+use libfuzzer_sys::fuzz_target;
+use moat_fuzz::blocks::{BLOCK_SIZE, BLOCKS, Blocks};
+use moat_fuzz::guest::{AccessBytes, Count, mapping};
+use moat_fuzz::mmio_driver::{BUFFERS, MEMORY_SIZE, MmioDriver, Use, register};
+
+/// First address of the memory device's region.
+const REGION: u64 = 1 << 32;
+const REGION_SIZE: u64 = BLOCKS as u64 * BLOCK_SIZE;
+
+#[derive(Debug, Arbitrary)]
+struct Input {
+    device: Device,
+    actions: Vec<Action>,
+}
+
+#[derive(Debug, Clone, Copy, Arbitrary)]
+enum Device {
+    Entropy,
+    Memory,
+    Iommu,
+}
+
+#[derive(Debug, Arbitrary)]
+enum Action {
+    Read { offset: u16, bytes: AccessBytes },
+    Write { offset: u16, bytes: AccessBytes },
+    SetRegister { register: Register, value: Value },
+    Store { address: u16, bytes: AccessBytes },
+    Describe { queue: bool, index: u8, address: Address, length: u16, flags: u8, next: u8 },
+    Publish { queue: bool, head: u8 },
+    BringUp { features: u64 },
+    Resize { blocks: u8 },
+    SetBusy(bool),
+    MemoryRequest { kind: u8, block: u8, blocks: u8 },
+    Process,
+}
+
+/// A register that does something when written.
+#[derive(Debug)]
+struct Register(u64);
+
+/// What registers are set to: mostly what may be right.
+#[derive(Debug)]
+struct Value(u32);
+
+/// An address of a buffer.
+#[derive(Debug)]
+struct Address(u64);
+
+impl<'a> Arbitrary<'a> for Register {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(Self(*u.choose(&[
+            register::DRIVER_FEATURES,
+            register::DRIVER_FEATURES_SEL,
+            register::QUEUE_SEL,
+            register::QUEUE_SIZE,
+            register::QUEUE_READY,
+            register::QUEUE_NOTIFY,
+            register::STATUS,
+            register::QUEUE_DESC_LOW,
+            register::QUEUE_DESC_LOW + 4,
+            register::QUEUE_DRIVER_LOW,
+            register::QUEUE_DEVICE_LOW,
+            register::QUEUE_RESET,
+        ])?))
+    }
+}
+
+impl<'a> Arbitrary<'a> for Value {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(Self(match u.int_in_range(0..=3)? {
+            0 => u.arbitrary()?,
+            1 => u32::from(u.arbitrary::<u16>()?) & !15,
+            _ => u.int_in_range(0..=16)?,
+        }))
+    }
+}
+
+impl<'a> Arbitrary<'a> for Address {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(Self(match u.int_in_range(0..=7)? {
+            0 => u.arbitrary()?,
+            1 | 2 => REGION + u.int_in_range(0..=REGION_SIZE)?,
+            _ => u.arbitrary::<u16>()?.into(),
+        }))
+    }
+}
+
+struct Machine {
+    driver: MmioDriver,
+    device: Device,
+    memory_device: Arc<Mutex<VirtioMem>>,
+    blocks: Blocks,
+}
+
+impl Machine {
+    /// There is always a memory device, though it may have no driver.
+    fn new(device: Device) -> Self {
+        let blocks = Blocks::default();
+        let region = Region::new(REGION, REGION_SIZE, BLOCK_SIZE, BLOCK_SIZE);
+        let config = VirtioMemConfig {
+            region: region.expect("there is such a region"),
+            requested_size: REGION_SIZE / 2,
+            node_id: None,
+            insist_on_inaccessible: false,
+        };
+        let memory_device = VirtioMem::new(config, Box::new(blocks.clone()));
+        let memory_device = Arc::new(Mutex::new(memory_device.expect("as many as there are")));
+        let ram = mapping(0, MEMORY_SIZE);
+        let region = mapping(REGION, REGION_SIZE as usize);
+        let view = DmaView::new(vec![
+            DmaRegion::fixed(Arc::clone(&ram)),
+            DmaRegion::partial(region, Arc::new(blocks.clone())),
+        ]);
+        let memory = DmaView::new(vec![DmaRegion::fixed(ram)]);
+        let driven: Arc<Mutex<dyn VirtioDevice>> = match device {
+            Device::Entropy => Arc::new(Mutex::new(Rng::new(Box::new(io::repeat(0x5a))))),
+            Device::Memory => Arc::clone(&memory_device) as _,
+            Device::Iommu => {
+                let config = VirtioIommuConfig { endpoints: vec![0..=0xffff], bypass: true };
+                Arc::new(Mutex::new(VirtioIommu::new(config, Arc::new(Count::default()))))
+            }
+        };
+        let driver = MmioDriver::new(
+            driven,
+            memory.expect("one region is in order"),
+            view.expect("two regions are in order"),
+        );
+        Self { driver, device, memory_device, blocks }
+    }
+
+    fn memory_request(&self, kind: u8, block: u8, blocks: u8) {
+        let address = REGION + BLOCK_SIZE * u64::from(block);
+        let request = [kind.into(), address, blocks.into()].map(u64::to_le_bytes);
+        self.driver.store(BUFFERS, request.as_flattened());
+    }
+
+    /// Sends a request that the device is to answer, and checks how long the answer is.
+    fn assert_works(&mut self) {
+        self.driver.bring_up(0);
+        let (request, answer) = match self.device {
+            Device::Entropy => (0, 10),
+            Device::Memory => {
+                self.memory_request(3, 0, 1);
+                (24, 10)
+            }
+            Device::Iommu => {
+                let attach = [1, 1, 0, 0, 0].map(u32::to_le_bytes);
+                self.driver.store(BUFFERS, attach.as_flattened());
+                (20, 4)
+            }
+        };
+        let chain = [(BUFFERS, request, Use::Read), (BUFFERS + 0x100, answer, Use::Write)];
+        let chain = if request == 0 { &chain[1..] } else { &chain };
+        self.driver.publish_chain(0, chain);
+        assert_eq!(self.driver.take_used(0), Some(answer));
+    }
+
+    fn run(&mut self, action: Action) {
+        let driver = &mut self.driver;
+        match action {
+            Action::Read { offset, mut bytes } => driver.read(offset.into(), bytes.room()),
+            Action::Write { offset, bytes } => driver.write(offset.into(), bytes.written()),
+            Action::SetRegister { register, value } => driver.set(register.0, value.0),
+            Action::Store { address, bytes } => {
+                let last = MEMORY_SIZE - bytes.written().len();
+                driver.store(u64::from(address).min(last as u64), bytes.written());
+            }
+            Action::Describe { queue, index, address, length, flags, next } => {
+                let buffer = (address.0, length.into());
+                driver.describe(queue.into(), index.into(), buffer, flags.into(), next.into());
+            }
+            Action::Publish { queue, head } => driver.publish(queue.into(), head.into()),
+            Action::BringUp { features } => driver.bring_up(features),
+            Action::Resize { blocks } => {
+                let size = BLOCK_SIZE * (u64::from(blocks) % (BLOCKS as u64 + 1));
+                let mut device = self.memory_device.lock().expect("nothing has panicked");
+                let changed = device.set_requested_size(size).expect("as many as there are");
+                drop(device);
+                if changed {
+                    driver.config_changed();
+                }
+            }
+            Action::SetBusy(is_busy) => self.blocks.set_busy(is_busy),
+            Action::MemoryRequest { kind, block, blocks } => {
+                self.memory_request(kind % 5, block % 40, blocks);
+                let chain = [(BUFFERS, 24, Use::Read), (BUFFERS + 0x100, 10, Use::Write)];
+                self.driver.publish_chain(0, &chain);
+                self.driver.process();
+            }
+            Action::Process => driver.process(),
+        }
+    }
+}
+
+fuzz_target!(|input: Input| {
+    let Input { device, actions } = input;
+    let mut machine = Machine::new(device);
+    machine.driver.bring_up(0);
+    for action in actions {
+        machine.run(action);
+        let plugged_size =
+            machine.memory_device.lock().expect("nothing has panicked").plugged_size();
+        assert_eq!(plugged_size, machine.blocks.plugged_size());
+    }
+    machine.assert_works();
+});

@@ -55,7 +55,7 @@ fn run(machine: &mut Machine, action: Action, identities: &[u32]) {
             machine.config_ports.read(u64::from(offset) % ConfigPorts::PORTS, bytes.room());
         }
         Action::Compare { target, register } => {
-            let register = usize::from(register.0) % HEADER & !3;
+            let register = (usize::from(register.0) % HEADER) & !3;
             let value = read_ecam(machine, target, register);
             assert_eq!(read_ecam(machine, target, register), value);
             assert_eq!(read_ports(machine, target, register), value);

@@ -105,7 +105,7 @@ fn of_two_at_one_address_the_one_that_answers_has_a_doorbell() {
     // The other one's ROM is a range too, and half as long.
     machine.write(FIRST, register::EXPANSION_ROM, AT | 1);
     assert_eq!(place(&machine, SECOND), in_range(AT), "the ROM ends before it");
-    machine.write(FIRST, register::EXPANSION_ROM, AT + 0x800 | 1);
+    machine.write(FIRST, register::EXPANSION_ROM, (AT + 0x800) | 1);
     assert_eq!(place(&machine, SECOND), None);
 }
 

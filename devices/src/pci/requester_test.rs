@@ -41,6 +41,6 @@ fn the_guest_gives_buses_other_numbers() {
 
 #[test]
 fn a_function_without_a_place_has_no_number() {
-    let (_, handles) = function(InterruptPin::A, &Default::default());
+    let (_, handles) = function(InterruptPin::A, &Default::default(), &Default::default());
     assert_eq!(handles.state.id(), 0);
 }

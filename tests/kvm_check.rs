@@ -4,7 +4,7 @@ mod support;
 
 use support::check::{check, with_verdict};
 
-/// What needs an IOMMU whose driver the kernel has.
+/// What needs an IOMMU whose driver the kernel has, or VFIO_NOIOMMU.
 const IOMMU: [&str; 29] = [
     "P12", "P14", "F1", "F2", "F3", "F4", "F5", "F6", "F7", "F8", "F9", "F10", "F11", "F12", "F13",
     "F14", "F16", "F17", "G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G9", "G10", "G12",

@@ -52,6 +52,20 @@ fn without_ownership_drivers_bind_beside_user_space() {
     assert_fails("without-ownership", "group-ownership", &failing, &passing);
 }
 
+#[test]
+fn without_the_memory_check_vfio_reaches_bars_that_are_not_decoded() {
+    let failing = ["F1", "F2", "F3", "F4", "F5", "F9", "F10", "F12", "F14"];
+    let passing = ["F6", "F7", "F8", "F11", "F13", "F16"];
+    assert_fails("without-memory-check", "vfio-memory-check", &failing, &passing);
+}
+
+#[test]
+fn without_zap_mappings_of_bars_that_are_not_decoded_stay() {
+    let failing = ["F1", "F2", "F4", "F5", "F10", "F11", "F12"];
+    let passing = ["F3", "F6", "F7", "F8", "F9", "F13", "F14", "F16"];
+    assert_fails("without-zap", "vfio-zap", &failing, &passing);
+}
+
 /// It has no driver for moat's IOMMU.
 #[test]
 fn linux_5_10_ends_itself_when_a_driver_binds_beside_user_space() {

@@ -2,7 +2,8 @@
 
 use super::{
     PAGE, Told,
-    groups::{VFIO_PCI, alone, with_user},
+    group_topology::behind_root_ports,
+    groups::{VFIO_PCI, alone, load_vfio, with_user},
 };
 use crate::{
     guest::{GuestError, Mapping, PciFunction, Process, VfioDevice, VfioRegion},
@@ -32,10 +33,29 @@ pub struct Assigned {
     endpoint: Endpoint,
 }
 
-/// Tells a story of a function that a process has open, and whose BARs are decoded. Function and
-/// process are its own.
+/// Tells a story of a function that a process has open, and that decodes its BARs. Nobody else has to
+/// do with its group, and the process is the story's own.
 pub fn with_assigned(vm: &Vm, tell: impl FnOnce(&Assigned) -> Result<(), VmError>) -> Told {
-    let function = alone(vm)?;
+    with_assigned_of(vm, alone(vm)?, tell)
+}
+
+/// Likewise, of a function that is alone below a root port.
+pub fn with_assigned_below_a_root_port(
+    vm: &Vm,
+    tell: impl FnOnce(&Assigned) -> Result<(), VmError>,
+) -> Told {
+    load_vfio(vm)?;
+    let below = behind_root_ports(vm)?.into_iter().next();
+    let below = below.ok_or(VmError::Absent("PCI function below a root port"))?;
+    below.unbind()?;
+    with_assigned_of(vm, below, tell)
+}
+
+fn with_assigned_of(
+    vm: &Vm,
+    function: PciFunction,
+    tell: impl FnOnce(&Assigned) -> Result<(), VmError>,
+) -> Told {
     function.bind(VFIO_PCI)?;
     with_user(vm, |user| {
         let device = VfioDevice::open(user, &function)?;

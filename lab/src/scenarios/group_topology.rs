@@ -101,7 +101,7 @@ fn bridge_above(vm: &Vm, device: &PciFunction) -> Result<PciFunction, VmError> {
 }
 
 /// The devices that are alone on their bus.
-fn behind_root_ports(vm: &Vm) -> Result<Vec<PciFunction>, VmError> {
+pub fn behind_root_ports(vm: &Vm) -> Result<Vec<PciFunction>, VmError> {
     let functions = functions(vm)?;
     let buses: Vec<_> = functions.iter().map(|function| function.address().bus).collect();
     let is_alone = |function: &PciFunction| {

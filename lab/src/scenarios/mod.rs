@@ -395,7 +395,10 @@ pub static CATALOGUE: &[Scenario] = &[
         id: "F10",
         title: "VFIO restores what its user has set up when it resets a function",
         needs: PROBE,
-        stories: &[Guest(Boot::Iommu, vfio_reset::reset)],
+        stories: &[
+            Guest(Boot::Iommu, vfio_reset::function_level),
+            Guest(Boot::Iommu, vfio_reset::hot),
+        ],
     },
     Scenario {
         id: "F11",

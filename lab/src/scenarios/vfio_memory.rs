@@ -119,18 +119,21 @@ pub fn write_on_event(vm: &Vm, seen: &mut Observations) -> Told {
         let held = assigned.map_and_use()?;
         let scratch = || held.peek_u32(assigned.scratch());
         let event = assigned.user.create_event_fd()?;
+        // What is written need not be what is read.
+        held.poke_u32(assigned.scratch(), MARK)?;
+        let marked = scratch()?;
         assigned.store(&held)?;
+        let unmarked = scratch()?;
         assigned.device.write_on_event(assigned.bar_number(), assigned.scratch(), MARK, &event)?;
-        seen.control("decoded: read", 0_u32, scratch())?;
         event.signal()?;
-        seen.control("decoded, event: read", MARK, scratch())?;
+        seen.control("decoded, event: read", marked, scratch())?;
         assigned.store(&held)?;
         assigned.disable_memory()?;
         let before = assigned.accesses(vm);
         event.signal()?;
         check_unreached(vm, seen, "not decoded, event", assigned, before)?;
         assigned.enable_memory()?;
-        Ok(seen.check("decoded again: read", 0_u32, scratch())?)
+        Ok(seen.check("not decoded, event, decoded again: read", unmarked, scratch())?)
     })
 }
 

@@ -2,47 +2,66 @@
 
 use super::{
     PAGE, Told,
-    assigned::{COMMAND, INTX_DISABLE, MEMORY, with_assigned},
+    assigned::{
+        Assigned, COMMAND, INTX_DISABLE, MEMORY, with_assigned, with_assigned_below_a_root_port,
+    },
     vfio_memory::TORN_DOWN,
 };
 use crate::{
-    guest::{Denial, VfioInterrupt::MsiX, Width},
+    guest::{Denial, GuestError, VfioInterrupt::MsiX, Width},
     report::{Finding, Observations, Protection},
-    vm::Vm,
+    vm::{Vm, VmError},
 };
 
-/// F10: after a reset the user has the function as before, but for what a reset clears: the same mapping
-/// works, and the same interrupts. Where memory was not decoded it is not.
-/// Controls: what was written before the reset reads before, and not after.
-pub fn reset(vm: &Vm, seen: &mut Observations) -> Told {
-    const MARK: u32 = 0x600d_c0de;
+/// F10: after a reset of its own the user has the function as before, but for what a reset clears.
+pub fn function_level(vm: &Vm, seen: &mut Observations) -> Told {
     with_assigned(vm, |assigned| {
-        let held = assigned.map_and_use()?;
-        let scratch = || held.peek_u32(assigned.scratch());
-        let table = assigned.msix_table()?;
-        let held_table = assigned.device.map(table.bar, PAGE)?;
-        let message_address = || held_table.peek_u32(table.offset);
-        let event = assigned.user.create_event_fd()?;
-        assigned.device.enable_interrupts(MsiX, &[&event])?;
-        // Turning MSI-X on, the kernel disables INTx, and VFIO puts the register back as it was. After a
-        // reset only the kernel has its say.
-        let command = || Ok(assigned.physical_command()? & !INTX_DISABLE);
-        let (address, command_before) = (message_address()?, command()?);
-        held.poke_u32(assigned.scratch(), MARK)?;
-        seen.control("before: what was written", MARK, scratch())?;
-        seen.check("reset", Finding::Done, assigned.device.reset())?;
-        seen.control("after: what was written", 0_u32, scratch())?;
-        seen.check("after: load", assigned.identity(), assigned.load(&held))?;
-        seen.check("after: command register", command_before, command())?;
-        seen.check("after: message address", address, message_address())?;
-        held.poke_u32(INTERRUPT, 0)?;
-        seen.check("after, raised: events", 1_u64, event.wait())?;
-        assigned.disable_memory()?;
-        seen.check("not decoded: reset", Finding::Done, assigned.device.reset())?;
-        seen.check("not decoded, reset: memory", "not decoded", assigned.decoding()?)?;
-        let (tried, load) = ("not decoded, reset: load", assigned.load(&held));
-        Ok(seen.check_with(TORN_DOWN, tried, Denial::SIGBUS, Finding::Done, load)?)
+        check_restored(seen, "reset", assigned, || assigned.device.reset())
     })
+}
+
+/// F10: likewise after one of its bus.
+pub fn hot(vm: &Vm, seen: &mut Observations) -> Told {
+    with_assigned_below_a_root_port(vm, |assigned| {
+        check_restored(seen, "hot reset", assigned, || assigned.device.hot_reset())
+    })
+}
+
+/// The same mapping works, and the same interrupts. Where memory was not decoded it is not.
+/// Controls: what was written before the reset reads before, and not after.
+fn check_restored(
+    seen: &mut Observations,
+    name: &str,
+    assigned: &Assigned,
+    reset: impl Fn() -> Result<(), GuestError>,
+) -> Result<(), VmError> {
+    const MARK: u32 = 0x600d_c0de;
+    let held = assigned.map_and_use()?;
+    let scratch = || held.peek_u32(assigned.scratch());
+    let table = assigned.msix_table()?;
+    let held_table = assigned.device.map(table.bar, PAGE)?;
+    let message_address = || held_table.peek_u32(table.offset);
+    // Turning MSI-X on, the kernel disables INTx, and VFIO puts the register back as it was. After a
+    // reset only the kernel has its say.
+    let command = || Ok(assigned.physical_command()? & !INTX_DISABLE);
+    let event = assigned.user.create_event_fd()?;
+    assigned.device.enable_interrupts(MsiX, &[&event])?;
+    let (address_before, command_before) = (message_address()?, command()?);
+    held.poke_u32(assigned.scratch(), MARK)?;
+    seen.control(format!("before {name}: what was written"), MARK, scratch())?;
+    seen.check(name, Finding::Done, reset())?;
+    seen.control(format!("after {name}: what was written"), 0_u32, scratch())?;
+    seen.check(format!("after {name}: load"), assigned.identity(), assigned.load(&held))?;
+    seen.check(format!("after {name}: command register"), command_before, command())?;
+    seen.check(format!("after {name}: message address"), address_before, message_address())?;
+    held.poke_u32(INTERRUPT, 0)?;
+    seen.check(format!("after {name}, raised: events"), 1_u64, event.wait())?;
+    assigned.disable_memory()?;
+    seen.check(format!("not decoded: {name}"), Finding::Done, reset())?;
+    let tried = format!("not decoded, {name}: memory");
+    seen.check(tried, "not decoded", assigned.decoding()?)?;
+    let (tried, load) = (format!("not decoded, {name}: load"), assigned.load(&held));
+    Ok(seen.check_with(TORN_DOWN, tried, Denial::SIGBUS, Finding::Done, load)?)
 }
 
 /// docs/probe.md: raises a vector.

@@ -108,6 +108,11 @@ impl VfioGroup {
         self.process.adopt(descriptor)
     }
 
+    /// The number of its descriptor, for ioctls that want it.
+    pub(super) fn descriptor(&self) -> u32 {
+        self.file.descriptor()
+    }
+
     /// Closes it. Members that are open keep it in use.
     pub fn close(self) -> Result<(), GuestError> {
         self.file.close()

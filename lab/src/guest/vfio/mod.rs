@@ -17,6 +17,7 @@ const fn vfio(number: u32) -> u32 {
 
 const DEVICE_GET_REGION_INFO: u32 = vfio(8);
 const DEVICE_RESET: u32 = vfio(11);
+const DEVICE_PCI_HOT_RESET: u32 = vfio(13);
 const DEVICE_IOEVENTFD: u32 = vfio(16);
 
 /// A part of a function that its file gives access to.
@@ -139,6 +140,14 @@ impl VfioDevice {
     /// Resets the function.
     pub fn reset(&self) -> Result<(), GuestError> {
         self.device.ioctl(DEVICE_RESET, 0).map(drop)
+    }
+
+    /// Resets the bus that it is on. All other functions there must be of its group.
+    pub fn hot_reset(&self) -> Result<(), GuestError> {
+        /// `struct vfio_pci_hot_reset`: 32-bit argsz, flags and count, and one file of a group.
+        const SIZE: u32 = 16;
+        let reset = [SIZE, 0, 1, self.group.descriptor()].map(u32::to_le_bytes).concat();
+        self.device.exchange(DEVICE_PCI_HOT_RESET, reset).map(drop)
     }
 
     /// From now on an event has these 4 bytes written to a BAR, without a process.

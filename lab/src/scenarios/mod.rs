@@ -395,10 +395,7 @@ pub static CATALOGUE: &[Scenario] = &[
         id: "F10",
         title: "VFIO restores what its user has set up when it resets a function",
         needs: PROBE,
-        stories: &[
-            Guest(Boot::Iommu, vfio_reset::function_level),
-            Guest(Boot::Iommu, vfio_reset::hot),
-        ],
+        stories: &[Guest(Boot::Iommu, vfio_reset::resets)],
     },
     Scenario {
         id: "F11",

@@ -13,15 +13,12 @@ use crate::{
     vm::{Vm, VmError},
 };
 
-/// F10: after a reset of its own the user has the function as before, but for what a reset clears.
-pub fn function_level(vm: &Vm, seen: &mut Observations) -> Told {
+/// F10: after a reset of its own or of its bus the user has the function as before, but for what a reset
+/// clears.
+pub fn resets(vm: &Vm, seen: &mut Observations) -> Told {
     with_assigned(vm, |assigned| {
         check_restored(seen, "reset", assigned, || assigned.device.reset())
-    })
-}
-
-/// F10: likewise after one of its bus.
-pub fn hot(vm: &Vm, seen: &mut Observations) -> Told {
+    })?;
     with_assigned_below_a_root_port(vm, |assigned| {
         check_restored(seen, "hot reset", assigned, || assigned.device.hot_reset())
     })

@@ -92,6 +92,7 @@ fuzz_target!(|actions: Vec<Action>| {
         .map(|dma| dma.completed + dma.faulted)
         .sum();
     assert!(transfers <= machine.doorbells.get() as u64);
+    machine.assert_doorbells_ring();
 });
 
 fn run(machine: &Machine, action: Action) {

@@ -34,6 +34,7 @@ fuzz_target!(|actions: Vec<Action>| {
     for action in actions {
         run(&mut machine, action, &identities);
     }
+    machine.assert_doorbells_ring();
     assert_eq!(self::identities(&machine), identities);
 });
 

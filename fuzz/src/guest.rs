@@ -1,12 +1,12 @@
 //! What a guest does, and what it does it to.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use devices::Signal;
 use devices::dma::{DmaRegion, DmaView};
-use devices::pci::{InterruptLine, Message, MessageSink};
+use devices::pci::{Doorbell, InterruptLine, Message, MessageSink};
 use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
 
 /// What an access carries: at least a byte, and no more than string I/O brings at once.
@@ -50,6 +50,47 @@ impl Count {
 impl Signal for Count {
     fn signal(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A doorbell that counts how often it rings, and knows where it is.
+pub struct Bell {
+    /// All that ring count together,
+    rings: Arc<Count>,
+    /// and each for itself.
+    own_rings: Count,
+    address: Mutex<Option<u64>>,
+}
+
+impl Bell {
+    /// A doorbell that is nowhere, and counts in `rings` too.
+    pub fn new(rings: Arc<Count>) -> Self {
+        Self { rings, own_rings: Count::default(), address: Mutex::default() }
+    }
+
+    /// How often this one has rung.
+    pub fn rings(&self) -> usize {
+        self.own_rings.get()
+    }
+
+    /// Where it was told to be.
+    pub fn address(&self) -> Option<u64> {
+        *self.address.lock().expect("nothing has panicked")
+    }
+}
+
+impl Signal for Bell {
+    fn signal(&self) {
+        self.rings.signal();
+        self.own_rings.signal();
+    }
+}
+
+impl Doorbell for Bell {
+    fn moved(&self, address: Option<u64>) {
+        let mut place = self.address.lock().expect("nothing has panicked");
+        assert_ne!(place.is_some(), address.is_some(), "from {place:x?} to {address:x?}");
+        *place = address;
     }
 }
 

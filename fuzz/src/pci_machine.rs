@@ -15,14 +15,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use arbitrary::{Arbitrary, Result, Unstructured};
 use devices::dma::{DmaPath, DmaView};
 use devices::pci::{
-    ConfigPorts, Ecam, Function, FunctionAddress, Node, RootComplex, RootNode, RootPort, Slot,
-    Topology,
+    Access, ConfigPorts, Ecam, Function, FunctionAddress, Node, RootComplex, RootNode, RootPort,
+    Slot, Topology,
 };
 use devices::probe::Probe;
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::{PciTransport, Transport};
 
-use crate::guest::{Count, IdleLine, contents, memory};
+use crate::guest::{Bell, Count, IdleLine, contents, memory};
 
 const PORT: FunctionAddress = address(0, 1, 0);
 const BRIDGE: FunctionAddress = address(0, 3, 0);
@@ -93,6 +93,7 @@ pub struct Machine {
     pub messages: Arc<Count>,
     probes: Vec<Arc<Mutex<Probe>>>,
     transports: Vec<Arc<Mutex<PciTransport>>>,
+    bells: Vec<Arc<Bell>>,
 }
 
 impl Machine {
@@ -113,7 +114,7 @@ impl Machine {
         };
         let lines = [(); 4].map(|()| Arc::new(IdleLine) as _);
         let root = Arc::new(RootComplex::new(topology, lines).expect("there is such a topology"));
-        let Devices { memory, doorbells, messages, probes, transports } = devices;
+        let Devices { memory, doorbells, messages, probes, transports, bells } = devices;
         let machine = Self {
             ecam: Ecam::new(Arc::clone(&root)),
             config_ports: ConfigPorts::new(Arc::clone(&root)),
@@ -123,6 +124,7 @@ impl Machine {
             messages,
             probes,
             transports,
+            bells,
         };
         machine.configure();
         machine
@@ -179,6 +181,19 @@ impl Machine {
         }
     }
 
+    /// Each doorbell rings where it was told to be, and no other one does.
+    pub fn assert_doorbells_ring(&self) {
+        for bell in &self.bells {
+            let Some(address) = bell.address() else { continue };
+            let rings = || self.bells.iter().map(|bell| bell.rings()).collect::<Vec<_>>();
+            let before = rings();
+            assert_eq!(self.root.write_memory(address, &[0, 0]), Access::Claimed);
+            for (other, (before, after)) in self.bells.iter().zip(before.into_iter().zip(rings())) {
+                assert_eq!(after - before, usize::from(Arc::ptr_eq(bell, other)), "{address:#x}");
+            }
+        }
+    }
+
     /// The probes.
     pub fn probes(&self) -> impl Iterator<Item = MutexGuard<'_, Probe>> {
         self.probes.iter().map(|probe| probe.lock().expect("nothing has panicked"))
@@ -203,6 +218,7 @@ struct Devices {
     messages: Arc<Count>,
     probes: Vec<Arc<Mutex<Probe>>>,
     transports: Vec<Arc<Mutex<PciTransport>>>,
+    bells: Vec<Arc<Bell>>,
 }
 
 impl Devices {
@@ -213,6 +229,7 @@ impl Devices {
             messages: Arc::default(),
             probes: vec![],
             transports: vec![],
+            bells: vec![],
         }
     }
 
@@ -229,14 +246,16 @@ impl Devices {
     }
 
     fn entropy(&mut self) -> Function {
+        let bell = Arc::new(Bell::new(Arc::clone(&self.doorbells)));
         let (transport, function) = PciTransport::new(
             Arc::new(Mutex::new(Rng::new(Box::new(io::repeat(0x5a))))),
             &DmaPath::direct(self.memory.clone()),
             Arc::clone(&self.messages) as _,
-            Arc::clone(&self.doorbells) as _,
+            Arc::clone(&bell) as _,
         )
         .expect("there is such a function");
         self.transports.push(transport);
+        self.bells.push(bell);
         function
     }
 }

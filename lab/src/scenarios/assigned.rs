@@ -57,19 +57,21 @@ fn with_assigned_of(
     tell: impl FnOnce(&Assigned) -> Result<(), VmError>,
 ) -> Told {
     function.bind(VFIO_PCI)?;
-    with_user(vm, |user| {
-        let device = VfioDevice::open(user, &function)?;
-        let endpoint = vm.vmm().endpoints().idle;
-        let function = function.clone();
-        let assigned = Assigned { function, device, user: user.clone(), endpoint };
-        assigned.set_command(IO | MEMORY | BUS_MASTER)?;
-        tell(&assigned)
-    })?;
+    with_user(vm, |user| tell(&Assigned::open(vm, user, &function)?))?;
     function.unbind()?;
     Ok(None)
 }
 
 impl Assigned {
+    /// Has a process open a function that is bound to vfio-pci, and the function decode its BARs.
+    pub fn open(vm: &Vm, user: &Process, function: &PciFunction) -> Result<Self, GuestError> {
+        let device = VfioDevice::open(user, function)?;
+        let (function, user) = (function.clone(), user.clone());
+        let assigned = Self { function, device, user, endpoint: vm.vmm().endpoints().idle };
+        assigned.set_command(IO | MEMORY | BUS_MASTER)?;
+        Ok(assigned)
+    }
+
     /// The command register, as its user sees it.
     pub fn command(&self) -> Result<u16, GuestError> {
         Ok(self.device.read_u32(VfioRegion::Config, COMMAND)? as u16)

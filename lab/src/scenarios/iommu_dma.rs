@@ -1,12 +1,13 @@
-//! G9, G10 and P14: what a device that user space has can reach by DMA.
+//! F15, G9, G10 and P14: what a device that user space has can reach by DMA.
 //!
 //! An IOMMU lets it reach what its container maps, and reports the rest. Interrupts are DMA too: where
 //! they are not remapped a device can raise any, and VFIO wants to be told that this is accepted.
 
 use super::{
     PAGE, Told,
+    assigned::Assigned,
     bars::{Bar, Way},
-    groups::{VFIO_PCI, alone, with_user},
+    groups::{VFIO_PCI, alone, functions, with_user},
 };
 use crate::{
     guest::{
@@ -133,6 +134,39 @@ pub fn torn_down_mapping(vm: &Vm, seen: &mut Observations) -> Told {
     Ok(None)
 }
 
+/// F15: a device reaches registers of another one by DMA where user space has mapped them for it, and
+/// the mapping stays when they are no longer decoded: then there is just nobody who answers.
+/// Control: decoded, what they hold arrives in memory.
+pub fn peer_to_peer(vm: &Vm, seen: &mut Observations) -> Told {
+    let idle = vm.vmm().endpoints().idle;
+    let (function, peer) = (alone(vm)?, functions(vm)?.pop());
+    let peer = peer.ok_or(VmError::Absent("second PCI function for peer-to-peer DMA"))?;
+    function.bind(VFIO_PCI)?;
+    with_user(vm, |user| {
+        let device = VfioDevice::open(user, &function)?;
+        let registers = device.map(idle.bar, PAGE)?;
+        // As wide as the registers are.
+        let engine = Engine { length: 4, ..Engine::new(vm, &function, &registers)? };
+        let memory = Memory::allocate(user)?;
+        device.container().map_dma(IOVA, &memory.target, PAGE)?;
+        peer.bind(VFIO_PCI)?;
+        let peer = Assigned::open(vm, user, &peer)?;
+        device.container().map_dma(IOVA + PAGE, &peer.map()?, PAGE)?;
+        let fetched = || {
+            engine.load(IOVA + PAGE)?;
+            engine.store(IOVA)?;
+            let fetched = Finding::from(memory.target.peek_u32(0)?);
+            Ok::<_, VmError>(if fetched == peer.identity() { "what they hold" } else { "nothing" })
+        };
+        seen.control("decoded: registers of a peer, by DMA", "what they hold", fetched()?)?;
+        peer.disable_memory()?;
+        Ok(seen.check("not decoded: registers of a peer, by DMA", "nothing", fetched()?)?)
+    })?;
+    peer.unbind()?;
+    function.unbind()?;
+    Ok(None)
+}
+
 /// Two pages of a process: what is to be moved, and what it is to be moved over.
 struct Memory {
     source: Mapping,
@@ -179,6 +213,8 @@ struct Engine<'a> {
     vm: &'a Vm,
     engine: DmaEngine,
     registers: Mapping,
+    /// How many bytes it moves at once.
+    length: u32,
 }
 
 impl<'a> Engine<'a> {
@@ -186,7 +222,7 @@ impl<'a> Engine<'a> {
         let engine = vm.vmm().endpoints().idle.dma;
         let engine = engine.ok_or(VmError::Absent("DMA engine that its machine should have"))?;
         function.be_bus_master()?;
-        Ok(Self { vm, engine, registers: registers.in_process() })
+        Ok(Self { vm, engine, registers: registers.in_process(), length: size_of::<u64>() as u32 })
     }
 
     /// Has the device read memory.
@@ -201,9 +237,8 @@ impl<'a> Engine<'a> {
 
     /// Returns when it is over, whatever came of it.
     fn transfer(&self, direction: Direction, address: u64) -> Result<(), VmError> {
-        const LENGTH: u32 = size_of::<u64>() as u32;
         let DmaEngine { start, status, busy: (mask, busy) } = self.engine;
-        for (register, value) in start(direction, address as u32, LENGTH) {
+        for (register, value) in start(direction, address as u32, self.length) {
             self.registers.poke_u32(register, value)?;
         }
         self.vm.wait_until("a transfer is over", || {

@@ -422,6 +422,12 @@ pub static CATALOGUE: &[Scenario] = &[
         stories: &[Guest(Boot::Iommu, vfio_dma::to_a_bar)],
     },
     Scenario {
+        id: "F15",
+        title: "DMA reaches another device's BAR only while that is decoded",
+        needs: &[Need::Monitor(Feature::PeerToPeer), Need::Vfio, Need::Iommu],
+        stories: &[Guest(Boot::Iommu, iommu_dma::peer_to_peer)],
+    },
+    Scenario {
         id: "F16",
         title: "VFIO masks INTx when it is raised, until its user unmasks it",
         needs: PROBE,

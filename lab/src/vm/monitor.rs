@@ -40,6 +40,8 @@ pub enum Feature {
     /// An idle function that can be told to raise interrupts, and has MSI-X, INTx, a ROM, power
     /// management and a reset of its own.
     Probe,
+    /// DMA from one device to the registers of another.
+    PeerToPeer,
     /// Counters of what reaches the virtio-mem device and its unplugged memory.
     Witness,
 }
@@ -171,7 +173,11 @@ impl Vmm {
     /// Why it does not have something.
     pub fn lacks(self, feature: Feature) -> Option<&'static str> {
         match (self, feature) {
+            (Self::Moat, Feature::PeerToPeer) => {
+                Some("moat's devices reach memory by DMA, and no registers")
+            }
             (Self::Moat, _) => None,
+            (Self::Qemu(_), Feature::PeerToPeer) => None,
             (Self::Qemu(_), Feature::Witness) => {
                 Some("QEMU does not count what reaches its virtio-mem device")
             }

@@ -1,4 +1,5 @@
-//! `moat check` on every kernel: the checks hold where the kernel protects, and only there.
+//! `moat check` on kernels that protect: the checks hold. Of each release of Debian's one kernel: with
+//! its other one, generic or cloud, they differ in which checks are skipped.
 
 mod support;
 
@@ -23,16 +24,6 @@ fn assert_holds(kernel: &str, skipped: &[&str]) {
 #[test]
 fn the_checks_hold_on_debian_6_1_cloud() {
     assert_holds("debian-6.1-cloud", &[["VM21"].as_slice(), &IOMMU].concat());
-}
-
-#[test]
-fn the_checks_hold_on_debian_6_1() {
-    assert_holds("debian-6.1", &[["VM21"].as_slice(), &IOMMU].concat());
-}
-
-#[test]
-fn the_checks_hold_on_debian_6_12_cloud() {
-    assert_holds("debian-6.12-cloud", &["VM21", "F15", "G6"]);
 }
 
 #[test]

@@ -209,7 +209,6 @@ fn a_moved_bar_answers_at_its_new_place_only() {
 
 #[test]
 fn what_is_not_decoded_is_not_there_and_somebody_notices() {
-    const COMMAND: u64 = 4;
     let linux = boot("protected");
     let address = "00:02.0";
     let function = function(&linux, address);
@@ -218,7 +217,7 @@ fn what_is_not_decoded_is_not_there_and_somebody_notices() {
     let mapping = map_registers(&process, &function);
     mapping.poke_u32(SCRATCH, 1).unwrap();
     assert_eq!(counters(&linux, address).refused, 0);
-    function.write_config(COMMAND, &[0, 0]).unwrap();
+    function.set_command(0).unwrap();
     mapping.poke_u32(SCRATCH, 2).unwrap();
     assert_eq!(mapping.peek_u32(0).unwrap(), u32::MAX);
     assert_eq!(counters(&linux, address).refused, 2);
@@ -298,7 +297,6 @@ fn a_doorbell_rings_where_linux_has_moved_it() {
 
 #[test]
 fn a_doorbell_costs_no_exit_wherever_it_is_and_is_nowhere_else() {
-    const COMMAND: u64 = 4;
     const BAR0: u64 = 0x10;
     /// Where the notification structure is, and a place in it that is not the doorbell.
     const NOTIFY: u64 = 0x1000;
@@ -334,7 +332,7 @@ fn a_doorbell_costs_no_exit_wherever_it_is_and_is_nowhere_else() {
     assert_eq!(counted(&at_old, 0), ([0, 1], 0));
     assert_eq!(counted(&at_new, 0), ([0, 0], 0));
     assert_eq!(counted(&at_new, ELSEWHERE), ([1, 0], 0));
-    function(entropy).write_config(COMMAND, &[0, 0]).unwrap();
+    function(entropy).set_command(0).unwrap();
     assert_eq!(counted(&at_new, 0), ([0, 0], 1));
     function(entropy).decode_memory().unwrap();
     assert_eq!(counted(&at_new, 0), ([0, 0], 0));

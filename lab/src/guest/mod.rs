@@ -44,11 +44,14 @@ pub use self::{
     kernel_log::{Level, LogRecord},
     meminfo::MemInfo,
     outcome::{Denial, Observe, Outcome, Show},
-    pci::{PciAddress, PciFunction},
+    pci::{PciAddress, PciFunction, command_register},
     process::{File, Mapping, Polled, Polling, Process},
     vfio::{VfioContainer, VfioDevice, VfioGroup, VfioInterrupt, VfioIommu, VfioRegion},
     writing::Writing,
 };
+
+/// How long a process in a guest waits for what is expected at once: long enough for any guest.
+const PATIENCE_MILLISECONDS: u16 = 30_000;
 
 /// A guest whose agent has said hello.
 #[derive(Debug)]

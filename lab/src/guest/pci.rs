@@ -9,6 +9,20 @@ use super::{Guest, GuestError, Observe as _, OpenFlags, Outcome, Process};
 
 const BUS: &str = "/sys/bus/pci";
 
+/// The command register of a function, and some of its bits: PCI 3.0, 6.2.2.
+pub mod command_register {
+    /// Where it is in configuration space.
+    pub const OFFSET: u64 = 4;
+    /// Has I/O ports decoded.
+    pub const IO: u16 = 1 << 0;
+    /// Has memory decoded.
+    pub const MEMORY: u16 = 1 << 1;
+    /// Lets a function do DMA and send messages.
+    pub const BUS_MASTER: u16 = 1 << 2;
+    /// Keeps a function from raising INTx.
+    pub const INTX_DISABLE: u16 = 1 << 10;
+}
+
 /// Where a PCI function is; all are in segment 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
@@ -145,21 +159,23 @@ impl PciFunction {
 
     /// Has its memory BARs decoded, as a driver would.
     pub fn decode_memory(&self) -> Result<(), GuestError> {
-        const MEMORY: u8 = 1 << 1;
-        self.set_command(MEMORY)
+        self.set_command(self.command()? | command_register::MEMORY)
     }
 
     /// Lets it be bus master, as a driver would: without that it does no DMA.
     pub fn be_bus_master(&self) -> Result<(), GuestError> {
-        const BUS_MASTER: u8 = 1 << 2;
-        self.set_command(BUS_MASTER)
+        self.set_command(self.command()? | command_register::BUS_MASTER)
     }
 
-    /// Sets bits of the command register.
-    fn set_command(&self, bits: u8) -> Result<(), GuestError> {
-        const COMMAND: u64 = 4;
-        let command = self.read_config(COMMAND, 2)?;
-        self.write_config(COMMAND, &[command[0] | bits, command[1]])
+    /// The command register.
+    pub fn command(&self) -> Result<u16, GuestError> {
+        let command = self.read_config(command_register::OFFSET, 2)?;
+        Ok(u16::from_le_bytes([command[0], command[1]]))
+    }
+
+    /// Writes the command register.
+    pub fn set_command(&self, command: u16) -> Result<(), GuestError> {
+        self.write_config(command_register::OFFSET, &command.to_le_bytes())
     }
 
     /// Whether it has Access Control Services: PCI Express 6.0, 7.7.11.

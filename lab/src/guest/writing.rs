@@ -2,10 +2,7 @@
 
 use agent_protocol::Action;
 
-use super::{GuestError, Process};
-
-/// Long enough for any guest; what is expected comes at once.
-const PATIENCE_MILLISECONDS: u16 = 30_000;
+use super::{GuestError, PATIENCE_MILLISECONDS, Process};
 
 /// A write(2) that may be going on.
 #[derive(Debug)]

@@ -6,20 +6,13 @@ use super::{
     groups::{VFIO_PCI, alone, load_vfio, with_user},
 };
 use crate::{
-    guest::{GuestError, Mapping, PciFunction, Process, VfioDevice, VfioRegion},
+    guest::{
+        GuestError, Mapping, PciFunction, Process, VfioDevice, VfioRegion,
+        command_register::{self, BUS_MASTER, MEMORY},
+    },
     report::Finding,
     vm::{BarAccesses, Endpoint, Vm, VmError},
 };
-
-/// Where the command register is, and some of its bits: PCI 3.0, 6.2.2.
-pub const COMMAND: u64 = 4;
-const IO: u16 = 1 << 0;
-/// In the command register, has memory decoded.
-pub const MEMORY: u16 = 1 << 1;
-/// In the command register, lets a function do DMA and send messages.
-pub const BUS_MASTER: u16 = 1 << 2;
-/// In the command register, keeps a function from raising INTx.
-pub const INTX_DISABLE: u16 = 1 << 10;
 
 /// The function, and who drives it.
 #[derive(Debug)]
@@ -68,19 +61,18 @@ impl Assigned {
         let device = VfioDevice::open(user, function)?;
         let (function, user) = (function.clone(), user.clone());
         let assigned = Self { function, device, user, endpoint: vm.vmm().endpoints().idle };
-        assigned.set_command(IO | MEMORY | BUS_MASTER)?;
+        assigned.set_command(command_register::IO | MEMORY | BUS_MASTER)?;
         Ok(assigned)
     }
 
     /// The command register, as its user sees it.
     pub fn command(&self) -> Result<u16, GuestError> {
-        Ok(self.device.read_u32(VfioRegion::Config, COMMAND)? as u16)
+        Ok(self.device.read_u32(VfioRegion::Config, command_register::OFFSET)? as u16)
     }
 
     /// The same as the function itself has it.
     pub fn physical_command(&self) -> Result<u16, GuestError> {
-        let command = self.function.read_config(COMMAND, 2)?;
-        Ok(u16::from_le_bytes([command[0], command[1]]))
+        self.function.command()
     }
 
     /// Writes it.
@@ -92,7 +84,7 @@ impl Assigned {
     /// is indifferent.
     pub fn set_command_with(&self, length: usize, command: u16) -> Result<(), GuestError> {
         let bytes = u32::from(command).to_le_bytes();
-        self.device.write(VfioRegion::Config, COMMAND, &bytes[..length])
+        self.device.write(VfioRegion::Config, command_register::OFFSET, &bytes[..length])
     }
 
     /// Whether the function decodes memory, in words.
@@ -236,6 +228,10 @@ pub struct MsixTable {
 
 impl MsixTable {
     const ENTRY: u64 = 16;
+    /// Where the vector control is in an entry.
+    pub const VECTOR_CONTROL: u64 = 12;
+    /// The vector control of an entry that is masked, as it is after a reset.
+    pub const MASKED: u32 = 1;
 
     /// Where it ends in its BAR.
     pub fn end(&self) -> u64 {

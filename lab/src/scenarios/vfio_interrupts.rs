@@ -2,13 +2,14 @@
 
 use super::{
     PAGE, Told,
-    assigned::{Assigned, BUS_MASTER, INTX_DISABLE, with_assigned},
+    assigned::{Assigned, MsixTable, with_assigned},
 };
 use crate::{
     guest::{
         Errno, GuestError,
         VfioInterrupt::{Intx, MsiX},
         VfioRegion,
+        command_register::{BUS_MASTER, INTX_DISABLE},
     },
     report::{Finding, Observations},
     vm::Vm,
@@ -17,15 +18,13 @@ use crate::{
 /// F6: MSI-X can be turned on and off while memory is not decoded: VFIO has it decoded as long as it
 /// programs the table, and no longer. Control: before, no entry is programmed.
 pub fn set_up_while_not_decoded(vm: &Vm, seen: &mut Observations) -> Told {
-    const VECTOR_CONTROL: u64 = 12;
-    const MASKED: u32 = 1;
     with_assigned(vm, |assigned| {
         let table = assigned.msix_table()?;
         let held = assigned.device.map(table.bar, PAGE)?;
-        let vector_control = || held.peek_u32(table.offset + VECTOR_CONTROL);
+        let vector_control = || held.peek_u32(table.offset + MsixTable::VECTOR_CONTROL);
         let event = assigned.user.create_event_fd()?;
         let enable = || assigned.device.enable_interrupts(MsiX, &[&event]);
-        seen.control("before: vector control", MASKED, vector_control())?;
+        seen.control("before: vector control", MsixTable::MASKED, vector_control())?;
         assigned.disable_memory()?;
         let before = assigned.accesses(vm);
         for (action, done) in [

@@ -8,10 +8,10 @@
 
 use super::{
     Told,
-    assigned::{Assigned, MEMORY, PowerState, with_assigned},
+    assigned::{Assigned, PowerState, with_assigned},
 };
 use crate::{
-    guest::{Denial, Errno, GuestError, Mapping, OpenFlags},
+    guest::{Denial, Errno, GuestError, Mapping, OpenFlags, command_register::MEMORY},
     report::{Finding, Observations, Protection},
     vm::{BarAccesses, Vm, VmError},
 };

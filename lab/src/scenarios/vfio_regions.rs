@@ -2,7 +2,7 @@
 
 use super::{
     PAGE, Told,
-    assigned::with_assigned,
+    assigned::{MsixTable, with_assigned},
     vfio_memory::{ASKED, TORN_DOWN},
 };
 use crate::{
@@ -15,17 +15,15 @@ use crate::{
 /// is beside it in its BAR is like any other BAR, and so is the table by a mapping.
 /// Control: decoded, the rest of that BAR reads.
 pub fn msix_table(vm: &Vm, seen: &mut Observations) -> Told {
-    const MASKED: u32 = 1;
-    const VECTOR_CONTROL: u64 = 12;
     with_assigned(vm, |assigned| {
         let table = assigned.msix_table()?;
         let bar = VfioRegion::Bar(table.bar);
         let read = |offset| assigned.device.read_u32(bar, offset);
         let held = assigned.map_and_use_of(table.bar)?;
-        let load = || held.peek_u32(table.offset + VECTOR_CONTROL);
+        let load = || held.peek_u32(table.offset + MsixTable::VECTOR_CONTROL);
         seen.check("decoded: pread(2) of the table", u32::MAX, read(table.offset))?;
         seen.control("decoded: pread(2) beside the table", Finding::Done, read(table.end()))?;
-        seen.control("decoded: load from the table", MASKED, load())?;
+        seen.control("decoded: load from the table", MsixTable::MASKED, load())?;
         assigned.disable_memory()?;
         seen.check("not decoded: pread(2) of the table", u32::MAX, read(table.offset))?;
         let (tried, beside) = ("not decoded: pread(2) beside the table", read(table.end()));

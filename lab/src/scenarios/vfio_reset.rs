@@ -2,13 +2,16 @@
 
 use super::{
     PAGE, Told,
-    assigned::{
-        Assigned, COMMAND, INTX_DISABLE, MEMORY, with_assigned, with_assigned_below_a_root_port,
-    },
+    assigned::{Assigned, with_assigned, with_assigned_below_a_root_port},
     vfio_memory::TORN_DOWN,
 };
 use crate::{
-    guest::{Denial, GuestError, VfioInterrupt::MsiX, Width},
+    guest::{
+        Denial, GuestError,
+        VfioInterrupt::MsiX,
+        Width,
+        command_register::{INTX_DISABLE, MEMORY},
+    },
     report::{Finding, Observations, Protection},
     vm::{Vm, VmError},
 };
@@ -82,9 +85,9 @@ pub fn used_in_a_reset(vm: &Vm, seen: &mut Observations) -> Told {
         let before = refused();
         let command = assigned.physical_command()?;
         let polling = held.start_polling(0, Width::Long)?;
-        assigned.function.write_config(COMMAND, &(command & !MEMORY).to_le_bytes())?;
+        assigned.function.set_command(command & !MEMORY)?;
         polling.stop()?;
-        assigned.function.write_config(COMMAND, &command.to_le_bytes())?;
+        assigned.function.set_command(command)?;
         let some = if refused() > before { "some" } else { "none" };
         Ok(seen.control(format!("turned off behind VFIO's back: {STRAY}"), "some", some)?)
     })

@@ -181,7 +181,10 @@ impl BusBuilder {
         last_bus: &mut u8,
     ) -> Result<(), TopologyError> {
         let device = self.next_device()?;
-        let secondary = last_bus.checked_add(1).ok_or(TopologyError::TooManyBuses)?;
+        let secondary = *last_bus + 1;
+        if secondary >= Topology::BUSES {
+            return Err(TopologyError::TooManyBuses);
+        }
         *last_bus = secondary;
         // The pins of the bus below are those of the bridge (PCI-to-PCI Bridge 1.2, section 9.1).
         let mut lines = self.lines.clone();
@@ -251,7 +254,7 @@ mod tests {
         }
         let deep =
             |buses| (0..buses).fold(device(1), |below, _| Node::ConventionalBridge(vec![below]));
-        assert_eq!(build(vec![deep(255)]).unwrap().status().len(), 257);
-        assert_eq!(build(vec![deep(256)]).err(), Some(TopologyError::TooManyBuses));
+        assert_eq!(build(vec![deep(63)]).unwrap().status().len(), 65);
+        assert_eq!(build(vec![deep(64)]).err(), Some(TopologyError::TooManyBuses));
     }
 }

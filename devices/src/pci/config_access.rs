@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{FunctionAddress, RootComplex};
+use super::{FunctionAddress, RootComplex, Topology};
 use crate::bus::BusDevice;
 
 /// The Enhanced Configuration Access Mechanism (PCI Express Base 6.0, section 7.2.2): the
@@ -14,7 +14,7 @@ impl Ecam {
     /// Bytes of memory for each bus, from bus 0 on.
     pub const BYTES_PER_BUS: u64 = 1 << 20;
     /// Bytes of memory for all buses there can be.
-    pub const SIZE: u64 = Self::BYTES_PER_BUS * 256;
+    pub const SIZE: u64 = Self::BYTES_PER_BUS * Topology::BUSES as u64;
 
     const FUNCTION_SHIFT: u32 = 12;
     const REGISTER: u64 = (1 << Self::FUNCTION_SHIFT) - 1;

@@ -15,6 +15,13 @@ pub struct Topology {
     pub root: Vec<RootNode>,
 }
 
+impl Topology {
+    /// How many buses there may be: enough for root ports on all device numbers of bus 0 and a
+    /// conventional bus below one of them. Each bus more costs Linux' boot 32 configuration reads, for
+    /// it looks for host bridges that nobody told it of (`pcibios_fixup_peer_bridges`, 6.12).
+    pub const BUSES: u8 = 64;
+}
+
 /// What may be on bus 0.
 pub enum RootNode {
     /// A port of the root complex.
@@ -59,7 +66,7 @@ pub enum TopologyError {
         /// The number of functions.
         functions: usize,
     },
-    /// There are more bridges than bus numbers.
-    #[error("more than 256 buses")]
+    /// There are more bridges than buses.
+    #[error("more than {} buses", Topology::BUSES)]
     TooManyBuses,
 }

@@ -6,10 +6,13 @@ use acpi_tables::aml::{
     Memory32Fixed, Method, Name, Package, PackageBuilder, Path, ResourceTemplate, Return, ZERO,
 };
 use acpi_tables::mcfg::MCFG;
-use devices::pci::{ConfigPorts, Ecam, Slot};
+use devices::pci::{ConfigPorts, Ecam, Slot, Topology};
 
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::memory::layout::{self, gsi, port};
+
+/// The last bus that may be below the host bridge.
+const LAST_BUS: u8 = Topology::BUSES - 1;
 
 /// The host bridge as ACPI tells of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +33,7 @@ impl PciHostBridge {
 /// The table that tells where configuration space is in memory.
 pub fn mcfg() -> MCFG {
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    mcfg.add_ecam(layout::PCI_ECAM.0, 0, 0, u8::MAX);
+    mcfg.add_ecam(layout::PCI_ECAM.0, 0, 0, LAST_BUS);
     mcfg
 }
 
@@ -75,7 +78,7 @@ impl Aml for Windows<'_> {
         let high = AddressSpace::new_memory(uncached, true, start, start + (size - 1), None);
         let first = ConfigPorts::FIRST as u16;
         let config = IO::new(first, first, 1, ConfigPorts::PORTS as u8);
-        let buses = AddressSpace::<u16>::new_bus_number(0, u8::MAX.into());
+        let buses = AddressSpace::<u16>::new_bus_number(0, LAST_BUS.into());
         let ports = AddressSpace::<u16>::new_io(port::PCI, u16::MAX, None);
         ResourceTemplate::new(vec![&buses, &config, &ports, &low, &high]).to_aml_bytes(sink);
     }

@@ -45,7 +45,7 @@ pub const MMIO_GAP_END: GuestAddress = GuestAddress(0x1_0000_0000);
 pub const PCI_MEMORY_32: (GuestAddress, u64) = (MMIO_GAP_START, 256 << 20);
 /// Bytes of memory that PCI functions may be given above everything else. A power of two.
 pub const PCI_MEMORY_64_BYTES: u64 = 16 << 30;
-/// Configuration space of 256 PCI buses (the ECAM).
+/// Configuration space of all PCI buses (the ECAM).
 pub const PCI_ECAM: GuestAddress = GuestAddress(0xe000_0000);
 /// First virtio-mmio device; the others follow.
 pub const VIRTIO_MMIO: GuestAddress = GuestAddress(0xd000_0000);

@@ -7,6 +7,7 @@ use devices::pci::{Access, Direction};
 
 use super::memory_device::{MemoryDevice, UnpluggedMemoryAccess};
 use super::pci::{Pci, RefusedAccess};
+use crate::memory::slots::SlotError;
 
 /// All that a vCPU reaches beside memory.
 #[derive(Default)]
@@ -89,6 +90,15 @@ impl GuestBuses {
             }
         }
         self.unplugged(address, data.len(), Direction::Write).map(StrayAccess::Unplugged)
+    }
+
+    /// Takes unplugged blocks out of the memory slots. Returns whether there were any.
+    pub fn withdraw_unplugged(&self) -> Result<bool, SlotError> {
+        let mut withdrawn = false;
+        for device in &self.memory_devices {
+            withdrawn |= device.withdraw_unplugged()?;
+        }
+        Ok(withdrawn)
     }
 
     fn unplugged(

@@ -17,7 +17,7 @@ use crate::memory::MemoryError;
 use crate::memory::host::{Backing, HostMemory};
 use crate::memory::one_slot::OneSlot;
 use crate::memory::reachable::ReachableBlocks;
-use crate::memory::slots::MemorySlots;
+use crate::memory::slots::{MemorySlots, SlotError};
 use crate::memory::strict::StrictBlocks;
 use crate::memory::violations::{Target, Violation, ViolationCounters, ViolationLog};
 use crate::vcpu::VcpuGate;
@@ -96,6 +96,8 @@ pub struct MemoryDevice {
     device: Arc<Mutex<VirtioMem>>,
     transport: OnceLock<Arc<Mutex<dyn Transport>>>,
     memory: HostMemory,
+    /// What plugs its blocks, if unplugged ones are to be gone.
+    strict: Option<Arc<Mutex<StrictBlocks>>>,
     reachable: Arc<ReachableBlocks>,
     violations: ViolationLog,
 }
@@ -145,15 +147,20 @@ impl MemoryDevice {
         let memory_error = |source| MemoryDeviceError::Memory { id: id.clone(), source };
         let memory = HostMemory::map(address, config.size, config.backing).map_err(memory_error)?;
         let reachable = Arc::new(ReachableBlocks::none(region));
-        let backend: Box<dyn BlockBackend> = match enforcement {
-            Enforcement::Strict => Box::new(StrictBlocks::new(
-                region,
-                memory.clone(),
-                slots.clone(),
-                Arc::clone(gate),
-                Arc::clone(&reachable),
-            )),
-            Enforcement::Off => {
+        let strict = match enforcement {
+            Enforcement::Strict => {
+                let (gate, reachable) = (Arc::clone(gate), Arc::clone(&reachable));
+                let blocks =
+                    StrictBlocks::new(region, memory.clone(), slots.clone(), gate, reachable)
+                        .map_err(|source| MemoryError::Map { size: config.size, source })
+                        .map_err(memory_error)?;
+                Some(Arc::new(Mutex::new(blocks)))
+            }
+            Enforcement::Off => None,
+        };
+        let backend: Box<dyn BlockBackend> = match &strict {
+            Some(blocks) => Box::new(Arc::clone(blocks)),
+            None => {
                 reachable.insert(region.blocks());
                 let one_slot = OneSlot::new(region, memory.clone(), slots)
                     .map_err(|error| memory_error(error.into()))?;
@@ -176,6 +183,7 @@ impl MemoryDevice {
             device: Arc::new(Mutex::new(device)),
             transport: OnceLock::new(),
             memory,
+            strict,
             reachable,
             violations: ViolationLog::default(),
         })
@@ -235,6 +243,11 @@ impl MemoryDevice {
             },
             latest_violations: self.violations.latest(),
         }
+    }
+
+    /// Takes its unplugged blocks out of the memory slots. Returns whether there were any.
+    pub fn withdraw_unplugged(&self) -> Result<bool, SlotError> {
+        self.strict.as_ref().map_or(Ok(false), |blocks| lock(blocks).withdraw_unplugged())
     }
 
     /// The block that a guest address lies in.

@@ -136,7 +136,7 @@ pub struct MachineStatus {
     /// Bytes of RAM.
     pub memory: u64,
     /// KVM memory slots in use.
-    pub memory_slots: usize,
+    pub memory_slots: u32,
     /// Whether unplugged memory is really gone.
     pub enforcement: Enforcement,
     /// The virtio-mem devices.

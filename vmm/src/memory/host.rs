@@ -96,6 +96,26 @@ impl HostMemory {
         start.expect("offset 0 lies inside any mapping") as u64 + offset
     }
 
+    /// Has every access to `offsets` fail, whoever makes it. Whole pages of the backing.
+    pub fn forbid(&self, offsets: Range<u64>) -> io::Result<()> {
+        self.protect(offsets, libc::PROT_NONE)
+    }
+
+    /// Undoes [`Self::forbid`].
+    pub fn permit(&self, offsets: Range<u64>) -> io::Result<()> {
+        self.protect(offsets, libc::PROT_READ | libc::PROT_WRITE)
+    }
+
+    fn protect(&self, offsets: Range<u64>, protection: libc::c_int) -> io::Result<()> {
+        assert!(offsets.end <= self.size(), "protecting beyond the mapping");
+        let start = self.host_address(offsets.start) as *mut libc::c_void;
+        let length = (offsets.end - offsets.start) as usize;
+        // SAFETY: the range lies inside our own mapping (checked above), which holds guest memory only.
+        // Whoever accesses it asks first whether it is there; one who did not would end this process.
+        let result = unsafe { libc::mprotect(start, length, protection) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
     /// Gives the memory of `offsets` back to the host; it reads as zeros from then on.
     pub fn discard(&self, offsets: Range<u64>) -> io::Result<()> {
         assert!(offsets.end <= self.size(), "discarding beyond the mapping");

@@ -6,6 +6,8 @@ pub mod one_slot;
 pub mod reachable;
 pub mod slots;
 pub mod strict;
+#[cfg(test)]
+mod strict_test;
 pub mod violations;
 
 use std::io;

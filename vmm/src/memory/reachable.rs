@@ -1,5 +1,6 @@
-//! Which blocks of a virtio-mem region exist for devices: those that are in a memory slot.
+//! Which blocks of a virtio-mem region exist for devices: those that are plugged.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use devices::dma::Reachability;
@@ -25,29 +26,38 @@ impl ReachableBlocks {
 
     /// Makes `range` reachable.
     pub fn insert(&self, range: BlockRange) {
-        for block in range.indices() {
-            self.word(block).fetch_or(1 << (block % 64), Ordering::Release);
+        for (word, mask) in range.words() {
+            self.words[word].fetch_or(mask, Ordering::Release);
         }
     }
 
     /// Makes `range` unreachable.
     pub fn remove(&self, range: BlockRange) {
-        for block in range.indices() {
-            self.word(block).fetch_and(!(1 << (block % 64)), Ordering::Release);
+        for (word, mask) in range.words() {
+            self.words[word].fetch_and(!mask, Ordering::Release);
         }
+    }
+
+    /// Whether a block is reachable.
+    pub fn contains(&self, block: u64) -> bool {
+        self.words[(block / 64) as usize].load(Ordering::Acquire) & 1 << (block % 64) != 0
+    }
+
+    /// The runs of reachable blocks in `blocks`.
+    pub fn runs(&self, blocks: Range<u64>) -> Vec<Range<u64>> {
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for block in blocks.filter(|block| self.contains(*block)) {
+            match runs.last_mut() {
+                Some(run) if run.end == block => run.end += 1,
+                _ => runs.push(block..block + 1),
+            }
+        }
+        runs
     }
 
     /// How often a device was refused.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
-    }
-
-    fn word(&self, block: u64) -> &AtomicU64 {
-        &self.words[(block / 64) as usize]
-    }
-
-    fn contains(&self, block: u64) -> bool {
-        self.word(block).load(Ordering::Acquire) & 1 << (block % 64) != 0
     }
 }
 

@@ -1,5 +1,6 @@
 //! KVM memory slots: which guest addresses are backed by memory at all.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::kvm_userspace_memory_region;
@@ -11,11 +12,11 @@ use super::host::HostMemory;
 /// KVM refuses a memory slot.
 #[derive(Debug, Error)]
 pub enum SlotError {
-    /// All slot numbers are in use.
+    /// All slots are in use, or promised to somebody.
     #[error("all {limit} memory slots of this KVM are in use")]
     Exhausted {
         /// How many there are.
-        limit: usize,
+        limit: u32,
     },
     /// The ioctl failed.
     #[error("KVM refuses a memory slot of {size:#x} bytes at {address:#x}: {source}")]
@@ -29,20 +30,40 @@ pub enum SlotError {
     },
 }
 
-/// Number of a slot that is in use. Not `Clone`: whoever holds it may change the slot.
+/// Where slots are set: a virtual machine of KVM.
+pub trait SlotTable: Send + Sync {
+    /// Sets a slot, or takes it away if `region` has no bytes.
+    ///
+    /// # Safety
+    ///
+    /// Whatever guests do with the memory of `region` must be sound for as long as the slot is set.
+    unsafe fn set(&self, region: kvm_userspace_memory_region) -> Result<(), kvm_ioctls::Error>;
+}
+
+impl SlotTable for VmFd {
+    unsafe fn set(&self, region: kvm_userspace_memory_region) -> Result<(), kvm_ioctls::Error> {
+        // SAFETY: as the caller promises.
+        unsafe { self.set_user_memory_region(region) }
+    }
+}
+
+/// Number of a slot that is in use. Not `Clone`: whoever holds it may take the slot away.
 #[derive(Debug)]
 pub struct SlotId(u32);
 
 /// The slots of one virtual machine, shared by all of its memory.
+///
+/// Whoever may come to need slots claims them before: then there is one when it is needed.
 #[derive(Clone)]
 pub struct MemorySlots {
-    vm: Arc<VmFd>,
-    free: Arc<Mutex<FreeIds>>,
+    table: Arc<dyn SlotTable>,
+    ids: Arc<Mutex<Ids>>,
 }
 
-struct FreeIds {
+struct Ids {
     returned: Vec<u32>,
     next: u32,
+    claimed: u32,
     limit: u32,
 }
 
@@ -53,32 +74,52 @@ impl MemorySlots {
         Self::with_limit(vm, limit)
     }
 
-    /// The first `limit` slots of `vm`.
-    pub fn with_limit(vm: Arc<VmFd>, limit: u32) -> Self {
-        let free = FreeIds { returned: Vec::new(), next: 0, limit };
-        Self { vm, free: Arc::new(Mutex::new(free)) }
+    /// The first `limit` slots of `table`.
+    pub fn with_limit(table: Arc<dyn SlotTable>, limit: u32) -> Self {
+        let ids = Ids { returned: Vec::new(), next: 0, claimed: 0, limit };
+        Self { table, ids: Arc::new(Mutex::new(ids)) }
     }
 
     /// How many slots are in use.
-    pub fn used(&self) -> usize {
-        let free = self.lock();
-        free.next as usize - free.returned.len()
+    pub fn used(&self) -> u32 {
+        let ids = self.lock();
+        ids.next - ids.returned.len() as u32
     }
 
-    /// How many are left.
-    pub fn available(&self) -> usize {
-        let free = self.lock();
-        (free.limit - free.next) as usize + free.returned.len()
+    /// Keeps `count` slots for the caller, beside those that it has claimed before.
+    pub fn claim(&self, count: u32) -> Result<(), SlotError> {
+        let mut ids = self.lock();
+        if count > ids.limit - ids.claimed {
+            return Err(SlotError::Exhausted { limit: ids.limit });
+        }
+        ids.claimed += count;
+        Ok(())
     }
 
-    /// Backs the guest addresses of `offsets` in `memory` by a slot of their own.
-    pub fn add(
-        &self,
-        memory: &HostMemory,
-        offsets: std::ops::Range<u64>,
-    ) -> Result<SlotId, SlotError> {
-        let id = self.take_id()?;
-        match self.set(&id, memory, offsets) {
+    /// Gives back slots that the caller has claimed, and has not set.
+    pub fn release(&self, count: u32) {
+        self.lock().claimed -= count;
+    }
+
+    /// Claims a slot and sets it.
+    pub fn add(&self, memory: &HostMemory, offsets: Range<u64>) -> Result<SlotId, SlotError> {
+        self.claim(1)?;
+        self.set(memory, offsets).inspect_err(|_| self.release(1))
+    }
+
+    /// Backs the guest addresses of `offsets` in `memory` by a slot of their own, one of those that the
+    /// caller has claimed.
+    pub fn set(&self, memory: &HostMemory, offsets: Range<u64>) -> Result<SlotId, SlotError> {
+        assert!(!offsets.is_empty() && offsets.end <= memory.size(), "a slot beyond its memory");
+        let id = self.take_id();
+        let result = self.ioctl(kvm_userspace_memory_region {
+            slot: id.0,
+            flags: 0,
+            guest_phys_addr: memory.start().0 + offsets.start,
+            memory_size: offsets.end - offsets.start,
+            userspace_addr: memory.host_address(offsets.start),
+        });
+        match result {
             Ok(()) => Ok(id),
             Err(error) => {
                 self.lock().returned.push(id.0);
@@ -88,8 +129,8 @@ impl MemorySlots {
     }
 
     /// Takes a slot away. From the return on no vCPU reaches its memory.
-    pub fn remove(&self, id: SlotId) -> Result<(), (SlotId, SlotError)> {
-        match self.clear(&id) {
+    pub fn clear(&self, id: SlotId) -> Result<(), (SlotId, SlotError)> {
+        match self.ioctl(kvm_userspace_memory_region { slot: id.0, ..Default::default() }) {
             Ok(()) => {
                 self.lock().returned.push(id.0);
                 Ok(())
@@ -98,62 +139,28 @@ impl MemorySlots {
         }
     }
 
-    /// Makes a slot back `offsets` instead of what it backed. In between it backs nothing, so no
-    /// vCPU may run.
-    pub fn replace(
-        &self,
-        id: &SlotId,
-        memory: &HostMemory,
-        offsets: std::ops::Range<u64>,
-    ) -> Result<(), SlotError> {
-        self.clear(id)?;
-        self.set(id, memory, offsets)
-    }
-
-    fn clear(&self, id: &SlotId) -> Result<(), SlotError> {
-        self.ioctl(kvm_userspace_memory_region { slot: id.0, ..Default::default() })
-    }
-
-    fn set(
-        &self,
-        id: &SlotId,
-        memory: &HostMemory,
-        offsets: std::ops::Range<u64>,
-    ) -> Result<(), SlotError> {
-        assert!(!offsets.is_empty() && offsets.end <= memory.size(), "a slot beyond its memory");
-        self.ioctl(kvm_userspace_memory_region {
-            slot: id.0,
-            flags: 0,
-            guest_phys_addr: memory.start().0 + offsets.start,
-            memory_size: offsets.end - offsets.start,
-            userspace_addr: memory.host_address(offsets.start),
-        })
-    }
-
     fn ioctl(&self, region: kvm_userspace_memory_region) -> Result<(), SlotError> {
-        // SAFETY: the region is empty or lies inside a live `HostMemory` (asserted in `set`). Its
-        // mapping outlives the slot: whoever owns the slot owns the memory, and the VM's last
-        // descriptor is closed after all vCPU threads have ended.
-        unsafe { self.vm.set_user_memory_region(region) }.map_err(|source| SlotError::Refused {
+        // SAFETY: the region is empty or lies inside a live `HostMemory` (asserted in `set`), in which
+        // guests may do what they like. Its mapping outlives the slot: whoever owns the slot owns the
+        // memory, and the VM's last descriptor is closed after all vCPU threads have ended.
+        unsafe { self.table.set(region) }.map_err(|source| SlotError::Refused {
             address: region.guest_phys_addr,
             size: region.memory_size,
             source,
         })
     }
 
-    fn take_id(&self) -> Result<SlotId, SlotError> {
-        let mut free = self.lock();
-        if let Some(id) = free.returned.pop() {
-            return Ok(SlotId(id));
-        }
-        if free.next == free.limit {
-            return Err(SlotError::Exhausted { limit: free.limit as usize });
-        }
-        free.next += 1;
-        Ok(SlotId(free.next - 1))
+    fn take_id(&self) -> SlotId {
+        let mut ids = self.lock();
+        let id = ids.returned.pop().unwrap_or_else(|| {
+            ids.next += 1;
+            ids.next - 1
+        });
+        assert!(id < ids.limit, "a slot that nobody claimed");
+        SlotId(id)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, FreeIds> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Ids> {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,16 +1,25 @@
-//! Blocks that exist only while plugged: an unplugged one is in no memory slot.
+//! Blocks that exist only while plugged.
 //!
-//! A slot covers blocks that were plugged together, or what is left of them, and never crosses the
-//! edge of a *window*, an aligned piece of the region. Windows bound what one change disturbs:
+//! An unplugged block has no memory, and the mapping behind it permits no access: nobody can touch it,
+//! neither a vCPU nor a device nor this process by mistake. That costs hardly more than giving the
+//! memory back. It does not tell who tried, for then KVM_RUN fails with EFAULT and no address. So
+//! the vCPU that is refused has all unplugged blocks *withdrawn* from the memory slots, and tries
+//! again: now its access is an MMIO exit.
 //!
-//! - Plugging adds slots and touches none that exist.
-//! - Unplugging whole slots only removes them.
-//! - Unplugging a part of a slot replaces it by what is left. KVM cannot shrink a slot in place, so
-//!   for a moment the neighbours are in no slot either; every vCPU is out of KVM_RUN meanwhile.
-//! - When slots run out, neighbours inside a window are merged, in the same way. If none is left
-//!   then, the driver is told BUSY.
+//! Only the first stray access costs anything, then:
+//!
+//! - Plugging the first block of a *window*, an aligned piece of the region, sets a slot for all of
+//!   it. Other blocks come and go without a change of slots.
+//! - Withdrawing leaves a window with a slot for each run of plugged blocks. KVM cannot shrink a slot
+//!   in place, so for a moment the neighbours are in no slot either; every vCPU is out of KVM_RUN
+//!   meanwhile.
+//! - The slots that this would take are claimed when blocks are plugged or unplugged. Where there are
+//!   no more, windows are put under single slots again; and where that is not enough, the driver is
+//!   told BUSY.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -23,16 +32,18 @@ use super::reachable::ReachableBlocks;
 use super::slots::{MemorySlots, SlotError, SlotId};
 use crate::vcpu::VcpuGate;
 
-/// Size of a window; a block that is larger is a window of its own.
+/// The least size of a window. What KVM keeps for each page of a slot bounds it from above.
 const WINDOW_BYTES: u64 = 1 << 30;
+/// The number of windows that a region has at most, unless its blocks are as large.
+const WINDOWS: u64 = 256;
 
 /// Why blocks cannot be plugged or unplugged now.
 #[derive(Debug, Error)]
 enum StrictError {
     #[error(transparent)]
     Slot(#[from] SlotError),
-    #[error("the host does not take memory back: {0}")]
-    Discard(std::io::Error),
+    #[error("the host does not give memory, or does not take it back: {0}")]
+    Host(#[from] io::Error),
 }
 
 impl From<StrictError> for BackendBusy {
@@ -41,10 +52,43 @@ impl From<StrictError> for BackendBusy {
     }
 }
 
-/// Blocks `start..end` (the key of the map is `start`), all in one slot.
-struct Run {
-    end: u64,
-    slot: SlotId,
+/// A piece of the region with blocks that are plugged, or are in slots still.
+#[derive(Default)]
+struct Window {
+    /// How many runs of plugged blocks there are in it.
+    runs: u32,
+    /// Disjoint ranges of blocks that include all plugged ones, in no order.
+    slots: Vec<(Range<u64>, SlotId)>,
+}
+
+impl Window {
+    /// How many slots have to be claimed for it.
+    fn claim(&self) -> u32 {
+        self.runs.max(self.slots.len() as u32)
+    }
+
+    /// What of `blocks` is in no slot.
+    fn gaps(&self, blocks: Range<u64>) -> Vec<Range<u64>> {
+        let mut covered: Vec<_> = self.slots.iter().map(|(range, _)| range).collect();
+        covered.sort_by_key(|range| range.start);
+        let mut gaps = Vec::new();
+        let mut next = blocks.start;
+        for range in covered {
+            gaps.push(next..range.start.min(blocks.end));
+            next = next.max(range.end);
+        }
+        gaps.push(next..blocks.end);
+        gaps.retain(|gap| !gap.is_empty());
+        gaps
+    }
+}
+
+/// What becomes of a window.
+struct Plan {
+    window: u64,
+    runs: u32,
+    /// What is to be in slots, each range in one of its own, and is in none.
+    gaps: Vec<Range<u64>>,
 }
 
 /// The memory of a device whose unplugged blocks nobody reaches.
@@ -53,9 +97,11 @@ pub struct StrictBlocks {
     memory: HostMemory,
     slots: MemorySlots,
     gate: Arc<VcpuGate>,
+    /// The blocks that are plugged.
     reachable: Arc<ReachableBlocks>,
-    runs: BTreeMap<u64, Run>,
+    windows: BTreeMap<u64, Window>,
     window_blocks: u64,
+    claimed: u32,
 }
 
 impl StrictBlocks {
@@ -66,199 +112,237 @@ impl StrictBlocks {
         slots: MemorySlots,
         gate: Arc<VcpuGate>,
         reachable: Arc<ReachableBlocks>,
-    ) -> Self {
-        let window_blocks = (WINDOW_BYTES / region.block_size()).max(1);
-        Self { region, memory, slots, gate, reachable, runs: BTreeMap::new(), window_blocks }
+    ) -> io::Result<Self> {
+        memory.forbid(0..memory.size())?;
+        let window_bytes = WINDOW_BYTES.max((region.size() / WINDOWS).next_power_of_two());
+        let window_blocks = (window_bytes / region.block_size()).max(1);
+        let windows = BTreeMap::new();
+        Ok(Self { region, memory, slots, gate, reachable, windows, window_blocks, claimed: 0 })
     }
 
-    fn offsets(&self, blocks: &Range<u64>) -> Range<u64> {
-        blocks.start * self.region.block_size()..blocks.end * self.region.block_size()
+    /// Takes all unplugged blocks out of the memory slots, so that touching one is an MMIO exit.
+    /// Returns whether there were any.
+    ///
+    /// On an error plugged blocks may be in no slot, and the guest cannot go on.
+    pub fn withdraw_unplugged(&mut self) -> Result<bool, SlotError> {
+        let runs = |index: &u64| (*index, self.reachable.runs(self.window(*index)));
+        self.rearrange(self.windows.keys().map(runs).collect())
     }
 
-    /// Cuts `blocks` at the edges of windows.
-    fn windows(&self, blocks: Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
-        let window = self.window_blocks;
-        let first = blocks.start / window;
-        (first..blocks.end.div_ceil(window))
-            .map(move |w| blocks.start.max(w * window)..blocks.end.min((w + 1) * window))
-    }
-
-    fn enter_slots(&mut self, blocks: Range<u64>) -> Result<(), SlotError> {
-        let mut entered = Vec::new();
-        for piece in self.windows(blocks) {
-            match self.slots.add(&self.memory, self.offsets(&piece)) {
-                Ok(slot) => {
-                    entered.push(piece.start);
-                    self.runs.insert(piece.start, Run { end: piece.end, slot });
-                }
-                Err(error) => {
-                    for start in entered {
-                        self.remove_run(start)?;
-                    }
-                    return Err(error);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn remove_run(&mut self, start: u64) -> Result<(), SlotError> {
-        let Some(Run { end, slot }) = self.runs.remove(&start) else {
-            return Ok(());
+    /// Gives each window a single slot, and those in which nothing is plugged none.
+    fn gather(&mut self) -> Result<bool, SlotError> {
+        let whole = |(index, window): (&u64, &Window)| {
+            let slots = (window.runs > 0).then(|| self.window(*index));
+            (*index, slots.into_iter().collect())
         };
-        self.slots.remove(slot).map_err(|(slot, error)| {
-            self.runs.insert(start, Run { end, slot });
-            error
-        })
+        self.rearrange(self.windows.iter().map(whole).collect())
     }
 
-    /// Takes `blocks`, all in slots, out of them. On an error they are all in slots still.
-    fn leave_slots(&mut self, blocks: Range<u64>) -> Result<(), SlotError> {
-        let first = self.runs.range(..=blocks.start).next_back().map_or(0, |(start, _)| *start);
-        let touched: Vec<Range<u64>> =
-            self.runs.range(first..blocks.end).map(|(start, run)| *start..run.end).collect();
-        let cut = |run: &Range<u64>| run.start < blocks.start || run.end > blocks.end;
-        // Held while neighbours are in no slot.
+    /// Has windows have these slots. Returns whether they had others.
+    fn rearrange(&mut self, mut wanted: Vec<(u64, Vec<Range<u64>>)>) -> Result<bool, SlotError> {
+        wanted.retain(|(index, ranges)| {
+            let slots = &self.windows[index].slots;
+            slots.len() != ranges.len() || slots.iter().any(|(range, _)| !ranges.contains(range))
+        });
+        if wanted.is_empty() {
+            return Ok(false);
+        }
         let gate = Arc::clone(&self.gate);
-        let _quiesced = touched.iter().any(cut).then(|| gate.close());
-        for (done, run) in touched.iter().enumerate() {
-            if let Err(error) = self.carve(run, &blocks) {
-                for run in &touched[..done] {
-                    let lost = run.start.max(blocks.start)..run.end.min(blocks.end);
-                    self.restore(lost);
-                }
+        let _quiesced = gate.close();
+        let before = self.slots.used();
+        for (index, ranges) in wanted {
+            self.set_slots(index, ranges)?;
+        }
+        self.adjust_claim();
+        info!("rearranged unplugged blocks: {before} memory slots are {} now", self.slots.used());
+        Ok(true)
+    }
+
+    /// Has the window's slots be `ranges`. No vCPU may run.
+    fn set_slots(&mut self, index: u64, ranges: Vec<Range<u64>>) -> Result<(), SlotError> {
+        let window = self.windows.entry(index).or_default();
+        let (kept, mut gone): (Vec<_>, Vec<_>) =
+            mem::take(&mut window.slots).into_iter().partition(|(range, _)| ranges.contains(range));
+        window.slots = kept;
+        while let Some((range, slot)) = gone.pop() {
+            if let Err((slot, error)) = self.slots.clear(slot) {
+                gone.push((range, slot));
+                window.slots.append(&mut gone);
                 return Err(error);
             }
         }
+        for range in ranges {
+            if !window.slots.iter().any(|(kept, _)| *kept == range) {
+                let slot = self.slots.set(&self.memory, byte_offsets(&self.region, &range))?;
+                window.slots.push((range, slot));
+            }
+        }
         Ok(())
     }
 
-    /// Takes `hole` out of one run. On an error the run is as before.
-    fn carve(&mut self, run: &Range<u64>, hole: &Range<u64>) -> Result<(), SlotError> {
-        let left = run.start..hole.start.max(run.start);
-        let right = hole.end.min(run.end)..run.end;
-        let (kept, added) = match (left.is_empty(), right.is_empty()) {
-            (true, true) => return self.remove_run(run.start),
-            (false, true) => (left, None),
-            (true, false) => (right, None),
-            (false, false) => (left, Some(right)),
-        };
-        let Some(Run { end, slot }) = self.runs.remove(&run.start) else {
-            return Ok(());
-        };
-        let carved = self.slots.replace(&slot, &self.memory, self.offsets(&kept)).and_then(|()| {
-            added
-                .map(|added| {
-                    let slot = self.slots.add(&self.memory, self.offsets(&added))?;
-                    Ok((added, slot))
-                })
-                .transpose()
-        });
-        match carved {
-            Ok(added) => {
-                self.runs.insert(kept.start, Run { end: kept.end, slot });
-                if let Some((added, slot)) = added {
-                    self.runs.insert(added.start, Run { end: added.end, slot });
-                }
-                Ok(())
-            }
-            Err(carve_error) => {
-                if let Err(error) = self.slots.replace(&slot, &self.memory, self.offsets(run)) {
-                    error!("blocks {run:?} are lost to the guest: {error}");
-                }
-                self.runs.insert(run.start, Run { end, slot });
-                Err(carve_error)
-            }
-        }
+    /// The blocks of a window.
+    fn window(&self, index: u64) -> Range<u64> {
+        let end = (index + 1) * self.window_blocks;
+        index * self.window_blocks..end.min(self.region.block_count())
     }
 
-    /// Puts blocks back that had left their slots.
-    fn restore(&mut self, blocks: Range<u64>) {
-        if let Err(error) = self.enter_slots(blocks.clone()) {
-            error!("blocks {blocks:?} are lost to the guest: {error}");
-        }
+    /// `range` in pieces, each in a window: that window's number, the piece, and how many blocks beside
+    /// the piece are plugged and in the window, 0 to 2.
+    fn pieces(&self, range: BlockRange) -> impl Iterator<Item = (u64, Range<u64>, u32)> {
+        let Range { start, end } = range.indices();
+        (start / self.window_blocks..end.div_ceil(self.window_blocks)).map(move |index| {
+            let window = self.window(index);
+            let piece = start.max(window.start)..end.min(window.end);
+            let left = piece.start > window.start && self.reachable.contains(piece.start - 1);
+            let right = piece.end < window.end && self.reachable.contains(piece.end);
+            (index, piece, u32::from(left) + u32::from(right))
+        })
     }
 
-    /// Merges neighbours inside windows, to free slots.
-    fn compact(&mut self) -> Result<(), SlotError> {
-        let gate = Arc::clone(&self.gate);
-        let _quiesced = gate.close();
-        let before = self.runs.len();
-        let mut starts: Vec<u64> = self.runs.keys().copied().collect();
-        starts.reverse();
-        // From the last to the first, so that a run has already taken in those behind it.
-        for pair in starts.windows(2) {
-            let &[next, start] = pair else { continue };
-            if self.runs[&start].end != next || next.is_multiple_of(self.window_blocks) {
-                continue;
+    fn plan_plug(&self, range: BlockRange) -> Vec<Plan> {
+        let plan = |(index, piece, neighbours)| match self.windows.get(&index) {
+            Some(window) => {
+                let runs = window.runs + 1 - neighbours;
+                Plan { window: index, runs, gaps: window.gaps(piece) }
             }
-            let end = self.runs[&next].end;
-            let merged = self.offsets(&(start..end));
-            self.remove_run(next)?;
-            let run = self.runs.get_mut(&start).expect("only the run behind it was removed");
-            self.slots.replace(&run.slot, &self.memory, merged)?;
-            run.end = end;
+            None => Plan { window: index, runs: 1, gaps: vec![self.window(index)] },
+        };
+        self.pieces(range).map(plan).collect()
+    }
+
+    fn plan_unplug(&self, range: BlockRange) -> Vec<Plan> {
+        let plan = |(index, _, neighbours)| {
+            let runs = self.windows.get(&index).map_or(0, |window| window.runs);
+            Plan { window: index, runs: runs + neighbours - 1, gaps: Vec::new() }
+        };
+        self.pieces(range).map(plan).collect()
+    }
+
+    /// Claims what a change takes, and returns the change.
+    fn claim(&mut self, plan: impl Fn(&Self) -> Vec<Plan>) -> Result<Vec<Plan>, SlotError> {
+        let plans = plan(self);
+        if self.claim_for(&plans).is_ok() {
+            return Ok(plans);
         }
-        info!("merged {before} memory slots into {}", self.runs.len());
+        // Windows without a plugged block may have slots still, and blocks that were plugged after a
+        // withdrawal have more than they need.
+        self.gather()?;
+        let plans = plan(self);
+        self.claim_for(&plans)?;
+        Ok(plans)
+    }
+
+    fn claim_for(&mut self, plans: &[Plan]) -> Result<(), SlotError> {
+        let more = |plan: &Plan| {
+            let (slots, claim) = self
+                .windows
+                .get(&plan.window)
+                .map_or((0, 0), |window| (window.slots.len(), window.claim()));
+            plan.runs.max((slots + plan.gaps.len()) as u32).saturating_sub(claim)
+        };
+        let count = plans.iter().map(more).sum();
+        self.slots.claim(count)?;
+        self.claimed += count;
         Ok(())
+    }
+
+    /// Forgets windows that have nothing left, and gives back what is claimed and not needed.
+    fn adjust_claim(&mut self) {
+        self.windows.retain(|_, window| window.claim() > 0);
+        let needed = self.windows.values().map(Window::claim).sum();
+        self.slots.release(self.claimed - needed);
+        self.claimed = needed;
+    }
+
+    /// Has all of `plans` in slots. On an error some are, which does no harm.
+    fn cover(&mut self, plans: &[Plan]) -> Result<(), SlotError> {
+        for plan in plans {
+            for gap in &plan.gaps {
+                let slot = self.slots.set(&self.memory, byte_offsets(&self.region, gap))?;
+                let window = self.windows.entry(plan.window).or_default();
+                window.slots.push((gap.clone(), slot));
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, plans: Vec<Plan>) {
+        for plan in plans {
+            self.windows.entry(plan.window).or_default().runs = plan.runs;
+        }
+    }
+
+    fn admit(&mut self, range: BlockRange, plans: &[Plan]) -> Result<(), StrictError> {
+        self.memory.permit(self.region.byte_offsets(range))?;
+        Ok(self.cover(plans)?)
+    }
+
+    /// Leaves nothing of `offsets` to anybody.
+    fn take_back(&self, offsets: Range<u64>) -> io::Result<()> {
+        self.memory.forbid(offsets.clone())?;
+        self.memory.discard(offsets)
+    }
+
+    /// Undoes a failed [`Self::take_back`] where blocks are plugged.
+    fn give_again(&self, range: BlockRange) {
+        if let Err(error) = self.memory.permit(self.region.byte_offsets(range)) {
+            error!("blocks {:?} are lost to the guest: {error}", range.indices());
+        }
+        self.reachable.insert(range);
     }
 }
 
 impl BlockBackend for StrictBlocks {
     fn plug(&mut self, range: BlockRange) -> Result<(), BackendBusy> {
-        let needed = self.windows(range.indices()).count();
-        if self.slots.available() < needed {
-            self.compact().map_err(StrictError::from)?;
+        let plans = self.claim(|blocks| blocks.plan_plug(range)).map_err(StrictError::from)?;
+        let result = self.admit(range, &plans);
+        match &result {
+            Ok(()) => {
+                self.commit(plans);
+                self.reachable.insert(range);
+            }
+            // A vCPU may have written to it already.
+            Err(_) => {
+                if let Err(error) = self.take_back(self.region.byte_offsets(range)) {
+                    error!("blocks {:?} are unplugged and not gone: {error}", range.indices());
+                }
+            }
         }
-        self.enter_slots(range.indices()).map_err(StrictError::from)?;
-        self.reachable.insert(range);
-        Ok(())
+        self.adjust_claim();
+        Ok(result?)
     }
 
     fn unplug(&mut self, range: BlockRange) -> Result<(), BackendBusy> {
-        // A hole in the middle of a slot makes two of it.
-        if self.slots.available() == 0 {
-            self.compact().map_err(StrictError::from)?;
-        }
+        let plans = self.claim(|blocks| blocks.plan_unplug(range)).map_err(StrictError::from)?;
         self.reachable.remove(range);
-        let left = self.leave_slots(range.indices()).map_err(StrictError::from);
-        let result = left.and_then(|()| {
-            self.memory.discard(self.region.byte_offsets(range)).map_err(|error| {
-                self.restore(range.indices());
-                StrictError::Discard(error)
-            })
-        });
-        if result.is_err() {
-            self.reachable.insert(range);
+        let result = self.take_back(self.region.byte_offsets(range));
+        match &result {
+            Ok(()) => self.commit(plans),
+            Err(_) => self.give_again(range),
         }
-        Ok(result?)
+        self.adjust_claim();
+        Ok(result.map_err(StrictError::from)?)
     }
 
+    /// Leaves no slots either: everything is as it was at first.
     fn unplug_all(&mut self) -> Result<(), BackendBusy> {
-        let ranges: Vec<BlockRange> =
-            self.runs.iter().filter_map(|(start, run)| BlockRange::new(*start..run.end)).collect();
-        let result = self.take_all(&ranges);
-        if result.is_err() {
-            ranges.iter().for_each(|range| self.reachable.insert(*range));
+        let plugged = self.reachable.runs(self.region.blocks().indices());
+        self.reachable.remove(self.region.blocks());
+        if let Err(error) = self.take_back(0..self.memory.size()) {
+            plugged.into_iter().filter_map(BlockRange::new).for_each(|run| self.give_again(run));
+            return Err(StrictError::from(error).into());
         }
-        Ok(result?)
+        for index in self.windows.keys().copied().collect::<Vec<_>>() {
+            self.windows.entry(index).or_default().runs = 0;
+            if let Err(error) = self.set_slots(index, Vec::new()) {
+                error!("unplugged blocks stay in their memory slots: {error}");
+            }
+        }
+        self.adjust_claim();
+        Ok(())
     }
 }
 
-impl StrictBlocks {
-    /// Takes `ranges`, which are all runs, out of their slots and discards the whole region. On an
-    /// error they are all in slots still.
-    fn take_all(&mut self, ranges: &[BlockRange]) -> Result<(), StrictError> {
-        for (done, range) in ranges.iter().enumerate() {
-            self.reachable.remove(*range);
-            if let Err(error) = self.remove_run(range.first().0) {
-                ranges[..done].iter().for_each(|range| self.restore(range.indices()));
-                return Err(error.into());
-            }
-        }
-        self.memory.discard(0..self.memory.size()).map_err(|error| {
-            ranges.iter().for_each(|range| self.restore(range.indices()));
-            StrictError::Discard(error)
-        })
-    }
+fn byte_offsets(region: &Region, blocks: &Range<u64>) -> Range<u64> {
+    blocks.start * region.block_size()..blocks.end * region.block_size()
 }

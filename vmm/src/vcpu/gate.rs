@@ -12,6 +12,8 @@ use super::kick::{self, Kicker};
 struct State {
     /// How many [`Closed`] there are.
     closers: usize,
+    /// How many there have been.
+    closings: u64,
     /// The vCPUs in KVM_RUN.
     inside: Vec<Option<Kicker>>,
     ended: bool,
@@ -31,6 +33,8 @@ pub struct Closed<'a>(&'a VcpuGate);
 pub struct Entered<'a> {
     gate: &'a VcpuGate,
     vcpu: usize,
+    /// How often the gate had been closed by then.
+    pub closings: u64,
 }
 
 impl VcpuGate {
@@ -55,18 +59,25 @@ impl VcpuGate {
         }
         kick::rearm();
         state.inside[vcpu] = Some(kicker);
-        Some(Entered { gate: self, vcpu })
+        let closings = state.closings;
+        Some(Entered { gate: self, vcpu, closings })
     }
 
     /// Takes all vCPUs out of KVM_RUN and keeps them out while the result lives.
     pub fn close(&self) -> Closed<'_> {
         let mut state = self.lock();
         state.closers += 1;
+        state.closings += 1;
         state.inside.iter().flatten().for_each(|kicker| kicker.kick());
         while state.inside.iter().any(Option::is_some) {
             state = self.wait(state);
         }
         Closed(self)
+    }
+
+    /// How often it has been closed so far.
+    pub fn closings(&self) -> u64 {
+        self.lock().closings
     }
 
     /// Takes all vCPUs out of KVM_RUN, for good.

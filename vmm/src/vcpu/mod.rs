@@ -94,6 +94,7 @@ impl Vcpu {
             self.halted.store(halted, Ordering::Relaxed);
             return Round::Continue;
         }
+        let closings = entered.closings;
         drop(entered);
         let buses = &self.buses;
         let stray = match exit {
@@ -106,6 +107,7 @@ impl Vcpu {
                 let what = format!("{exit:?}");
                 return Round::End(self.failure(&what));
             }
+            Err(error) if error.errno() == libc::EFAULT => return self.refused_memory(closings),
             Err(error) => return Round::End(self.failure(&format!("KVM_RUN: {error}"))),
         };
         if let Some(access) = stray {
@@ -113,6 +115,17 @@ impl Vcpu {
             access.record(self.index, instruction_pointer);
         }
         Round::Continue
+    }
+
+    /// KVM found a slot and no memory that may be accessed. `closings` is of when it was entered.
+    fn refused_memory(&self, closings: u64) -> Round {
+        match self.buses.withdraw_unplugged() {
+            // It was an unplugged block, and the access will come again, for us to see. So it will if
+            // another vCPU has withdrawn the block meanwhile.
+            Ok(withdrawn) if withdrawn || self.gate.closings() != closings => Round::Continue,
+            Ok(_) => Round::End(self.failure("KVM_RUN: the host has no memory for the guest")),
+            Err(error) => Round::End(Ending::MachineError(error.to_string())),
+        }
     }
 
     fn failure(&self, what: &str) -> Ending {

@@ -1,11 +1,7 @@
 //! Which blocks are plugged: the one truth about it.
 
-use std::ops::Range;
-
 use super::region::BlockRange;
 use super::wire::BlockRangeState;
-
-const BITS: u64 = u64::BITS as u64;
 
 /// One bit a block, set where it is plugged, and their number.
 ///
@@ -19,7 +15,7 @@ pub struct BlockMap {
 impl BlockMap {
     /// A map of `block_count` unplugged blocks.
     pub fn new(block_count: u64) -> Self {
-        Self { words: vec![0; block_count.div_ceil(BITS) as usize], plugged: 0 }
+        Self { words: vec![0; block_count.div_ceil(u64::BITS.into()) as usize], plugged: 0 }
     }
 
     /// Number of plugged blocks.
@@ -31,7 +27,7 @@ impl BlockMap {
     pub fn state(&self, range: BlockRange) -> BlockRangeState {
         let mut any_plugged = false;
         let mut any_unplugged = false;
-        for (word, mask) in masks(range.indices()) {
+        for (word, mask) in range.words() {
             any_plugged |= self.words[word] & mask != 0;
             any_unplugged |= !self.words[word] & mask != 0;
         }
@@ -44,7 +40,7 @@ impl BlockMap {
 
     /// Marks every block of `range` as plugged.
     pub fn plug(&mut self, range: BlockRange) {
-        for (word, mask) in masks(range.indices()) {
+        for (word, mask) in range.words() {
             self.plugged += u64::from((!self.words[word] & mask).count_ones());
             self.words[word] |= mask;
         }
@@ -52,7 +48,7 @@ impl BlockMap {
 
     /// Marks every block of `range` as unplugged.
     pub fn unplug(&mut self, range: BlockRange) {
-        for (word, mask) in masks(range.indices()) {
+        for (word, mask) in range.words() {
             self.plugged -= u64::from((self.words[word] & mask).count_ones());
             self.words[word] &= !mask;
         }
@@ -65,18 +61,10 @@ impl BlockMap {
     }
 }
 
-/// The words that `blocks` touch, each with the bits it touches there.
-fn masks(blocks: Range<u64>) -> impl Iterator<Item = (usize, u64)> {
-    (blocks.start / BITS..blocks.end.div_ceil(BITS)).map(move |word| {
-        let first_bit = word * BITS;
-        let from = blocks.start.max(first_bit) - first_bit;
-        let to = blocks.end.min(first_bit + BITS) - first_bit;
-        (word as usize, (u64::MAX >> (BITS - (to - from))) << from)
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
     use proptest::prelude::*;
 

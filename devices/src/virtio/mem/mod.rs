@@ -22,10 +22,14 @@ mod resize_test;
 #[cfg(test)]
 pub(crate) mod test_machine;
 
+use std::sync::{Arc, Mutex};
+
 use thiserror::Error;
 
 pub use device::{RequestCounters, ResizeError, UnpluggedAccess, VirtioMem, VirtioMemConfig};
 pub use region::{BlockIndex, BlockRange, Region, RegionError};
+
+use crate::lock;
 
 /// The machine cannot plug or unplug now. Nothing has changed; the driver may try again.
 #[derive(Debug, Error)]
@@ -46,4 +50,19 @@ pub trait BlockBackend: Send {
 
     /// Does the same for every plugged block.
     fn unplug_all(&mut self) -> Result<(), BackendBusy>;
+}
+
+/// A backend that somebody else has to reach as well.
+impl<B: BlockBackend> BlockBackend for Arc<Mutex<B>> {
+    fn plug(&mut self, range: BlockRange) -> Result<(), BackendBusy> {
+        lock(self).plug(range)
+    }
+
+    fn unplug(&mut self, range: BlockRange) -> Result<(), BackendBusy> {
+        lock(self).unplug(range)
+    }
+
+    fn unplug_all(&mut self) -> Result<(), BackendBusy> {
+        lock(self).unplug_all()
+    }
 }

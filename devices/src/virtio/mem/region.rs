@@ -38,6 +38,18 @@ impl BlockRange {
     pub fn indices(self) -> Range<u64> {
         self.first..self.first + self.count
     }
+
+    /// Where the blocks are in a map of one bit a block: the words, each with the bits in it.
+    pub fn words(self) -> impl Iterator<Item = (usize, u64)> {
+        const BITS: u64 = u64::BITS as u64;
+        let Range { start, end } = self.indices();
+        (start / BITS..end.div_ceil(BITS)).map(move |word| {
+            let first_bit = word * BITS;
+            let from = start.max(first_bit) - first_bit;
+            let to = end.min(first_bit + BITS) - first_bit;
+            (word as usize, (u64::MAX >> (BITS - (to - from))) << from)
+        })
+    }
 }
 
 /// A region that cannot be.

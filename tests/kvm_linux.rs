@@ -8,10 +8,10 @@ use lab::guest::Observe;
 use lab::initramfs::Initramfs;
 use lab::vm::{BUS, DRIVER, Special, Vm, VmConfig, Vmm};
 use support::linux::{Linux, LinuxConfig, kernel, lasting_vcpus};
-use support::{GIB, MIB};
+use support::{GIB, MIB, resident};
 use vmm::boot::BootProtocol;
 use vmm::memory::host::Backing;
-use vmm::{Ending, MemoryDeviceConfig, VirtioTransport};
+use vmm::{Ending, MemoryDeviceConfig, OnReset, VirtioTransport};
 
 const KERNELS: [&str; 5] =
     ["debian-6.1-cloud", "debian-6.1", "debian-6.12-cloud", "debian-6.12", "protected"];
@@ -121,6 +121,43 @@ fn l7_a_guest_ends_as_it_says() {
     let linux = Linux::boot(&kernel("protected"), LinuxConfig::default());
     linux.guest.crash().unwrap();
     assert_eq!(linux.ending(), Ending::Panic);
+}
+
+#[test]
+fn i3_l7_a_machine_that_starts_again_has_nothing_plugged_and_leaks_nothing() {
+    /// What a machine has of this process: descriptors, threads, and resident memory in bytes.
+    fn held() -> (usize, usize, u64) {
+        let count = |path| std::fs::read_dir(path).unwrap().count();
+        (count("/proc/self/fd"), count("/proc/self/task"), resident())
+    }
+    for transport in TRANSPORTS {
+        let config = LinuxConfig {
+            vcpus: 1,
+            on_reset: OnReset::Restart,
+            ..growing(transport, vec![device(GIB, 256 * MIB, 2 * MIB)])
+        };
+        let mut linux = Linux::boot(&kernel("protected"), config);
+        let mut first = None;
+        for round in 0..rounds("MOAT_TEST_REBOOTS", 4) {
+            load_driver(&linux);
+            linux.wait_until_converged(0);
+            // Requested sizes outlast a reboot.
+            let requested = (1 + round % 3) * 256 * MIB;
+            linux.control.resize("mem0", requested).unwrap();
+            linux.wait_until_converged(0);
+            let (descriptors, threads, bytes) = held();
+            let (first_descriptors, first_threads, first_bytes) =
+                *first.get_or_insert((descriptors, threads, bytes));
+            assert_eq!((descriptors, threads), (first_descriptors, first_threads), "round {round}");
+            assert!(bytes < first_bytes + 64 * MIB, "{bytes} bytes, {first_bytes} at first");
+            linux = linux.reboot();
+            let device = &linux.control.status().memory_devices[0];
+            assert_eq!((device.plugged, device.requested), (0, requested), "round {round}");
+            assert_eq!(device.usable, requested + 256 * MIB, "round {round}");
+        }
+        linux.guest.power_off().unwrap();
+        assert_eq!(linux.ending(), Ending::PowerOff);
+    }
 }
 
 #[test]

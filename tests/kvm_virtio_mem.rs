@@ -3,11 +3,9 @@
 
 mod support;
 
-use std::fs;
-
 use devices::pci::Direction;
 use support::virtio_mem_driver::{Answer, Driver, State};
-use support::{GIB, MIB, PayloadMachine};
+use support::{GIB, MIB, PayloadMachine, resident};
 use vmm::memory::host::Backing;
 use vmm::memory::violations::{Target, ViolationCounters};
 use vmm::{Ending, Enforcement, MemoryDeviceConfig};
@@ -18,12 +16,6 @@ fn device(requested: u64) -> MemoryDeviceConfig {
 
 fn violations(vm: &PayloadMachine) -> ViolationCounters {
     vm.machine.control().status().memory_devices[0].violations
-}
-
-/// Resident memory of this process, in bytes.
-fn resident() -> u64 {
-    let statm = fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }
 
 #[test]

@@ -87,6 +87,9 @@ pub struct RunArguments {
     /// What happens to unplugged memory: it is gone, or stays within the guest's reach
     #[arg(long, value_enum, default_value_t = Enforce::Strict)]
     pub enforce: Enforce,
+    /// What happens when the guest reboots
+    #[arg(long, value_enum, default_value_t = ResetAction::End)]
+    pub on_reset: ResetAction,
     /// How to enter the kernel
     #[arg(long, value_enum, default_value_t = Protocol::Auto)]
     pub boot_protocol: Protocol,
@@ -115,6 +118,14 @@ pub enum Enforce {
     Strict,
     /// One memory slot for the whole region, as most machines have it
     Off,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum ResetAction {
+    /// moat ends, with exit code 10
+    End,
+    /// The machine starts again: nothing is plugged, and the kernel is loaded anew
+    Restart,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

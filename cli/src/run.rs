@@ -10,10 +10,11 @@ use signal_hook::iterator::Signals;
 use vmm::api::ApiServer;
 use vmm::boot::BootProtocol;
 use vmm::{
-    Ending, Enforcement, Machine, MachineConfig, MachineControl, SerialEndpoint, VirtioTransport,
+    Ending, Enforcement, Machine, MachineConfig, MachineControl, OnReset, SerialEndpoint,
+    VirtioTransport,
 };
 
-use crate::arguments::{Enforce, Protocol, RunArguments, Transport};
+use crate::arguments::{Enforce, Protocol, ResetAction, RunArguments, Transport};
 use crate::console;
 use crate::output::tell;
 
@@ -68,6 +69,10 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
         enforcement: match arguments.enforce {
             Enforce::Strict => Enforcement::Strict,
             Enforce::Off => Enforcement::Off,
+        },
+        on_reset: match arguments.on_reset {
+            ResetAction::End => OnReset::End,
+            ResetAction::Restart => OnReset::Restart,
         },
         console,
         agent,

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::net::Shutdown;
+use std::ops::Deref;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
@@ -12,8 +13,8 @@ use lab::initramfs::Initramfs;
 use lab::kernel::GuestKernel;
 use vmm::boot::BootProtocol;
 use vmm::{
-    Ending, IommuConfig, Machine, MachineConfig, MachineControl, MemoryDeviceConfig, ProbeConfig,
-    SerialEndpoint, VirtioTransport,
+    Ending, IommuConfig, Machine, MachineConfig, MachineControl, MemoryDeviceConfig, OnReset,
+    ProbeConfig, SerialEndpoint, VirtioTransport,
 };
 
 use super::MIB;
@@ -53,6 +54,7 @@ pub struct LinuxConfig<'a> {
     pub memory_devices: Vec<MemoryDeviceConfig>,
     pub probes: Vec<ProbeConfig>,
     pub iommu: Option<IommuConfig>,
+    pub on_reset: OnReset,
 }
 
 impl Default for LinuxConfig<'_> {
@@ -68,6 +70,7 @@ impl Default for LinuxConfig<'_> {
             memory_devices: Vec::new(),
             probes: Vec::new(),
             iommu: None,
+            on_reset: OnReset::End,
         }
     }
 }
@@ -75,9 +78,26 @@ impl Default for LinuxConfig<'_> {
 /// A booted guest.
 pub struct Linux {
     pub guest: Guest,
-    pub control: MachineControl,
+    pub control: Stopping,
     ending: mpsc::Receiver<Ending>,
     _console: Console,
+}
+
+/// Stops the machine when dropped.
+pub struct Stopping(MachineControl);
+
+impl Deref for Stopping {
+    type Target = MachineControl;
+
+    fn deref(&self) -> &MachineControl {
+        &self.0
+    }
+}
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
 }
 
 /// What the guest prints: shown when the test fails.
@@ -133,6 +153,7 @@ impl Linux {
             memory_devices: config.memory_devices,
             probes: config.probes,
             iommu: config.iommu,
+            on_reset: config.on_reset,
             console: SerialEndpoint { input: None, output: Box::new(console.clone()) },
             agent: SerialEndpoint {
                 input: Some(Box::new(theirs.try_clone().unwrap())),
@@ -141,7 +162,7 @@ impl Linux {
             ..MachineConfig::new(config.image.unwrap_or_else(|| kernel.image().into()))
         })
         .unwrap();
-        let control = machine.control();
+        let control = Stopping(machine.control());
         let (sender, ending) = mpsc::channel();
         std::thread::spawn(move || {
             let ending = machine.wait();
@@ -149,13 +170,14 @@ impl Linux {
             // The test may have ended without asking.
             let _ = sender.send(ending);
         });
-        match Guest::connect(ours, PATIENCE) {
-            Ok(guest) => Ok(Self { guest, control, ending, _console: console }),
-            Err(error) => {
-                control.stop();
-                Err(error)
-            }
-        }
+        let guest = Guest::connect(ours, PATIENCE)?;
+        Ok(Self { guest, control, ending, _console: console })
+    }
+
+    /// Has the guest reboot, on a machine that starts again.
+    pub fn reboot(self) -> Self {
+        self.guest.reboot().unwrap();
+        Self { guest: self.guest.wait_to_restart(PATIENCE).unwrap(), ..self }
     }
 
     /// Waits for the machine's end.
@@ -178,11 +200,5 @@ impl Linux {
             is_so()
         });
         assert!(became_so, "waited in vain until {what}: {:#?}", self.control.status());
-    }
-}
-
-impl Drop for Linux {
-    fn drop(&mut self) {
-        self.control.stop();
     }
 }

@@ -15,6 +15,6 @@ pub mod vcpu;
 
 pub use machine::{
     Ending, Enforcement, IommuConfig, Machine, MachineConfig, MachineControl, MachineError,
-    MachineStatus, MemoryDeviceConfig, MemoryDeviceStatus, PciPlace, ProbeConfig, SerialEndpoint,
-    VirtioTransport,
+    MachineStatus, MemoryDeviceConfig, MemoryDeviceStatus, OnReset, PciPlace, ProbeConfig,
+    SerialEndpoint, VirtioTransport,
 };

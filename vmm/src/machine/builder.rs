@@ -22,9 +22,9 @@ use super::buses::GuestBuses;
 use super::ending::{Ending, EndingCell};
 use super::memory_device::MemoryDevice;
 use super::pci::{KvmDoorbell, KvmLine, KvmMessages, Pci, PciDevices, PciPlace};
-use super::serial::{self, InputRoom, OutputPump, SerialEndpoint};
+use super::serial::SerialWires;
 use super::worker::{DeviceWork, EventSignal, Worker};
-use super::{Machine, MachineConfig, MachineControl, MachineError, VirtioTransport};
+use super::{Machine, MachineConfig, MachineError, Parts, Running, VirtioTransport};
 use crate::acpi::{self, IommuPlace, PciHostBridge, Platform, VirtioMmioDevice};
 use crate::boot::{self, Entry, Payload};
 use crate::kvm;
@@ -46,8 +46,10 @@ mod endpoint {
 }
 
 /// A machine half-built.
-pub struct Builder {
-    config: MachineConfig,
+pub struct Builder<'a> {
+    config: &'a MachineConfig,
+    /// Those of the console, and those of the agent.
+    serial: &'a [SerialWires],
     vm: Arc<VmFd>,
     cpuid: CpuidTemplate,
     slots: MemorySlots,
@@ -60,15 +62,17 @@ pub struct Builder {
     pci: PciDevices,
     iommu: Option<Arc<Translations>>,
     work: Vec<DeviceWork>,
-    outputs: Vec<OutputPump>,
-    inputs: Vec<Arc<InputRoom>>,
 }
 
-impl Builder {
+impl<'a> Builder<'a> {
     /// Opens KVM and checks what can be checked before anything is made.
-    pub fn new(config: MachineConfig) -> Result<Self, MachineError> {
+    pub fn new(
+        config: &'a MachineConfig,
+        serial: &'a [SerialWires],
+        ending: Arc<EndingCell>,
+    ) -> Result<Self, MachineError> {
         let kvm = kvm::open()?;
-        check(&config, &kvm)?;
+        check(config, &kvm)?;
         let vm = Arc::new(kvm.create_vm().map_err(MachineError::kvm("KVM_CREATE_VM"))?);
         let cpuid = CpuidTemplate::new(&kvm, config.vcpus)?;
         check_address_space(ram_end(config.memory), &cpuid)?;
@@ -83,23 +87,22 @@ impl Builder {
         Ok(Self {
             slots: MemorySlots::new(Arc::clone(&vm)),
             gate: Arc::new(VcpuGate::new(config.vcpus as usize)),
-            ending: Arc::default(),
+            ending,
             buses: GuestBuses::default(),
             next_address: ram_end(config.memory).max(layout::MMIO_GAP_END.0),
             pci: PciDevices::default(),
             iommu: None,
             work: Vec::new(),
-            outputs: Vec::new(),
-            inputs: Vec::new(),
             platform,
             cpuid,
             config,
+            serial,
             vm,
         })
     }
 
     /// Makes all the parts, wires them, and lets the vCPUs run.
-    pub fn build(mut self) -> Result<Machine, MachineError> {
+    pub fn build(mut self) -> Result<(Parts, Running), MachineError> {
         self.create_interrupt_controllers()?;
         let ram = self.create_ram()?;
         let memory = guest_memory(&ram)?;
@@ -113,32 +116,25 @@ impl Builder {
         self.attach_pci()?;
         let entry = self.load(&memory)?;
         let (vcpus, halted) = self.create_vcpus(&memory, &entry)?;
-        let control = MachineControl {
-            vcpus: self.config.vcpus,
-            memory: self.config.memory,
-            enforcement: self.config.enforcement,
-            slots: self.slots,
+        let parts = Parts {
+            slots: Some(self.slots),
             memory_devices: vcpus[0].buses.memory_devices.clone(),
             pci: vcpus[0].buses.pci.clone(),
             iommu: self.iommu,
-            ending: Arc::clone(&self.ending),
-            gate: Arc::clone(&self.gate),
         };
-        let worker =
-            Worker::start(self.work, Arc::clone(&self.gate), halted, Arc::clone(&self.ending))?;
-        // From here on dropping the machine puts away what has been started.
-        let mut machine = Machine {
-            control,
-            vcpus: Vec::new(),
-            worker: Some(worker),
-            outputs: self.outputs,
-            inputs: self.inputs,
-            _ram: ram,
-        };
+        let (gate, ending) = (self.gate, self.ending);
+        let worker = Worker::start(self.work, Arc::clone(&gate), halted, Arc::clone(&ending))?;
+        let mut running = Running { gate, vcpus: Vec::new(), worker, _ram: ram };
         for vcpu in vcpus {
-            machine.vcpus.push(start(vcpu, Arc::clone(&self.ending))?);
+            match start(vcpu, Arc::clone(&ending)) {
+                Ok(thread) => running.vcpus.push(thread),
+                Err(error) => {
+                    running.end();
+                    return Err(error.into());
+                }
+            }
         }
-        Ok(machine)
+        Ok((parts, running))
     }
 
     fn create_interrupt_controllers(&self) -> Result<(), MachineError> {
@@ -209,29 +205,10 @@ impl Builder {
         let ports = &mut self.buses.ports;
         ports.insert(port::POWER.into(), PowerRegisters::PORTS, Arc::new(Mutex::new(power)))?;
         ports.insert(port::PVPANIC.into(), Pvpanic::PORTS, Arc::new(Mutex::new(pvpanic)))?;
-        let console = std::mem::replace(&mut self.config.console, SerialEndpoint::null());
-        self.attach_serial(console, port::SERIAL_1, gsi::SERIAL_1)?;
-        let agent = std::mem::replace(&mut self.config.agent, SerialEndpoint::null());
-        self.attach_serial(agent, port::SERIAL_2, gsi::SERIAL_2)
-    }
-
-    fn attach_serial(
-        &mut self,
-        endpoint: SerialEndpoint,
-        port: u16,
-        gsi: u32,
-    ) -> Result<(), MachineError> {
-        let serial_error = MachineError::host("cannot start a serial port");
-        let (pump, output) = OutputPump::start(endpoint.output).map_err(&serial_error)?;
-        self.outputs.push(pump);
-        let room = Arc::new(InputRoom::default());
-        self.inputs.push(Arc::clone(&room));
-        let interrupt = self.interrupt_line(gsi)?;
-        let serial = SerialPort::new(interrupt, room.clone(), output);
-        let serial = Arc::new(Mutex::new(serial));
-        self.buses.ports.insert(port.into(), SerialPort::PORTS, serial.clone())?;
-        if let Some(input) = endpoint.input {
-            serial::start_input(input, serial, room).map_err(&serial_error)?;
+        let places = [(port::SERIAL_1, gsi::SERIAL_1), (port::SERIAL_2, gsi::SERIAL_2)];
+        for (wires, (port, gsi)) in self.serial.iter().zip(places) {
+            let serial = wires.port(self.interrupt_line(gsi)?);
+            self.buses.ports.insert(port.into(), SerialPort::PORTS, serial)?;
         }
         Ok(())
     }
@@ -320,7 +297,7 @@ impl Builder {
     }
 
     fn attach_probes(&mut self, dma: &DmaPath) -> Result<(), MachineError> {
-        for probe in std::mem::take(&mut self.config.probes) {
+        for probe in &self.config.probes {
             let functions = (0..probe.functions).map(|_| {
                 let doorbell = doorbell()?;
                 let (function, device) =

@@ -1,7 +1,8 @@
-//! How a machine ends. The first reason counts.
+//! How a machine ends. The first reason counts, but that a reset does not keep anybody from stopping
+//! the machine.
 
 use std::fmt;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use devices::platform::{PlatformControl, PlatformEvent};
 
@@ -66,13 +67,24 @@ pub struct EndingCell {
 impl EndingCell {
     /// The machine ends because of `ending`, unless it has ended already.
     pub fn set(&self, ending: Ending) {
-        self.ending.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(ending);
+        let mut cell = self.lock();
+        if cell.is_none() || (*cell == Some(Ending::Reset) && ending == Ending::Stopped) {
+            *cell = Some(ending);
+        }
         self.set.notify_all();
+    }
+
+    /// A reset was no end: the machine goes on.
+    pub fn forget_reset(&self) {
+        let mut cell = self.lock();
+        if *cell == Some(Ending::Reset) {
+            *cell = None;
+        }
     }
 
     /// Waits for the end.
     pub fn wait(&self) -> Ending {
-        let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ending = self.lock();
         loop {
             match &*ending {
                 Some(ending) => return ending.clone(),
@@ -81,6 +93,10 @@ impl EndingCell {
                 }
             }
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Ending>> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

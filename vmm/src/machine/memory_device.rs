@@ -225,6 +225,11 @@ impl MemoryDevice {
         Ok(())
     }
 
+    /// Bytes requested from the driver.
+    pub fn requested(&self) -> u64 {
+        lock(&self.device).requested_size()
+    }
+
     /// The device as seen from outside.
     pub fn status(&self) -> MemoryDeviceStatus {
         let device = lock(&self.device);

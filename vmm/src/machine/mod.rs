@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use devices::virtio::iommu::Translations;
+use log::info;
 use serde::{Deserialize, Serialize};
 
 pub use devices::virtio::iommu::{EndpointStatus, IommuStatus};
@@ -33,7 +34,7 @@ use crate::memory::host::HostMemory;
 use crate::memory::slots::{MemorySlots, SlotId};
 use crate::vcpu::VcpuGate;
 use builder::Builder;
-use serial::{InputRoom, OutputPump};
+use serial::SerialWires;
 use worker::Worker;
 
 /// How drivers reach virtio devices.
@@ -77,6 +78,17 @@ impl Default for IommuConfig {
     }
 }
 
+/// What becomes of a machine that its guest resets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnReset {
+    /// It ends.
+    #[default]
+    End,
+    /// It starts anew, with everything as it was at first but the sizes requested of its memory
+    /// devices: nothing is plugged, and the kernel and the initramfs are loaded again.
+    Restart,
+}
+
 /// A machine to be.
 pub struct MachineConfig {
     /// Number of vCPUs.
@@ -101,6 +113,8 @@ pub struct MachineConfig {
     pub iommu: Option<IommuConfig>,
     /// Whether unplugged memory is really gone.
     pub enforcement: Enforcement,
+    /// What happens when the guest resets the machine.
+    pub on_reset: OnReset,
     /// ttyS0.
     pub console: SerialEndpoint,
     /// ttyS1, which serves before any virtio driver is loaded.
@@ -122,6 +136,7 @@ impl MachineConfig {
             probes: Vec::new(),
             iommu: None,
             enforcement: Enforcement::default(),
+            on_reset: OnReset::default(),
             console: SerialEndpoint::null(),
             agent: SerialEndpoint::null(),
         }
@@ -153,33 +168,40 @@ pub struct MachineControl {
     vcpus: u32,
     memory: u64,
     enforcement: Enforcement,
-    slots: MemorySlots,
+    parts: Arc<Mutex<Parts>>,
+    ending: Arc<EndingCell>,
+}
+
+/// What a restart replaces.
+#[derive(Default)]
+struct Parts {
+    slots: Option<MemorySlots>,
     memory_devices: Vec<Arc<MemoryDevice>>,
     pci: Option<Arc<Pci>>,
     iommu: Option<Arc<Translations>>,
-    ending: Arc<EndingCell>,
-    gate: Arc<VcpuGate>,
 }
 
 impl MachineControl {
     /// The machine as it is now.
     pub fn status(&self) -> MachineStatus {
+        let parts = lock(&self.parts);
         MachineStatus {
             vcpus: self.vcpus,
             memory: self.memory,
-            memory_slots: self.slots.used(),
+            memory_slots: parts.slots.as_ref().map_or(0, |slots| slots.used()),
             enforcement: self.enforcement,
-            memory_devices: self.memory_devices.iter().map(|device| device.status()).collect(),
-            pci: self.pci.as_ref().map(|pci| pci.status()),
-            iommu: self.iommu.as_ref().map(|translations| translations.status()),
+            memory_devices: parts.memory_devices.iter().map(|device| device.status()).collect(),
+            pci: parts.pci.as_ref().map(|pci| pci.status()),
+            iommu: parts.iommu.as_ref().map(|translations| translations.status()),
         }
     }
 
     /// Asks the driver of device `id` to plug or unplug until `bytes` are plugged, and returns
     /// the device as it is now.
     pub fn resize(&self, id: &str, bytes: u64) -> Result<MemoryDeviceStatus, ResizeRefused> {
-        let Some(device) = self.memory_devices.iter().find(|device| device.id() == id) else {
-            let known: Vec<&str> = self.memory_devices.iter().map(|device| device.id()).collect();
+        let parts = lock(&self.parts);
+        let Some(device) = parts.memory_devices.iter().find(|device| device.id() == id) else {
+            let known: Vec<&str> = parts.memory_devices.iter().map(|device| device.id()).collect();
             let known =
                 if known.is_empty() { "no virtio-mem device".into() } else { known.join(", ") };
             return Err(ResizeRefused::UnknownDevice { id: id.into(), known });
@@ -194,24 +216,67 @@ impl MachineControl {
     }
 }
 
-/// A running machine. Dropping it ends it.
+/// A machine. Dropping it ends it.
 pub struct Machine {
+    config: MachineConfig,
+    serial: Vec<SerialWires>,
     control: MachineControl,
+    running: Option<Running>,
+}
+
+/// The threads of a machine, and its RAM.
+struct Running {
+    gate: Arc<VcpuGate>,
     vcpus: Vec<JoinHandle<()>>,
-    worker: Option<Worker>,
-    outputs: Vec<OutputPump>,
-    inputs: Vec<Arc<InputRoom>>,
+    worker: Worker,
     // Slots refer to this memory: it goes last.
     _ram: Vec<(HostMemory, SlotId)>,
+}
+
+impl Running {
+    fn end(self) {
+        self.gate.end();
+        for vcpu in self.vcpus {
+            // A panic there has been reported already, and there is nothing left to do.
+            let _ = vcpu.join();
+        }
+        self.worker.stop();
+    }
 }
 
 impl Machine {
     /// The least RAM that a kernel can be loaded into.
     pub const MINIMUM_MEMORY: u64 = 16 << 20;
 
-    /// Builds a machine and lets it run.
-    pub fn start(config: MachineConfig) -> Result<Self, MachineError> {
-        Builder::new(config)?.build()
+    /// Builds a machine and lets it run. A guest that resets it is attended to by [`Self::wait`].
+    pub fn start(mut config: MachineConfig) -> Result<Self, MachineError> {
+        let endpoints = [&mut config.console, &mut config.agent]
+            .map(|endpoint| std::mem::replace(endpoint, SerialEndpoint::null()));
+        let control = MachineControl {
+            vcpus: config.vcpus,
+            memory: config.memory,
+            enforcement: config.enforcement,
+            parts: Arc::default(),
+            ending: Arc::default(),
+        };
+        // From here on dropping the machine puts away what has been started.
+        let mut machine = Self { config, serial: Vec::new(), control, running: None };
+        for endpoint in endpoints {
+            let wires = SerialWires::start(endpoint)
+                .map_err(MachineError::host("cannot start a serial port"))?;
+            machine.serial.push(wires);
+        }
+        machine.build()?;
+        Ok(machine)
+    }
+
+    fn build(&mut self) -> Result<(), MachineError> {
+        let ending = Arc::clone(&self.control.ending);
+        let builder = Builder::new(&self.config, &self.serial, ending)?;
+        let (parts, running) = builder.build()?;
+        *lock(&self.control.parts) = parts;
+        self.running = Some(running);
+        Ok(())
     }
 
     /// What can be asked of the machine, from any thread.
@@ -219,24 +284,45 @@ impl Machine {
         self.control.clone()
     }
 
-    /// Waits for the machine's end and puts everything away.
+    /// Waits for the machine's end and puts everything away. Starts it anew as often as its guest
+    /// resets it, if that is what it was made for.
     pub fn wait(mut self) -> Ending {
-        let ending = self.control.ending.wait();
-        self.shut_down();
-        ending
+        loop {
+            let ending = self.control.ending.wait();
+            if ending != Ending::Reset || self.config.on_reset == OnReset::End {
+                self.shut_down();
+                return ending;
+            }
+            if let Err(error) = self.restart() {
+                self.shut_down();
+                return Ending::MachineError(format!("it cannot start again: {error}"));
+            }
+        }
+    }
+
+    fn restart(&mut self) -> Result<(), MachineError> {
+        self.end_threads();
+        self.control.ending.forget_reset();
+        // What is left of the old machine goes before the new one comes: there may not be room for both.
+        let parts = std::mem::take(&mut *lock(&self.control.parts));
+        for (config, device) in self.config.memory_devices.iter_mut().zip(&parts.memory_devices) {
+            config.requested = device.requested();
+        }
+        drop(parts);
+        info!("the guest has reset the machine, which starts again");
+        self.build()
+    }
+
+    fn end_threads(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.end();
+        }
+        self.serial.iter().for_each(SerialWires::disconnect);
     }
 
     fn shut_down(&mut self) {
-        self.control.gate.end();
-        for vcpu in self.vcpus.drain(..) {
-            // A panic there has been reported already, and there is nothing left to do.
-            let _ = vcpu.join();
-        }
-        if let Some(worker) = self.worker.take() {
-            worker.stop();
-        }
-        self.inputs.drain(..).for_each(|room| room.end());
-        self.outputs.drain(..).for_each(OutputPump::finish);
+        self.end_threads();
+        self.serial.drain(..).for_each(SerialWires::finish);
     }
 }
 

@@ -69,17 +69,54 @@ impl Write for QueueWriter {
     }
 }
 
+/// The wires from a serial port to its endpoint. They outlast the port: a machine that restarts gets
+/// another.
+pub struct SerialWires {
+    output: OutputPump,
+    input: Arc<InputRoom>,
+}
+
+impl SerialWires {
+    /// Starts carrying what `endpoint` gives and takes.
+    pub fn start(endpoint: SerialEndpoint) -> io::Result<Self> {
+        let output = OutputPump::start(endpoint.output)?;
+        let room = Arc::new(InputRoom::default());
+        if let Some(input) = endpoint.input {
+            start_input(input, Arc::clone(&room))?;
+        }
+        Ok(Self { output, input: room })
+    }
+
+    /// A port at this end of the wires, instead of the one before.
+    pub fn port(&self, interrupt: Arc<dyn Signal>) -> Arc<Mutex<SerialPort>> {
+        let output = Box::new(QueueWriter(Arc::clone(&self.output.queue)));
+        let port = SerialPort::new(interrupt, self.input.clone(), output);
+        let port = Arc::new(Mutex::new(port));
+        self.input.connect(Some(Arc::clone(&port)));
+        port
+    }
+
+    /// Takes the port away; input waits for the next one.
+    pub fn disconnect(&self) {
+        self.input.connect(None);
+    }
+
+    /// Ends input, and waits until all output has gone its way.
+    pub fn finish(self) {
+        self.input.end();
+        self.output.finish();
+    }
+}
+
 /// The thread that carries a port's output to its endpoint.
-pub struct OutputPump {
+struct OutputPump {
     queue: Arc<Queue>,
     thread: JoinHandle<()>,
 }
 
 impl OutputPump {
-    /// Starts carrying output to `endpoint`, and returns what the port writes to.
-    pub fn start(mut endpoint: Box<dyn Write + Send>) -> io::Result<(Self, Box<dyn Write + Send>)> {
+    fn start(mut endpoint: Box<dyn Write + Send>) -> io::Result<Self> {
         let queue = Arc::new(Queue::default());
-        let writer = Box::new(QueueWriter(Arc::clone(&queue)));
         let source = Arc::clone(&queue);
         let thread = std::thread::Builder::new().name("serial-out".into()).spawn(move || {
             while let Some(bytes) = take(&source) {
@@ -88,11 +125,10 @@ impl OutputPump {
                 }
             }
         })?;
-        Ok((Self { queue, thread }, writer))
+        Ok(Self { queue, thread })
     }
 
-    /// Waits until all output has gone its way.
-    pub fn finish(self) {
+    fn finish(self) {
         self.queue.lock().closed = true;
         self.queue.changed.notify_one();
         // A panic there has been reported already, and there is nothing left to do.
@@ -110,23 +146,33 @@ fn take(queue: &Queue) -> Option<Vec<u8>> {
     (!bytes.is_empty()).then_some(bytes)
 }
 
-/// Tells the input thread that the guest has read its input, or that the machine has ended.
+/// Where the input thread finds the port, and is told that the guest has read its input, or that no
+/// more is wanted.
 #[derive(Default)]
-pub struct InputRoom {
+struct InputRoom {
     state: Mutex<RoomState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct RoomState {
+    port: Option<Arc<Mutex<SerialPort>>>,
     drained: u64,
     ended: bool,
 }
 
 impl InputRoom {
-    /// No more input is wanted.
-    pub fn end(&self) {
-        self.lock().ended = true;
+    fn connect(&self, port: Option<Arc<Mutex<SerialPort>>>) {
+        let mut state = self.lock();
+        state.port = port;
+        state.drained += 1;
+        self.changed.notify_all();
+    }
+
+    fn end(&self) {
+        let mut state = self.lock();
+        state.port = None;
+        state.ended = true;
         self.changed.notify_all();
     }
 
@@ -134,11 +180,15 @@ impl InputRoom {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands `input` to `port`, piece by piece as the guest reads. False when the machine ended.
-    fn deliver(&self, port: &Mutex<SerialPort>, mut input: &[u8]) -> bool {
+    /// Hands `input` to the port, piece by piece as the guest reads. False when no more is wanted.
+    fn deliver(&self, mut input: &[u8]) -> bool {
         while !input.is_empty() {
-            let seen = self.lock().drained;
-            let taken = lock(port).receive(input);
+            let (seen, port) = {
+                let state = self.lock();
+                (state.drained, state.port.clone())
+            };
+            // The port's lock is never taken under ours: its guest tells us what it has read.
+            let taken = port.map_or(0, |port| lock(&port).receive(input));
             input = &input[taken..];
             let mut state = self.lock();
             while !input.is_empty() && state.drained == seen && !state.ended {
@@ -159,19 +209,15 @@ impl Signal for InputRoom {
     }
 }
 
-/// Starts carrying what `input` gives to `port`. The thread ends with the input, or, once some
+/// Starts carrying what `input` gives to the port. The thread ends with the input, or, once some
 /// comes, with the machine.
-pub fn start_input(
-    mut input: Box<dyn Read + Send>,
-    port: Arc<Mutex<SerialPort>>,
-    room: Arc<InputRoom>,
-) -> io::Result<()> {
+fn start_input(mut input: Box<dyn Read + Send>, room: Arc<InputRoom>) -> io::Result<()> {
     std::thread::Builder::new().name("serial-in".into()).spawn(move || {
         let mut buffer = [0; 4096];
         loop {
             match input.read(&mut buffer) {
                 Ok(0) => return,
-                Ok(length) if room.deliver(&port, &buffer[..length]) => {}
+                Ok(length) if room.deliver(&buffer[..length]) => {}
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 _ => return,
             }

@@ -267,6 +267,10 @@ impl Machine {
             machine.serial.push(wires);
         }
         machine.build()?;
+        if machine.config.on_reset == OnReset::End {
+            // The guest has a copy, and nobody will ask for another.
+            machine.config.initrd = Vec::new();
+        }
         Ok(machine)
     }
 

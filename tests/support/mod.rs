@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 pub mod check;
+pub mod conformance;
 pub mod linux;
 pub mod lspci;
 pub mod payload;
@@ -43,21 +44,23 @@ impl PayloadMachine {
         memory_devices: Vec<MemoryDeviceConfig>,
         enforcement: Enforcement,
     ) -> Self {
+        Self::start_as(|config| MachineConfig { vcpus, memory_devices, enforcement, ..config })
+    }
+
+    /// `change` says what is other than usual.
+    pub fn start_as(change: impl FnOnce(MachineConfig) -> MachineConfig) -> Self {
         let directory = TempDir::new().unwrap();
         let kernel: PathBuf = directory.path().join("payload.elf");
         payload::write_elf(&kernel);
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let machine = Machine::start(MachineConfig {
-            vcpus,
+        let machine = Machine::start(change(MachineConfig {
             protocol: BootProtocol::Pvh,
-            memory_devices,
-            enforcement,
             agent: SerialEndpoint {
                 input: Some(Box::new(theirs.try_clone().unwrap())),
                 output: Box::new(theirs),
             },
             ..MachineConfig::new(kernel)
-        })
+        }))
         .unwrap();
         Self { machine, payload: Payload::connect(ours), _directory: directory }
     }

@@ -2,27 +2,149 @@
 
 use super::payload::Payload;
 
-/// Registers of the first virtio-mem device, which is the first virtio-mmio one.
-pub const REGISTERS: u64 = 0xd000_0000;
+/// The first virtio-mmio device, which is the first virtio-mem device.
+const VIRTIO_MMIO: u64 = 0xd000_0000;
 
-const DRIVER_FEATURES: u64 = 0x020;
-const DRIVER_FEATURES_SELECT: u64 = 0x024;
-const QUEUE_SELECT: u64 = 0x030;
-const QUEUE_SIZE: u64 = 0x038;
-const QUEUE_READY: u64 = 0x044;
-const QUEUE_NOTIFY: u64 = 0x050;
-const STATUS: u64 = 0x070;
-const QUEUE_DESCRIPTORS: u64 = 0x080;
-const QUEUE_DRIVER: u64 = 0x090;
-const QUEUE_DEVICE: u64 = 0x0a0;
-const CONFIG: u64 = 0x100;
-
-const SIZE: u16 = 8;
+const SIZE: u16 = 64;
 const DESCRIPTORS: u64 = 0x50_0000;
 const AVAILABLE: u64 = 0x50_1000;
 const USED: u64 = 0x50_2000;
-const REQUEST: u64 = 0x50_3000;
-const RESPONSE: u64 = 0x50_4000;
+pub const REQUEST: u64 = 0x50_3000;
+pub const RESPONSE: u64 = 0x50_4000;
+
+/// How long to look for an answer: each look goes through the guest, and a minute holds as many.
+const LOOKS: u32 = 100_000;
+
+/// Where a register is, and how many bytes it has.
+#[derive(Debug, Clone, Copy)]
+pub struct Register {
+    pub address: u64,
+    width: u8,
+}
+
+impl Register {
+    pub fn read(self, payload: &mut Payload) -> u64 {
+        payload.read(self.width, self.address)
+    }
+
+    fn write(self, payload: &mut Payload, value: u64) {
+        payload.write(self.width, self.address, value);
+    }
+}
+
+/// The registers of a transport, as far as a driver with one queue needs them.
+#[derive(Debug, Clone, Copy)]
+pub struct Registers {
+    driver_features_select: Register,
+    driver_features: Register,
+    pub status: Register,
+    queue_select: Register,
+    queue_size: Register,
+    queue_ready: Register,
+    queue_descriptors: Register,
+    queue_driver: Register,
+    queue_device: Register,
+    queue_notify: Register,
+    interrupt_status: Register,
+    /// None where reading the status acknowledges it.
+    interrupt_acknowledge: Option<Register>,
+    pub generation: Register,
+    /// The first byte of the device's configuration.
+    pub config: Register,
+}
+
+impl Registers {
+    /// virtio 1.3, section 4.2.2.
+    pub fn mmio() -> Self {
+        let at = |offset| Register { address: VIRTIO_MMIO + offset, width: 4 };
+        Self {
+            driver_features: at(0x020),
+            driver_features_select: at(0x024),
+            queue_select: at(0x030),
+            queue_size: at(0x038),
+            queue_ready: at(0x044),
+            queue_notify: at(0x050),
+            interrupt_status: at(0x060),
+            interrupt_acknowledge: Some(at(0x064)),
+            status: at(0x070),
+            queue_descriptors: at(0x080),
+            queue_driver: at(0x090),
+            queue_device: at(0x0a0),
+            generation: at(0x0fc),
+            config: at(0x100),
+        }
+    }
+
+    /// virtio 1.3, section 4.1.4, of the first virtio-mem function on bus 0.
+    ///
+    /// `ecam` is where bus 0's configuration space is, and `unassigned` where BARs go that no firmware
+    /// has given an address.
+    pub fn pci(payload: &mut Payload, ecam: u64, unassigned: u64) -> Self {
+        const VIRTIO_MEM: u64 = 0x1058_1af4;
+        const COMMAND: u64 = 0x04;
+        const BARS: u64 = 0x10;
+        const CAPABILITIES: u64 = 0x34;
+        const VENDOR_SPECIFIC: u64 = 0x09;
+        const MEMORY_AND_BUS_MASTER: u64 = 0x06;
+        let function = (0..32)
+            .map(|device| ecam + (device << 15))
+            .find(|function| payload.read(4, *function) == VIRTIO_MEM)
+            .expect("a virtio-mem function is on bus 0");
+        let mut structures = [0; 5];
+        let mut capability = payload.read(1, function + CAPABILITIES);
+        while capability != 0 {
+            let at = function + capability;
+            let kind = payload.read(1, at + 3) as usize;
+            if payload.read(1, at) == VENDOR_SPECIFIC && (1..structures.len()).contains(&kind) {
+                let bar = function + BARS + payload.read(1, at + 4) * 4;
+                let offset = payload.read(4, at + 8);
+                structures[kind] = bar_address(payload, bar, unassigned) + offset;
+            }
+            capability = payload.read(1, at + 1);
+        }
+        payload.write(2, function + COMMAND, MEMORY_AND_BUS_MASTER);
+        let [_, common, notify, isr, device] = structures;
+        let at = |offset, width| Register { address: common + offset, width };
+        Self {
+            driver_features_select: at(0x08, 4),
+            driver_features: at(0x0c, 4),
+            status: at(0x14, 1),
+            generation: at(0x15, 1),
+            queue_select: at(0x16, 2),
+            queue_size: at(0x18, 2),
+            queue_ready: at(0x1c, 2),
+            queue_descriptors: at(0x20, 8),
+            queue_driver: at(0x28, 8),
+            queue_device: at(0x30, 8),
+            // Queue 0's, which is the first whatever the multiplier is.
+            queue_notify: Register { address: notify, width: 2 },
+            interrupt_status: Register { address: isr, width: 1 },
+            interrupt_acknowledge: None,
+            config: Register { address: device, width: 4 },
+        }
+    }
+
+    /// Reads the interrupt status, and clears it.
+    pub fn take_interrupt_status(self, payload: &mut Payload) -> u64 {
+        let status = self.interrupt_status.read(payload);
+        if let Some(acknowledge) = self.interrupt_acknowledge {
+            acknowledge.write(payload, status);
+        }
+        status
+    }
+}
+
+/// The address of the BAR at `register`, which gets one if it has none.
+fn bar_address(payload: &mut Payload, register: u64, unassigned: u64) -> u64 {
+    let kind = payload.read(4, register) & 0xf;
+    if payload.read(4, register) & !0xf == 0 {
+        // A MiB for each, which is enough for all that a transport has.
+        payload.write(4, register, unassigned + ((register & 0x1c) << 18));
+    }
+    let low = payload.read(4, register) & !0xf;
+    let high = if kind & 0x6 == 0x4 { payload.read(4, register + 4) } else { 0 };
+    high << 32 | low
+}
 
 /// How the device answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,38 +163,72 @@ pub enum State {
     Mixed,
 }
 
+/// What becomes of a chain of descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Completion {
+    /// It was used, with so many bytes written.
+    Used(u64),
+    /// The device is broken, and says so (DEVICE_NEEDS_RESET).
+    NeedsReset,
+    /// Nothing.
+    Nothing,
+}
+
+/// Kinds of requests.
+pub const PLUG: u64 = 0;
+pub const UNPLUG: u64 = 1;
+pub const UNPLUG_ALL: u64 = 2;
+pub const STATE: u64 = 3;
+
 /// The driver, set up.
 pub struct Driver {
+    pub registers: Registers,
     next: u16,
     pub address: u64,
     pub block_size: u64,
 }
 
 impl Driver {
-    /// Negotiates VERSION_1, and UNPLUGGED_INACCESSIBLE if asked to, and sets the queue up.
+    /// Negotiates VERSION_1, and UNPLUGGED_INACCESSIBLE if asked to, and sets the queue up, on
+    /// virtio-mmio.
     pub fn start(payload: &mut Payload, inaccessible: bool) -> Self {
-        let mut register = |offset, value| payload.write(4, REGISTERS + offset, value);
-        register(STATUS, 0);
-        register(STATUS, 1 | 2);
-        register(DRIVER_FEATURES_SELECT, 0);
-        register(DRIVER_FEATURES, u64::from(inaccessible) << 1);
-        register(DRIVER_FEATURES_SELECT, 1);
-        register(DRIVER_FEATURES, 1);
-        register(STATUS, 1 | 2 | 8);
-        register(QUEUE_SELECT, 0);
-        register(QUEUE_SIZE, SIZE.into());
-        register(QUEUE_DESCRIPTORS, DESCRIPTORS);
-        register(QUEUE_DRIVER, AVAILABLE);
-        register(QUEUE_DEVICE, USED);
+        Self::start_on(payload, Registers::mmio(), inaccessible)
+            .expect("the device takes the features")
+    }
+
+    /// The same on any transport. None if the device does not take the features.
+    pub fn start_on(
+        payload: &mut Payload,
+        registers: Registers,
+        inaccessible: bool,
+    ) -> Option<Self> {
+        const ACKNOWLEDGE_DRIVER: u64 = 1 | 2;
+        const FEATURES_OK: u64 = ACKNOWLEDGE_DRIVER | 8;
+        const DRIVER_OK: u64 = FEATURES_OK | 4;
+        let r = registers;
+        r.status.write(payload, 0);
+        r.status.write(payload, ACKNOWLEDGE_DRIVER);
+        r.driver_features_select.write(payload, 0);
+        r.driver_features.write(payload, u64::from(inaccessible) << 1);
+        r.driver_features_select.write(payload, 1);
+        r.driver_features.write(payload, 1);
+        r.status.write(payload, FEATURES_OK);
+        if r.status.read(payload) != FEATURES_OK {
+            return None;
+        }
+        r.queue_select.write(payload, 0);
+        r.queue_size.write(payload, SIZE.into());
+        r.queue_descriptors.write(payload, DESCRIPTORS);
+        r.queue_driver.write(payload, AVAILABLE);
+        r.queue_device.write(payload, USED);
         payload.write(4, AVAILABLE, 0);
         payload.write(4, USED, 0);
-        let mut register = |offset, value| payload.write(4, REGISTERS + offset, value);
-        register(QUEUE_READY, 1);
-        register(STATUS, 1 | 2 | 8 | 4);
-        assert_eq!(payload.read(4, REGISTERS + STATUS), 1 | 2 | 8 | 4);
-        let block_size = payload.read(8, REGISTERS + CONFIG);
-        let address = payload.read(8, REGISTERS + CONFIG + 16);
-        Self { next: 0, address, block_size }
+        r.queue_ready.write(payload, 1);
+        r.status.write(payload, DRIVER_OK);
+        assert_eq!(r.status.read(payload), DRIVER_OK);
+        let block_size = payload.read(8, r.config.address);
+        let address = payload.read(8, r.config.address + 16);
+        Some(Self { registers, next: 0, address, block_size })
     }
 
     /// Guest address of block `n`.
@@ -81,70 +237,133 @@ impl Driver {
     }
 
     pub fn plug(&mut self, payload: &mut Payload, first: u64, count: u16) -> Answer {
-        self.request(payload, 0, first, count).0
+        let address = self.block(first);
+        self.request(payload, PLUG, address, count).0
     }
 
     pub fn unplug(&mut self, payload: &mut Payload, first: u64, count: u16) -> Answer {
-        self.request(payload, 1, first, count).0
+        let address = self.block(first);
+        self.request(payload, UNPLUG, address, count).0
     }
 
     pub fn unplug_all(&mut self, payload: &mut Payload) -> Answer {
-        self.request(payload, 2, 0, 0).0
+        self.request(payload, UNPLUG_ALL, 0, 0).0
     }
 
     pub fn state(&mut self, payload: &mut Payload, first: u64, count: u16) -> State {
-        let (answer, state) = self.request(payload, 3, first, count);
+        let address = self.block(first);
+        let (answer, state) = self.request(payload, STATE, address, count);
         assert_eq!(answer, Answer::Ack);
         state
     }
 
-    fn request(
+    /// The answer to any request. The state in it means something for STATE only.
+    pub fn request(
         &mut self,
         payload: &mut Payload,
         kind: u64,
-        first: u64,
+        address: u64,
         count: u16,
     ) -> (Answer, State) {
-        payload.write(8, REQUEST, kind);
-        payload.write(8, REQUEST + 8, self.block(first));
-        payload.write(8, REQUEST + 16, count.into());
+        write_request(payload, REQUEST, kind, address, count);
         self.submit(payload, &[(REQUEST, 24, false), (RESPONSE, 10, true)]);
-        let answer = match payload.read(2, RESPONSE) {
-            0 => Answer::Ack,
-            1 => Answer::Nack,
-            2 => Answer::Busy,
-            3 => Answer::Error,
-            other => panic!("response type {other}"),
-        };
-        let state = match payload.read(2, RESPONSE + 8) {
-            0 => State::Plugged,
-            1 => State::Unplugged,
-            2 => State::Mixed,
-            other => panic!("state {other}"),
-        };
-        (answer, state)
+        (answer(payload, RESPONSE), state(payload, RESPONSE))
     }
 
     /// Makes a chain of (address, length, writable) available, and waits until it is used.
     /// Returns the length used.
     pub fn submit(&mut self, payload: &mut Payload, chain: &[(u64, u32, bool)]) -> u64 {
+        match self.offer(payload, chain, LOOKS) {
+            Completion::Used(length) => length,
+            other => panic!("the device does not answer: {other:?}"),
+        }
+    }
+
+    /// The same, with any outcome within so many looks.
+    pub fn offer(
+        &mut self,
+        payload: &mut Payload,
+        chain: &[(u64, u32, bool)],
+        looks: u32,
+    ) -> Completion {
         const NEXT: u64 = 1;
         const WRITE: u64 = 2;
         for (index, (address, length, writable)) in (0..).zip(chain) {
             let last = index + 1 == chain.len() as u64;
             let flags = (u64::from(!last) * NEXT) | (u64::from(*writable) * WRITE);
-            payload.write(8, DESCRIPTORS + index * 16, *address);
-            let rest = u64::from(*length) | flags << 32 | (index + 1) << 48;
-            payload.write(8, DESCRIPTORS + index * 16 + 8, rest);
+            write_descriptor(payload, index, *address, *length, flags, index + 1);
         }
+        self.make_available(payload, 0);
+        self.kick(payload);
+        self.completion(payload, looks)
+    }
+
+    /// Makes the chain that starts at descriptor `head` available.
+    pub fn make_available(&mut self, payload: &mut Payload, head: u64) {
         let slot = u64::from(self.next % SIZE);
-        payload.write(2, AVAILABLE + 4 + slot * 2, 0);
+        payload.write(2, AVAILABLE + 4 + slot * 2, head);
         self.next = self.next.wrapping_add(1);
         payload.write(2, AVAILABLE + 2, self.next.into());
-        payload.write(4, REGISTERS + QUEUE_NOTIFY, 0);
-        // Each look goes through the guest: as many as a minute holds.
-        let used = (0..100_000).any(|_| payload.read(2, USED + 2) == u64::from(self.next));
-        assert!(used, "the device does not answer");
-        payload.read(4, USED + 4 + slot * 8 + 4)
+    }
+
+    pub fn kick(&mut self, payload: &mut Payload) {
+        self.registers.queue_notify.write(payload, 0);
+    }
+
+    /// What becomes of the chain that was made available last.
+    pub fn completion(&mut self, payload: &mut Payload, looks: u32) -> Completion {
+        const NEEDS_RESET: u64 = 0x40;
+        for _ in 0..looks {
+            if payload.read(2, USED + 2) == u64::from(self.next) {
+                let slot = u64::from(self.next.wrapping_sub(1) % SIZE);
+                return Completion::Used(payload.read(4, USED + 4 + slot * 8 + 4));
+            }
+            if self.registers.status.read(payload) & NEEDS_RESET != 0 {
+                return Completion::NeedsReset;
+            }
+        }
+        Completion::Nothing
+    }
+}
+
+/// Writes a request to guest memory.
+pub fn write_request(payload: &mut Payload, at: u64, kind: u64, address: u64, count: u16) {
+    payload.write(8, at, kind);
+    payload.write(8, at + 8, address);
+    payload.write(8, at + 16, count.into());
+}
+
+/// Writes a descriptor of the queue.
+pub fn write_descriptor(
+    payload: &mut Payload,
+    index: u64,
+    address: u64,
+    length: u32,
+    flags: u64,
+    next: u64,
+) {
+    payload.write(8, DESCRIPTORS + index * 16, address);
+    let rest = u64::from(length) | flags << 32 | next << 48;
+    payload.write(8, DESCRIPTORS + index * 16 + 8, rest);
+}
+
+/// The answer in a response.
+pub fn answer(payload: &mut Payload, response: u64) -> Answer {
+    match payload.read(2, response) {
+        0 => Answer::Ack,
+        1 => Answer::Nack,
+        2 => Answer::Busy,
+        3 => Answer::Error,
+        other => panic!("response type {other}"),
+    }
+}
+
+/// The state in a response.
+pub fn state(payload: &mut Payload, response: u64) -> State {
+    match payload.read(2, response + 8) {
+        0 => State::Plugged,
+        1 => State::Unplugged,
+        2 => State::Mixed,
+        other => panic!("state {other}"),
     }
 }

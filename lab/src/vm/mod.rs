@@ -26,6 +26,7 @@ pub use self::{
         Accelerator, Direction, DmaEngine, Endpoint, Endpoints, Feature, Iommu, Register, Vmm,
     },
     qemu::QemuError,
+    qmp::{Qmp, QmpError},
 };
 use crate::{
     guest::{Guest, GuestError, Observe, PciAddress},

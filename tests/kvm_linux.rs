@@ -10,7 +10,7 @@ use lab::vm::{BUS, DRIVER, Special, Vm, VmConfig, Vmm};
 use support::linux::{Linux, LinuxConfig, kernel, lasting_vcpus};
 use support::{GIB, MIB, resident};
 use vmm::boot::BootProtocol;
-use vmm::memory::host::Backing;
+use vmm::memory::backing::Backing;
 use vmm::{Ending, MemoryDeviceConfig, OnReset, VirtioTransport};
 
 const KERNELS: [&str; 5] =
@@ -183,7 +183,10 @@ fn l2_several_devices_grow_on_their_own() {
         vec![
             device(128 * MIB, 128 * MIB, 2 * MIB),
             device(64 * GIB, 0, 2 * MIB),
-            MemoryDeviceConfig { backing: Backing::Memfd, ..device(TIB / 4, 256 * MIB, 4 * MIB) },
+            MemoryDeviceConfig {
+                memory: Backing::Memfd.into(),
+                ..device(TIB / 4, 256 * MIB, 4 * MIB)
+            },
         ],
     );
     let linux = Linux::boot(&kernel("protected"), config);

@@ -4,9 +4,12 @@
 mod support;
 
 use devices::pci::Direction;
+use support::host_memory::{HugePagePool, in_use};
 use support::virtio_mem_driver::{Answer, Driver, State};
-use support::{GIB, MIB, PayloadMachine, resident};
-use vmm::memory::host::Backing;
+use support::{GIB, MIB, PayloadMachine};
+use tempfile::TempDir;
+use vmm::memory::backing::{Backing, HugePageSize};
+use vmm::memory::host::HostMemoryConfig;
 use vmm::memory::violations::{Target, ViolationCounters};
 use vmm::{Ending, Enforcement, MemoryDeviceConfig};
 
@@ -18,10 +21,20 @@ fn violations(vm: &PayloadMachine) -> ViolationCounters {
     vm.machine.control().status().memory_devices[0].violations
 }
 
+/// Every backing with pages of at most 2 MiB, with a pool that has `huge_pages` of them.
+fn backings(huge_pages: u64) -> ([Backing; 4], HugePagePool, TempDir) {
+    let size = HugePageSize::Size2M;
+    let directory = TempDir::new().unwrap();
+    let file = Backing::File(directory.path().join("memory"));
+    let backings = [Backing::Anonymous, Backing::Memfd, Backing::Hugetlb(size), file];
+    (backings, HugePagePool::with_free(size, huge_pages), directory)
+}
+
 #[test]
 fn p8_x1_plugged_memory_reads_as_zero_and_works_at_every_width() {
-    for backing in [Backing::Anonymous, Backing::Memfd] {
-        let config = MemoryDeviceConfig { backing, ..device(16 * MIB) };
+    let (backings, _pool, _directory) = backings(4);
+    for backing in backings {
+        let config = MemoryDeviceConfig { memory: backing.into(), ..device(16 * MIB) };
         let mut vm = PayloadMachine::start(1, vec![config]);
         let payload = &mut vm.payload;
         let mut driver = Driver::start(payload, true);
@@ -102,25 +115,96 @@ fn x3_a_driver_that_did_not_negotiate_it_reads_zeros() {
 
 #[test]
 fn u7_x4_unplugged_memory_goes_back_to_the_host_and_forgets() {
-    for backing in [Backing::Anonymous, Backing::Memfd] {
-        let config = MemoryDeviceConfig { backing, ..device(64 * MIB) };
+    let (backings, _pool, _directory) = backings(32);
+    for backing in backings {
+        let config = MemoryDeviceConfig { memory: backing.clone().into(), ..device(64 * MIB) };
         let mut vm = PayloadMachine::start(1, vec![config]);
         let payload = &mut vm.payload;
         let mut driver = Driver::start(payload, true);
+        let before = in_use(&backing);
         assert_eq!(driver.plug(payload, 0, 32), Answer::Ack);
         // Every page of it.
         payload.fill(driver.address, 64 * MIB);
-        let full = resident();
+        let full = in_use(&backing);
+        assert!(full - before >= 60 * MIB, "{backing:?}: {before} then {full}");
         assert_eq!(driver.unplug(payload, 0, 16), Answer::Ack);
-        let half = resident();
+        let half = in_use(&backing);
         assert!(full - half >= 30 * MIB, "{backing:?}: {full} then {half}");
         assert_eq!(driver.unplug(payload, 16, 16), Answer::Ack);
-        let empty = resident();
+        let empty = in_use(&backing);
         assert!(half - empty >= 30 * MIB, "{backing:?}: {half} then {empty}");
         assert_eq!(driver.plug(payload, 0, 32), Answer::Ack);
         for block in 0..32 {
             assert_eq!(payload.read(8, driver.block(block)), 0);
         }
+        assert_eq!(driver.unplug_all(payload), Answer::Ack);
+        assert!(in_use(&backing) < before + 4 * MIB, "{backing:?}");
+    }
+}
+
+#[test]
+fn u7_p7_a_block_may_be_one_page_of_1_gib() {
+    let backing = Backing::Hugetlb(HugePageSize::Size1G);
+    let _pool = HugePagePool::with_free(HugePageSize::Size1G, 1);
+    let memory = backing.clone().into();
+    let config = MemoryDeviceConfig { requested: 2 * GIB, ..MemoryDeviceConfig::new(2 * GIB) };
+    let config = MemoryDeviceConfig { block_size: GIB, memory, ..config };
+    let mut vm = PayloadMachine::start(1, vec![config]);
+    let payload = &mut vm.payload;
+    let mut driver = Driver::start(payload, true);
+    for _ in 0..2 {
+        assert_eq!(driver.plug(payload, 0, 2), Answer::Busy);
+        assert_eq!(in_use(&backing), 0);
+        assert_eq!(driver.plug(payload, 1, 1), Answer::Ack);
+        assert_eq!(in_use(&backing), GIB);
+        assert_eq!(payload.read(8, driver.block(2) - 8), 0);
+        payload.write(8, driver.block(2) - 8, 0x1234);
+        assert_eq!(payload.read(8, driver.block(2) - 8), 0x1234);
+        assert_eq!(driver.unplug(payload, 1, 1), Answer::Ack);
+        assert_eq!(in_use(&backing), 0);
+    }
+}
+
+#[test]
+fn p7_huge_pages_that_run_out_are_busy_and_nothing_has_changed() {
+    let backing = Backing::Hugetlb(HugePageSize::Size2M);
+    for enforcement in [Enforcement::Strict, Enforcement::Off] {
+        let _pool = HugePagePool::with_free(HugePageSize::Size2M, 8);
+        let config = MemoryDeviceConfig { memory: backing.clone().into(), ..device(64 * MIB) };
+        let mut vm = PayloadMachine::start_with(1, vec![config], enforcement);
+        let payload = &mut vm.payload;
+        let mut driver = Driver::start(payload, true);
+        let slots_before = vm.machine.control().status().memory_slots;
+        assert_eq!(driver.plug(payload, 0, 9), Answer::Busy);
+        assert_eq!(driver.state(payload, 0, 9), State::Unplugged);
+        assert_eq!(in_use(&backing), 0);
+        assert_eq!(vm.machine.control().status().memory_slots, slots_before);
+        assert_eq!(driver.plug(payload, 0, 8), Answer::Ack);
+        payload.fill(driver.address, 16 * MIB);
+        // The guest goes on, and gets what it gives back.
+        assert_eq!(driver.plug(payload, 8, 1), Answer::Busy);
+        assert_eq!(payload.verify(driver.address, 16 * MIB), 0);
+        assert_eq!(driver.unplug(payload, 3, 1), Answer::Ack);
+        assert_eq!(driver.plug(payload, 8, 1), Answer::Ack);
+        assert_eq!(payload.read(8, driver.block(8)), 0);
+        assert_eq!(payload.verify(driver.block(4), 8 * MIB), 0);
+        assert_eq!(violations(&vm), ViolationCounters::default());
+    }
+}
+
+#[test]
+fn p8_memory_had_in_advance_is_the_guests_before_it_touches_it() {
+    for (prealloc, expected) in [(true, 32 * MIB), (false, 0)] {
+        let memory = HostMemoryConfig { prealloc, ..Backing::Memfd.into() };
+        let mut vm =
+            PayloadMachine::start(1, vec![MemoryDeviceConfig { memory, ..device(64 * MIB) }]);
+        let payload = &mut vm.payload;
+        let mut driver = Driver::start(payload, true);
+        let before = in_use(&Backing::Memfd);
+        assert_eq!(driver.plug(payload, 4, 16), Answer::Ack);
+        // The host counts pages by the handful.
+        let taken = in_use(&Backing::Memfd).saturating_sub(before);
+        assert!(taken.abs_diff(expected) < MIB, "{taken} with prealloc {prealloc}");
     }
 }
 

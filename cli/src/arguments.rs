@@ -70,7 +70,8 @@ pub struct RunArguments {
     #[arg(long, value_name = "SIZE", default_value_t = Size(512 << 20))]
     pub memory: Size,
     /// Add a virtio-mem device (mem0, mem1, …): size=8G[,requested=1G][,block-size=2M]
-    /// [,backing=anonymous|memfd][,insist-inaccessible=on|off]
+    /// [,backing=anonymous|memfd|hugetlb-2m|hugetlb-1g|file:PATH][,huge-pages=on|off]
+    /// [,prealloc=on|off][,host-node=N][,node=N][,insist-inaccessible=on|off]
     #[arg(long, value_name = "SETTINGS")]
     pub virtio_mem: Vec<VirtioMemOption>,
     /// How drivers reach virtio devices

@@ -63,7 +63,7 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
             Transport::Mmio => VirtioTransport::Mmio,
             Transport::Pci => VirtioTransport::Pci,
         },
-        memory_devices: arguments.virtio_mem.iter().map(|option| option.0).collect(),
+        memory_devices: arguments.virtio_mem.into_iter().map(|option| option.0).collect(),
         probes: arguments.probe.iter().map(|option| option.0).collect(),
         iommu: arguments.iommu.map(|option| option.0),
         enforcement: match arguments.enforce {

@@ -4,6 +4,7 @@
 
 pub mod check;
 pub mod conformance;
+pub mod host_memory;
 pub mod linux;
 pub mod lspci;
 pub mod payload;

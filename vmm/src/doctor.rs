@@ -12,7 +12,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::boot::{Entry, EntryMode};
 use crate::kvm;
-use crate::memory::host::{Backing, HostMemory};
+use crate::memory::backing::Backing;
+use crate::memory::host::HostMemory;
 use crate::memory::layout;
 use crate::memory::slots::MemorySlots;
 use crate::vcpu::cpuid::CpuidTemplate;
@@ -178,7 +179,7 @@ fn try_payload() -> Result<(), String> {
     vm.set_tss_address(layout::KVM_TSS).map_err(refused("take an address for its TSS"))?;
     vm.create_irq_chip().map_err(refused("create interrupt controllers"))?;
     let slots = MemorySlots::new(Arc::clone(&vm));
-    let memory = HostMemory::map(GuestAddress(0), MEMORY_BYTES, Backing::Anonymous)
+    let memory = HostMemory::map(GuestAddress(0), MEMORY_BYTES, &Backing::Anonymous.into())
         .map_err(|error| error.to_string())?;
     let _slot = slots.add(&memory, 0..memory.size()).map_err(|error| error.to_string())?;
     let cpuid = CpuidTemplate::new(&kvm, 1).and_then(|template| template.for_vcpu(0));

@@ -46,14 +46,25 @@ pub enum AcpiError {
     Memory(#[from] vm_memory::GuestMemoryError),
 }
 
+/// A range in which memory may be plugged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HotpluggableMemory {
+    /// First guest address.
+    pub address: u64,
+    /// Bytes.
+    pub size: u64,
+    /// NUMA node, as a proximity domain.
+    pub node: u16,
+}
+
 /// What the tables tell about.
 pub struct Platform {
     /// Number of vCPUs. vCPU `n` has APIC id `n`.
     pub vcpus: u32,
     /// Bytes of RAM.
     pub ram_bytes: u64,
-    /// Ranges in which memory may be plugged, as address and size.
-    pub hotpluggable: Vec<(u64, u64)>,
+    /// Where memory may be plugged.
+    pub hotpluggable: Vec<HotpluggableMemory>,
     /// The virtio-mmio devices.
     pub virtio_mmio: Vec<VirtioMmioDevice>,
     /// PCI, if there is any.
@@ -155,8 +166,9 @@ struct LocalApicAffinity {
     clock_domain: u32,
 }
 
-/// All processors and all memory in one node. That the rest of memory is hot-pluggable makes Linux
-/// keep its page tables and DMA masks ready for the highest address there may ever be.
+/// All processors and all RAM in one node, and memory that may come where it is wanted. That it may
+/// come makes Linux keep its page tables and DMA masks ready for the highest address there may ever
+/// be.
 fn srat(platform: &Platform) -> Sdt {
     const NODE: u32 = 0;
     const ENABLED: u32 = 1;
@@ -164,8 +176,8 @@ fn srat(platform: &Platform) -> Sdt {
     for (start, size) in layout::ram_ranges(platform.ram_bytes) {
         header.add_memory_affinity(MemoryAffinity::new(NODE, start.0, size).enabled());
     }
-    for &(start, size) in &platform.hotpluggable {
-        let affinity = MemoryAffinity::new(NODE, start, size).enabled().hotpluggable();
+    for &HotpluggableMemory { address, size, node } in &platform.hotpluggable {
+        let affinity = MemoryAffinity::new(node.into(), address, size).enabled().hotpluggable();
         header.add_memory_affinity(affinity);
     }
     let header = bytes(&header);

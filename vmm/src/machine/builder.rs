@@ -25,11 +25,14 @@ use super::pci::{KvmDoorbell, KvmLine, KvmMessages, Pci, PciDevices, PciPlace};
 use super::serial::SerialWires;
 use super::worker::{DeviceWork, EventSignal, Worker};
 use super::{Machine, MachineConfig, MachineError, Parts, Running, VirtioTransport};
-use crate::acpi::{self, IommuPlace, PciHostBridge, Platform, VirtioMmioDevice};
+use crate::acpi::{
+    self, HotpluggableMemory, IommuPlace, PciHostBridge, Platform, VirtioMmioDevice,
+};
 use crate::boot::{self, Entry, Payload};
 use crate::kvm;
 use crate::memory::MemoryError;
-use crate::memory::host::{Backing, HostMemory};
+use crate::memory::backing::Backing;
+use crate::memory::host::HostMemory;
 use crate::memory::layout::{self, gsi, port};
 use crate::memory::slots::{MemorySlots, SlotId};
 use crate::vcpu::cpuid::CpuidTemplate;
@@ -149,7 +152,7 @@ impl<'a> Builder<'a> {
 
     fn create_ram(&self) -> Result<Vec<(HostMemory, SlotId)>, MachineError> {
         let create = |(start, size)| {
-            let memory = HostMemory::map(start, size, Backing::Anonymous)?;
+            let memory = HostMemory::map(start, size, &Backing::Anonymous.into())?;
             let slot = self.slots.add(&memory, 0..size).map_err(MemoryError::Slot)?;
             Ok((memory, slot))
         };
@@ -183,7 +186,11 @@ impl<'a> Builder<'a> {
                 &self.slots,
                 &self.gate,
             )?;
-            self.platform.hotpluggable.push((address, config.size));
+            self.platform.hotpluggable.push(HotpluggableMemory {
+                address,
+                size: config.size,
+                node: config.node.unwrap_or_default(),
+            });
             self.buses.memory_devices.push(Arc::new(device));
         }
         Ok(())

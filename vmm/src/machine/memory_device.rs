@@ -14,7 +14,8 @@ use vm_memory::GuestAddress;
 
 use super::lock;
 use crate::memory::MemoryError;
-use crate::memory::host::{Backing, HostMemory};
+use crate::memory::backing::Backing;
+use crate::memory::host::{HostMemory, HostMemoryConfig};
 use crate::memory::one_slot::OneSlot;
 use crate::memory::reachable::ReachableBlocks;
 use crate::memory::slots::{MemorySlots, SlotError};
@@ -34,7 +35,7 @@ pub enum Enforcement {
 }
 
 /// A virtio-mem device to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryDeviceConfig {
     /// Bytes of its region.
     pub size: u64,
@@ -42,8 +43,10 @@ pub struct MemoryDeviceConfig {
     pub requested: u64,
     /// Bytes in a block.
     pub block_size: u64,
-    /// What its memory is made of.
-    pub backing: Backing,
+    /// How its memory is had from the host.
+    pub memory: HostMemoryConfig,
+    /// The guest's NUMA node that its memory is on, as an ACPI proximity domain.
+    pub node: Option<u16>,
     /// Refuse drivers that do not accept UNPLUGGED_INACCESSIBLE.
     pub insist_on_inaccessible: bool,
 }
@@ -58,7 +61,8 @@ impl MemoryDeviceConfig {
             size,
             requested: 0,
             block_size: Self::DEFAULT_BLOCK_SIZE,
-            backing: Backing::default(),
+            memory: Backing::default().into(),
+            node: None,
             insist_on_inaccessible: false,
         }
     }
@@ -141,11 +145,11 @@ impl MemoryDevice {
         slots: &MemorySlots,
         gate: &Arc<VcpuGate>,
     ) -> Result<Self, MemoryDeviceError> {
-        let region =
-            Region::new(address.0, config.size, config.block_size, config.backing.page_size())
-                .map_err(|source| MemoryDeviceError::Region { id: id.clone(), source })?;
+        let page_size = config.memory.backing.page_size();
+        let region = Region::new(address.0, config.size, config.block_size, page_size)
+            .map_err(|source| MemoryDeviceError::Region { id: id.clone(), source })?;
         let memory_error = |source| MemoryDeviceError::Memory { id: id.clone(), source };
-        let memory = HostMemory::map(address, config.size, config.backing).map_err(memory_error)?;
+        let memory = HostMemory::map(address, config.size, &config.memory).map_err(memory_error)?;
         let reachable = Arc::new(ReachableBlocks::none(region));
         let strict = match enforcement {
             Enforcement::Strict => {
@@ -171,7 +175,7 @@ impl MemoryDevice {
             VirtioMemConfig {
                 region,
                 requested_size: config.requested,
-                node_id: None,
+                node_id: config.node,
                 insist_on_inaccessible: config.insist_on_inaccessible,
             },
             backend,

@@ -2,34 +2,38 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZero;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::Arc;
+use std::thread;
 
-use serde::{Deserialize, Serialize};
+use log::error;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, MmapRegion,
 };
 
-use super::MemoryError;
+use super::backing::{self, Backing};
+use super::{MemoryError, numa};
 
-/// What a piece of guest memory is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Backing {
-    /// Private anonymous memory.
-    #[default]
-    Anonymous,
-    /// A memfd, which other processes can be given.
-    Memfd,
+/// How guest memory is had from the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostMemoryConfig {
+    /// What it is made of.
+    pub backing: Backing,
+    /// Ask the host for transparent huge pages, or for none, where a backing can have them.
+    pub huge_pages: bool,
+    /// Take memory from the host when it is plugged, and not as it is touched.
+    pub prealloc: bool,
+    /// The one NUMA node of the host that it comes from.
+    pub host_node: Option<u16>,
 }
 
-impl Backing {
-    /// Bytes in a page of this backing: the least that can be given back.
-    pub fn page_size(self) -> u64 {
-        4096
+impl From<Backing> for HostMemoryConfig {
+    /// Memory that comes as it is touched, from anywhere, in huge pages.
+    fn from(backing: Backing) -> Self {
+        Self { backing, huge_pages: true, prealloc: false, host_node: None }
     }
 }
 
@@ -37,42 +41,68 @@ impl Backing {
 /// has mapped, so a guest of small pages would take many thousand faults to come back.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// A mapping of host memory for a range of guest addresses. Nothing is populated until touched.
-///
-/// It is huge pages where the host has them.
+/// The least that is worth a thread of its own to populate, in bytes, and how many there may be.
+const POPULATED_PIECE: u64 = 64 << 20;
+const POPULATING_THREADS: u64 = 8;
+
+/// A mapping of host memory for a range of guest addresses. Nothing is populated until touched, or
+/// until [`HostMemory::populate`].
 #[derive(Clone)]
 pub struct HostMemory {
     mapping: Arc<GuestRegionMmap>,
-    memfd: Option<Arc<File>>,
+    file: Option<Arc<File>>,
+    page_size: u64,
+    prealloc: bool,
 }
 
 impl HostMemory {
     /// Maps `size` bytes for the guest address `start`.
-    pub fn map(start: GuestAddress, size: u64, backing: Backing) -> Result<Self, MemoryError> {
+    pub fn map(
+        start: GuestAddress,
+        size: u64,
+        config: &HostMemoryConfig,
+    ) -> Result<Self, MemoryError> {
         let map_error =
             |source: MmapRegionError| MemoryError::Map { size, source: io::Error::other(source) };
         let length = usize::try_from(size).map_err(|_| MemoryError::TooLarge { size })?;
-        let memfd = match backing {
-            Backing::Anonymous => None,
-            Backing::Memfd => {
-                Some(Arc::new(memfd(size).map_err(|source| MemoryError::Map { size, source })?))
-            }
-        };
+        let file = config.backing.open(size)?.map(Arc::new);
         // NORESERVE: a region is as large as the guest might ever want, not as it is.
-        let (file, flags) = match &memfd {
+        let (offset, flags) = match &file {
             None => (None, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
             Some(file) => (Some(FileOffset::from_arc(Arc::clone(file), 0)), libc::MAP_SHARED),
         };
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let fences = Fences::around_aligned_hole(length);
-        let region = MmapRegion::build(file, length, protection, flags | libc::MAP_NORESERVE)
+        let region = MmapRegion::build(offset, length, protection, flags | libc::MAP_NORESERVE)
             .map_err(map_error)?;
         drop(fences);
-        // SAFETY: the range is a mapping of our own, and the advice changes nothing in it. A host
-        // that has no huge pages refuses it, which is as good.
-        unsafe { libc::madvise(region.as_ptr().cast(), length, libc::MADV_HUGEPAGE) };
+        let page_size = config.backing.page_size();
         let mapping = GuestRegionMmap::new(region, start).ok_or(MemoryError::TooLarge { size })?;
-        Ok(Self { mapping: Arc::new(mapping), memfd })
+        let memory = Self {
+            mapping: Arc::new(mapping),
+            file,
+            page_size,
+            prealloc: config.prealloc || page_size > Backing::Anonymous.page_size(),
+        };
+        let advice = if config.huge_pages { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
+        // A host that has no huge pages refuses it, and so does one for pages of its pool.
+        let _ = memory.advise(0..size, advice);
+        if let Some(node) = config.host_node {
+            memory.bind_to_node(node, &config.backing)?;
+        }
+        if memory.prealloc {
+            // Whether the host knows how: of an empty range that is all it says.
+            memory.advise(0..0, libc::MADV_POPULATE_WRITE).map_err(MemoryError::Prealloc)?;
+        }
+        Ok(memory)
+    }
+
+    fn bind_to_node(&self, node: u16, backing: &Backing) -> Result<(), MemoryError> {
+        if !backing.obeys_memory_policy() {
+            return Err(MemoryError::NodeOfFile { node });
+        }
+        numa::bind(self.host_address(0), self.size(), node)
+            .map_err(|source| MemoryError::Node { node, source })
     }
 
     /// The mapping, for those who read and write guest memory.
@@ -116,25 +146,62 @@ impl HostMemory {
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
+    /// Takes the memory of `offsets` from the host now, if it is to be had in advance. On an error
+    /// nothing is held of it, as before.
+    pub fn populate(&self, offsets: Range<u64>) -> io::Result<()> {
+        if !self.prealloc {
+            return Ok(());
+        }
+        self.populate_in_pieces(&offsets).map_err(|error| {
+            if let Err(error) = self.discard(offsets) {
+                error!("the host does not take memory back: {error}");
+            }
+            match error.raw_os_error() {
+                // A touch would have ended in SIGBUS.
+                Some(libc::EFAULT) => io::Error::other("nothing is left of what it is made of"),
+                _ => error,
+            }
+        })
+    }
+
+    fn populate_in_pieces(&self, offsets: &Range<u64>) -> io::Result<()> {
+        let processors = thread::available_parallelism().map_or(1, NonZero::get) as u64;
+        let threads = processors.min(POPULATING_THREADS);
+        let piece = (offsets.end - offsets.start)
+            .div_ceil(threads)
+            .max(POPULATED_PIECE)
+            .next_multiple_of(self.page_size);
+        let starts = (offsets.start..offsets.end).step_by(piece as usize);
+        let mut pieces = starts.map(|start| start..offsets.end.min(start.saturating_add(piece)));
+        let populate = |piece| self.advise(piece, libc::MADV_POPULATE_WRITE);
+        let first = pieces.next();
+        thread::scope(|scope| {
+            let others = pieces.map(|piece| {
+                let thread = thread::Builder::new().name("populate".into());
+                thread.spawn_scoped(scope, move || populate(piece))
+            });
+            let others = others.collect::<io::Result<Vec<_>>>()?;
+            first.map_or(Ok(()), populate)?;
+            others.into_iter().try_for_each(|thread| thread.join().expect("it cannot panic"))
+        })
+    }
+
     /// Gives the memory of `offsets` back to the host; it reads as zeros from then on.
     pub fn discard(&self, offsets: Range<u64>) -> io::Result<()> {
         assert!(offsets.end <= self.size(), "discarding beyond the mapping");
-        let length = offsets.end - offsets.start;
-        let result = match &self.memfd {
-            Some(memfd) => {
-                let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-                // SAFETY: a plain system call on a file that lives as long as `self`.
-                unsafe {
-                    libc::fallocate(memfd.as_raw_fd(), mode, offsets.start as i64, length as i64)
-                }
-            }
-            None => {
-                let start = self.host_address(offsets.start) as *mut libc::c_void;
-                // SAFETY: the range lies inside our own mapping (checked above), which holds guest
-                // memory only: no Rust object lives there, so its turning to zeros breaks nothing.
-                unsafe { libc::madvise(start, length as usize, libc::MADV_DONTNEED) }
-            }
-        };
+        match &self.file {
+            Some(file) => backing::punch_hole(file, offsets),
+            None => self.advise(offsets, libc::MADV_DONTNEED),
+        }
+    }
+
+    fn advise(&self, offsets: Range<u64>, advice: libc::c_int) -> io::Result<()> {
+        assert!(offsets.end <= self.size(), "advice beyond the mapping");
+        let start = self.host_address(offsets.start) as *mut libc::c_void;
+        let length = (offsets.end - offsets.start) as usize;
+        // SAFETY: the range lies inside our own mapping (checked above), which holds guest memory
+        // only: no Rust object lives there, so even its turning to zeros breaks nothing.
+        let result = unsafe { libc::madvise(start, length, advice) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 }
@@ -187,50 +254,6 @@ unsafe fn unmap(range: &Range<usize>) {
     debug_assert_eq!(result, 0, "munmap of {range:x?}: {}", io::Error::last_os_error());
 }
 
-fn memfd(size: u64) -> io::Result<File> {
-    use std::os::fd::FromRawFd;
-    // SAFETY: the name is a C string; the call touches no memory of ours.
-    let fd = unsafe { libc::memfd_create(c"moat-guest-memory".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
-    let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len(size)?;
-    Ok(file)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use vm_memory::{Bytes, GuestMemoryRegion};
-
-    #[test]
-    fn x4_discarded_memory_reads_as_zeros_and_its_neighbours_keep_their_contents() {
-        for backing in [Backing::Anonymous, Backing::Memfd] {
-            let memory = HostMemory::map(GuestAddress(0x10_0000), 0x4000, backing).unwrap();
-            let mapping = memory.mapping();
-            let bytes = mapping.as_volatile_slice().unwrap();
-            for page in 0..4 {
-                bytes.write_obj(0xdead_beef_u32, page * 0x1000).unwrap();
-            }
-            memory.discard(0x1000..0x3000).unwrap();
-            let read = |page: usize| bytes.read_obj::<u32>(page * 0x1000).unwrap();
-            assert_eq!([0, 1, 2, 3].map(read), [0xdead_beef, 0, 0, 0xdead_beef]);
-        }
-    }
-
-    #[test]
-    fn memory_of_huge_pages_lies_where_huge_pages_can() {
-        for backing in [Backing::Anonymous, Backing::Memfd] {
-            // As large as a machine's RAM: an allocator leaves gaps of less than 64 MiB, and one that
-            // is hardly larger than the mapping would be taken instead of the hole.
-            let is_aligned = |_| {
-                let memory = HostMemory::map(GuestAddress(0), 512 << 20, backing).unwrap();
-                memory.host_address(0).is_multiple_of(2 << 20)
-            };
-            // Another test's thread may be faster once.
-            assert!((0..10).any(is_aligned), "{backing:?}");
-        }
-    }
-}
+#[path = "host_test.rs"]
+mod tests;

@@ -1,7 +1,9 @@
 //! Guest memory: where it lies, what stands behind it, and who reaches it.
 
+pub mod backing;
 pub mod host;
 pub mod layout;
+mod numa;
 pub mod one_slot;
 pub mod reachable;
 pub mod slots;
@@ -24,6 +26,32 @@ pub enum MemoryError {
         size: u64,
         /// What the host said.
         source: io::Error,
+    },
+    /// What it is to be made of cannot be had.
+    #[error(transparent)]
+    Backing(#[from] backing::BackingError),
+    /// The host cannot populate it in advance.
+    #[error("prealloc and huge pages need Linux 5.14 on the host, for MADV_POPULATE_WRITE: {0}")]
+    Prealloc(io::Error),
+    /// The host has no memory on that node.
+    #[error(
+        "cannot take memory from the host's NUMA node {node}: {source}; nodes with memory: {}",
+        numa::nodes_with_memory()
+    )]
+    Node {
+        /// The node.
+        node: u16,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The host would not heed it.
+    #[error(
+        "host-node {node} means nothing for a file on disk, whose pages come from anywhere; put it \
+         on tmpfs or hugetlbfs, or use another backing"
+    )]
+    NodeOfFile {
+        /// The node.
+        node: u16,
     },
     /// It does not fit any address space.
     #[error("{size} bytes of guest memory do not fit this machine's address space")]

@@ -30,7 +30,9 @@ impl OneSlot {
 impl BlockBackend for OneSlot {
     fn plug(&mut self, range: BlockRange) -> Result<(), BackendBusy> {
         // The guest may have written here while it should not have.
-        self.discard(range)
+        self.discard(range)?;
+        let offsets = self.region.byte_offsets(range);
+        self.memory.populate(offsets).map_err(|error| BackendBusy(Box::new(error)))
     }
 
     fn unplug(&mut self, range: BlockRange) -> Result<(), BackendBusy> {

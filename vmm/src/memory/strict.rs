@@ -273,7 +273,9 @@ impl StrictBlocks {
     }
 
     fn admit(&mut self, range: BlockRange, plans: &[Plan]) -> Result<(), StrictError> {
-        self.memory.permit(self.region.byte_offsets(range))?;
+        let offsets = self.region.byte_offsets(range);
+        self.memory.permit(offsets.clone())?;
+        self.memory.populate(offsets)?;
         Ok(self.cover(plans)?)
     }
 

@@ -9,7 +9,8 @@ use kvm_bindings::kvm_userspace_memory_region;
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, MemoryRegionAddress};
 
-use super::host::{Backing, HostMemory};
+use super::backing::Backing;
+use super::host::HostMemory;
 use super::reachable::ReachableBlocks;
 use super::slots::{MemorySlots, SlotTable};
 use super::strict::StrictBlocks;
@@ -74,8 +75,8 @@ impl Fixture {
     fn new(limit: u32) -> Self {
         let table = Arc::new(Table::default());
         let region = Region::new(START, BLOCKS * BLOCK, BLOCK, 4096).unwrap();
-        let memory =
-            HostMemory::map(GuestAddress(START), region.size(), Backing::Anonymous).unwrap();
+        let config = Backing::Anonymous.into();
+        let memory = HostMemory::map(GuestAddress(START), region.size(), &config).unwrap();
         let slots = MemorySlots::with_limit(table.clone(), limit);
         let gate = Arc::new(VcpuGate::new(0));
         let reachable = Arc::new(ReachableBlocks::none(region));

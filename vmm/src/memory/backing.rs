@@ -1,0 +1,234 @@
+//! What guest memory can be made of, and how each gives memory back to the host.
+
+use std::fmt;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom, StatFs};
+use rustix::io::Errno;
+use thiserror::Error;
+
+/// What a piece of guest memory is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Backing {
+    /// Private anonymous memory.
+    #[default]
+    Anonymous,
+    /// A memfd, which other processes can be given.
+    Memfd,
+    /// Pages of the host's pool of huge pages. The pool may be used up, so they are taken when they
+    /// are plugged, always: a guest that touched one that is not there would be ended.
+    Hugetlb(HugePageSize),
+    /// A file, shared with whoever else maps it. It is made if it is not there; if it is, it holds
+    /// nothing but a hole.
+    File(PathBuf),
+}
+
+/// The sizes of x86's huge pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HugePageSize {
+    /// 2 MiB.
+    Size2M,
+    /// 1 GiB.
+    Size1G,
+}
+
+impl HugePageSize {
+    /// Bytes in a page.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Size2M => 2 << 20,
+            Self::Size1G => 1 << 30,
+        }
+    }
+}
+
+impl fmt::Display for HugePageSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Size2M => "2M",
+            Self::Size1G => "1G",
+        })
+    }
+}
+
+/// A backing that cannot be had.
+#[derive(Debug, Error)]
+pub enum BackingError {
+    /// The host has no memfd to give.
+    #[error("the host gives no memfd: {0}")]
+    Memfd(io::Error),
+    /// The host does not know pages of this size.
+    #[error("this host has no huge pages of {size}: {source}")]
+    Hugetlb {
+        /// The size.
+        size: HugePageSize,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The file cannot be opened, made or resized.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// It is something else.
+    #[error("{} is no regular file; guest memory needs one, or a path where one can be made", .0.display())]
+    NotAFile(PathBuf),
+    /// What is in it would be lost.
+    #[error(
+        "{} holds data, which guest memory would overwrite; remove it, or give another path",
+        .0.display()
+    )]
+    HoldsData(PathBuf),
+    /// Another device's or machine's memory is in it.
+    #[error("{} is in use as memory of another device or machine", .0.display())]
+    InUse(PathBuf),
+    /// Memory could be plugged, and never be given back.
+    #[error(
+        "{}: its file system cannot take memory out of a file again ({source}); ext4, xfs, tmpfs \
+         and hugetlbfs can",
+        path.display()
+    )]
+    NoHoles {
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+}
+
+/// Bytes in an ordinary page.
+const PAGE: u64 = 4096;
+
+impl Backing {
+    /// Bytes in a page of this backing: the least that can be given back.
+    pub fn page_size(&self) -> u64 {
+        match self {
+            Self::Anonymous | Self::Memfd => PAGE,
+            Self::Hugetlb(size) => size.bytes(),
+            Self::File(path) => file_system(path)
+                .filter(|file_system| file_system.f_type == libc::HUGETLBFS_MAGIC)
+                .map_or(PAGE, |file_system| file_system.f_bsize as u64),
+        }
+    }
+
+    /// Whether it obeys a NUMA policy. Pages of a file on disk come from wherever the host's cache
+    /// likes (mbind(2)).
+    pub(super) fn obeys_memory_policy(&self) -> bool {
+        match self {
+            Self::Anonymous | Self::Memfd | Self::Hugetlb(_) => true,
+            Self::File(path) => file_system(path).is_some_and(|file_system| {
+                [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC].contains(&file_system.f_type)
+            }),
+        }
+    }
+
+    /// The file that `size` bytes of it are in, if it is one.
+    pub(super) fn open(&self, size: u64) -> Result<Option<File>, BackingError> {
+        match self {
+            Self::Anonymous => Ok(None),
+            Self::Memfd => memfd(MemfdFlags::empty(), size).map(Some).map_err(BackingError::Memfd),
+            Self::Hugetlb(page_size) => {
+                let flag = match page_size {
+                    HugePageSize::Size2M => MemfdFlags::HUGE_2MB,
+                    HugePageSize::Size1G => MemfdFlags::HUGE_1GB,
+                };
+                memfd(MemfdFlags::HUGETLB | flag, size)
+                    .map(Some)
+                    .map_err(|source| BackingError::Hugetlb { size: *page_size, source })
+            }
+            Self::File(path) => open_file(path, size).map(Some),
+        }
+    }
+}
+
+/// Takes the memory of `offsets` out of a file: unlike unmapping or MADV_DONTNEED, which leave it in
+/// the file.
+pub(super) fn punch_hole(file: &File, offsets: Range<u64>) -> io::Result<()> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    Ok(rustix::fs::fallocate(file, flags, offsets.start, offsets.end - offsets.start)?)
+}
+
+fn memfd(flags: MemfdFlags, size: u64) -> io::Result<File> {
+    let file = rustix::fs::memfd_create(c"moat-guest-memory", flags | MemfdFlags::CLOEXEC)?;
+    let file = File::from(file);
+    file.set_len(size)?;
+    Ok(file)
+}
+
+/// A file of `size` bytes with nothing in it: unplugged memory has no contents, and whatever was
+/// there would be lost.
+fn open_file(path: &Path, size: u64) -> Result<File, BackingError> {
+    let file_error = |source| BackingError::File { path: path.into(), source };
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let file = options.open(path).map_err(file_error)?;
+    if !file.metadata().map_err(file_error)?.is_file() {
+        return Err(BackingError::NotAFile(path.into()));
+    }
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => BackingError::InUse(path.into()),
+        TryLockError::Error(source) => file_error(source),
+    })?;
+    match rustix::fs::seek(&file, SeekFrom::Data(0)) {
+        Err(Errno::NXIO) => {}
+        Ok(_) => return Err(BackingError::HoldsData(path.into())),
+        Err(error) => return Err(file_error(error.into())),
+    }
+    file.set_len(size).map_err(file_error)?;
+    punch_hole(&file, 0..size)
+        .map_err(|source| BackingError::NoHoles { path: path.into(), source })?;
+    Ok(file)
+}
+
+/// The file system that a file is on, or will be.
+fn file_system(path: &Path) -> Option<StatFs> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    rustix::fs::statfs(path)
+        .or_else(|_| rustix::fs::statfs(directory.unwrap_or(Path::new("."))))
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    #[test]
+    fn c1_pages_are_as_large_as_the_backing_has_them() {
+        assert_eq!(Backing::Memfd.page_size(), 4096);
+        assert_eq!(Backing::Hugetlb(HugePageSize::Size2M).page_size(), 2 << 20);
+        assert_eq!(Backing::Hugetlb(HugePageSize::Size1G).page_size(), 1 << 30);
+        assert_eq!(Backing::File("not/there/yet".into()).page_size(), 4096);
+    }
+
+    #[test]
+    fn a_file_is_made_or_was_empty_and_belongs_to_one() {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("memory");
+        let open = |path: &Path| Backing::File(path.into()).open(1 << 20);
+        let file = open(&path).unwrap().unwrap();
+        let metadata = file.metadata().unwrap();
+        assert_eq!((metadata.len(), metadata.permissions().mode() & 0o777), (1 << 20, 0o600));
+        assert!(matches!(open(&path), Err(BackingError::InUse(_))));
+        drop(file);
+        // It holds nothing but a hole.
+        drop(open(&path).unwrap());
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(open(&path), Err(BackingError::HoldsData(_))));
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+        assert!(matches!(open(Path::new("/dev/null")), Err(BackingError::NotAFile(_))));
+        let message = open(&path.join("below")).unwrap_err().to_string();
+        assert!(message.contains("memory/below"), "{message}");
+    }
+}

@@ -1,0 +1,164 @@
+//! Host memory of every backing: what it holds, and that it goes back.
+
+use std::fs;
+
+use tempfile::TempDir;
+use vm_memory::Bytes;
+
+use super::*;
+use crate::memory::backing::HugePageSize;
+
+const MIB: u64 = 1 << 20;
+const HUGE_PAGES: Backing = Backing::Hugetlb(HugePageSize::Size2M);
+
+fn map(size: u64, config: impl Into<HostMemoryConfig>) -> Result<HostMemory, MemoryError> {
+    HostMemory::map(GuestAddress(1 << 30), size, &config.into())
+}
+
+/// Pages of 2 MiB that this host has left.
+fn free_huge_pages() -> u64 {
+    let free = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+    fs::read_to_string(free).map_or(0, |free| free.trim().parse().unwrap())
+}
+
+/// All that this host has memory for.
+fn backings(directory: &TempDir) -> Vec<Backing> {
+    let mut backings =
+        vec![Backing::Anonymous, Backing::Memfd, Backing::File(directory.path().join("memory"))];
+    if free_huge_pages() >= 4 {
+        backings.push(HUGE_PAGES);
+    }
+    backings
+}
+
+/// Bytes that the host holds for `memory`, wherever: for what is shared, in its file (mincore(2)).
+fn held(memory: &HostMemory) -> u64 {
+    let mut pages = vec![0_u8; (memory.size() / 4096) as usize];
+    let (start, length) = (memory.host_address(0) as *mut libc::c_void, memory.size() as usize);
+    // SAFETY: the vector has a byte for each page of the mapping.
+    let result = unsafe { libc::mincore(start, length, pages.as_mut_ptr()) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    pages.iter().filter(|page| **page & 1 == 1).count() as u64 * 4096
+}
+
+fn fill(memory: &HostMemory) {
+    let bytes = memory.mapping();
+    for offset in (0..memory.size()).step_by(4096) {
+        bytes.write_obj(0xdead_beef_u32, MemoryRegionAddress(offset)).unwrap();
+    }
+}
+
+fn first_words<const PAGES: usize>(memory: &HostMemory, page_size: u64) -> [u32; PAGES] {
+    let word = |page| memory.mapping().read_obj(MemoryRegionAddress(page as u64 * page_size));
+    std::array::from_fn(|page| word(page).unwrap())
+}
+
+#[test]
+fn x4_discarded_memory_is_the_hosts_and_its_neighbours_keep_their_contents() {
+    let directory = TempDir::new().unwrap();
+    for backing in backings(&directory) {
+        let page = backing.page_size();
+        let small = HostMemoryConfig { huge_pages: false, ..backing.clone().into() };
+        let memory = map(4 * page, small).unwrap();
+        assert_eq!(held(&memory), 0, "{backing:?}");
+        fill(&memory);
+        assert_eq!(held(&memory), 4 * page, "{backing:?}");
+        memory.discard(page..3 * page).unwrap();
+        assert_eq!(held(&memory), 2 * page, "{backing:?}");
+        assert_eq!(first_words(&memory, page), [0xdead_beef, 0, 0, 0xdead_beef], "{backing:?}");
+    }
+}
+
+#[test]
+fn x4_control_madvise_takes_nothing_out_of_a_file() {
+    let directory = TempDir::new().unwrap();
+    for backing in [Backing::Memfd, Backing::File(directory.path().join("memory"))] {
+        let memory = map(4 * 4096, backing).unwrap();
+        fill(&memory);
+        memory.advise(0..memory.size(), libc::MADV_DONTNEED).unwrap();
+        assert_eq!(held(&memory), 4 * 4096);
+        assert_eq!(first_words(&memory, 4096), [0xdead_beef; 4]);
+    }
+}
+
+#[test]
+fn p7_memory_had_in_advance_is_there_before_it_is_touched() {
+    // Enough for several threads.
+    const SIZE: u64 = 130 * MIB;
+    for backing in [Backing::Anonymous, Backing::Memfd] {
+        let config = HostMemoryConfig { prealloc: true, ..backing.clone().into() };
+        let memory = map(SIZE + 4 * MIB, config).unwrap();
+        assert_eq!(held(&memory), 0, "{backing:?}");
+        memory.populate(2 * MIB..2 * MIB + SIZE).unwrap();
+        assert_eq!(held(&memory), SIZE, "{backing:?}");
+        // Control.
+        let memory = map(SIZE, backing.clone()).unwrap();
+        memory.populate(0..SIZE).unwrap();
+        assert_eq!(held(&memory), 0, "{backing:?}");
+    }
+}
+
+#[test]
+fn p7_of_huge_pages_that_run_out_none_is_held() {
+    let free = free_huge_pages();
+    let memory = map((free + 1) * 2 * MIB, HUGE_PAGES).unwrap();
+    let error = memory.populate(0..memory.size()).unwrap_err();
+    assert!(error.to_string().contains("nothing is left"), "{error}");
+    assert_eq!((held(&memory), free_huge_pages()), (0, free));
+}
+
+#[test]
+fn memory_of_huge_pages_lies_where_huge_pages_can() {
+    for backing in [Backing::Anonymous, Backing::Memfd] {
+        // As large as a machine's RAM: an allocator leaves gaps of less than 64 MiB, and one that
+        // is hardly larger than the mapping would be taken instead of the hole.
+        let is_aligned = |_| {
+            let memory = map(512 * MIB, backing.clone()).unwrap();
+            memory.host_address(0).is_multiple_of(2 << 20)
+        };
+        // Another test's thread may be faster once.
+        assert!((0..10).any(is_aligned), "{backing:?}");
+    }
+}
+
+/// What a file of /proc/self says of a mapping: the line that starts with its address, and those
+/// behind it.
+fn told<'a>(maps: &'a str, memory: &HostMemory) -> impl Iterator<Item = &'a str> + use<'a> {
+    let address = format!("{:x}", memory.host_address(0));
+    maps.lines().skip_while(move |line| !line.starts_with(&address))
+}
+
+#[test]
+fn transparent_huge_pages_are_asked_for_or_refused() {
+    for (huge_pages, flag, other) in [(true, "hg", "nh"), (false, "nh", "hg")] {
+        let config = HostMemoryConfig { huge_pages, ..Backing::Anonymous.into() };
+        let memory = map(4 * MIB, config).unwrap();
+        let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+        let flags = told(&maps, &memory).find_map(|line| line.strip_prefix("VmFlags:")).unwrap();
+        let has = |flag| flags.split(' ').any(|other| other == flag);
+        assert!(has(flag) && !has(other), "{flags}");
+    }
+}
+
+#[test]
+fn memory_comes_from_the_node_it_is_bound_to() {
+    let directory = TempDir::new().unwrap();
+    for backing in [Backing::Anonymous, Backing::Memfd] {
+        let config = HostMemoryConfig { host_node: Some(0), ..backing.into() };
+        let memory = map(4 * MIB, config).unwrap();
+        let maps = fs::read_to_string("/proc/self/numa_maps").unwrap();
+        let policy = told(&maps, &memory).next().unwrap();
+        assert!(policy.split(' ').any(|word| word == "bind:0"), "{policy}");
+    }
+    let of_node = |node, backing: Backing| {
+        let config = HostMemoryConfig { host_node: Some(node), ..backing.into() };
+        map(4 * MIB, config).map(|_| ()).unwrap_err().to_string()
+    };
+    let message = of_node(60_000, Backing::Anonymous);
+    assert!(message.contains("60000") && message.contains("with memory: 0"), "{message}");
+    let file = Backing::File(directory.path().join("memory"));
+    if !file.obeys_memory_policy() {
+        let message = of_node(0, file);
+        assert!(message.contains("file on disk"), "{message}");
+    }
+}

@@ -206,6 +206,37 @@ fn l2_several_devices_grow_on_their_own() {
 }
 
 #[test]
+fn l2_c10_each_device_grows_the_node_it_is_on() {
+    let of_node = |linux: &Linux, node: u16| {
+        let meminfo = format!("/sys/devices/system/node/node{node}/meminfo");
+        // A node without memory is not there.
+        let text = linux.guest.read_text(&meminfo).unwrap_or_default();
+        text.lines().find_map(|line| line.split_once("MemTotal:")).map_or(0, |(_, total)| {
+            total.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+        })
+    };
+    for (name, virtio_transport) in
+        [("debian-6.12-cloud", VirtioTransport::Mmio), ("protected", VirtioTransport::Pci)]
+    {
+        let on_node = |node| MemoryDeviceConfig { node, ..device(GIB, 0, 2 * MIB) };
+        let devices = vec![on_node(Some(1)), on_node(Some(2)), on_node(None)];
+        let linux = Linux::boot(&kernel(name), growing(virtio_transport, devices));
+        load_driver(&linux);
+        let ram = of_node(&linux, 0);
+        let mut expected = [ram, 0, 0];
+        let nodes = |linux: &Linux| [0, 1, 2].map(|node| of_node(linux, node));
+        assert_eq!(nodes(&linux), expected, "{name}");
+        for (index, node, requested) in [(1, 2, 256 * MIB), (0, 1, 128 * MIB), (2, 0, 128 * MIB)] {
+            linux.control.resize(&format!("mem{index}"), requested).unwrap();
+            linux.wait_until_converged(index);
+            expected[node] += requested;
+            // The driver has plugged it before the kernel counts it.
+            linux.wait_until(&format!("{name} has {expected:?}"), || nodes(&linux) == expected);
+        }
+    }
+}
+
+#[test]
 fn l6_q4_random_resizes_under_load_lose_nothing() {
     const LOAD: u64 = 160 * MIB;
     const SEED: u64 = 0x6d6f_6174;

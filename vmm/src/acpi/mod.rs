@@ -199,3 +199,51 @@ fn srat(platform: &Platform) -> Sdt {
     }
     srat
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    /// The memory that a SRAT tells of: address, size, proximity domain, and whether it may come.
+    fn memory(srat: &Sdt) -> Vec<(u64, u64, u32, bool)> {
+        const MEMORY_AFFINITY: u8 = 1;
+        let mut structures = &bytes(srat)[48..];
+        let mut memory = Vec::new();
+        while let [kind, length, ..] = *structures {
+            let (structure, rest) = structures.split_at(length.into());
+            let word = |at: usize| u32::from_le_bytes(structure[at..at + 4].try_into().unwrap());
+            let quad = |at| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
+            if kind == MEMORY_AFFINITY {
+                let (enabled, hotpluggable) = (word(28) & 1 != 0, word(28) & 2 != 0);
+                assert!(enabled);
+                memory.push((quad(8), quad(16), word(2), hotpluggable));
+            }
+            structures = rest;
+        }
+        memory
+    }
+
+    #[test]
+    fn c10_memory_that_may_come_is_in_its_own_proximity_domain_and_ram_in_the_first() {
+        let hotpluggable = |address, node| HotpluggableMemory { address, size: GIB, node };
+        let platform = Platform {
+            vcpus: 2,
+            ram_bytes: 4 * GIB,
+            hotpluggable: vec![hotpluggable(5 * GIB, 0x1234), hotpluggable(6 * GIB, 0)],
+            virtio_mmio: Vec::new(),
+            pci: None,
+            iommu: None,
+        };
+        assert_eq!(
+            memory(&srat(&platform)),
+            [
+                (0, 3 * GIB, 0, false),
+                (4 * GIB, GIB, 0, false),
+                (5 * GIB, GIB, 0x1234, true),
+                (6 * GIB, GIB, 0, true),
+            ]
+        );
+    }
+}

@@ -145,6 +145,9 @@ fn what_does_not_fit_is_refused() {
         (vec!["--virtio-mem", "size=1G,requested=2G"], "more than the region"),
         (vec!["--virtio-mem", "size=1G,requested=1M"], "nearest: 2097152"),
         (vec!["--virtio-mem", "size=8000000T"], "bits"),
+        (vec!["--virtio-mem", "size=1G,backing=hugetlb-1g"], "at least 0x40000000"),
+        (vec!["--virtio-mem", "size=1G,backing=file:kernel"], "kernel holds data"),
+        (vec!["--virtio-mem", "size=1G,host-node=1000"], "NUMA node 1000"),
         (vec!["--api-socket", "kernel"], "is no socket"),
         (vec!["--api-socket", "missing/api"], "cannot serve"),
     ] {
@@ -202,19 +205,24 @@ fn a_signal_ends_a_machine_and_leaves_nothing() {
 #[test]
 fn a_machine_is_resized_and_shown_over_its_socket() {
     let fixture = Fixture::new();
-    let running = fixture.start(&["--virtio-mem", "size=1G", "--memory", "64M", "--cpus", "2"]);
+    let running = fixture.start(&["--virtio-mem", "size=4G", "--memory", "64M", "--cpus", "2"]);
     let text = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
     let resized = running.moat("resize", &["mem0", "512M"]);
     assert_eq!(text(&resized), "mem0: requested 512M, plugged 0\n");
+    assert_eq!(resized.stderr, b"");
+    let resized = running.moat("resize", &["mem0", "3G"]);
+    assert_eq!(text(&resized), "mem0: requested 3G, plugged 0\n");
+    let warning = String::from_utf8_lossy(&resized.stderr).into_owned();
+    assert!(warning.contains("48 MiB for page descriptors"), "{warning}");
     let status = running.moat("status", &["--json"]);
     let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
     assert_eq!(status["vcpus"], 2);
     assert_eq!(status["memory"], 64 << 20);
-    assert_eq!(status["memory_devices"][0]["requested"], 512 << 20);
+    assert_eq!(status["memory_devices"][0]["requested"], 3_u64 << 30);
     assert!(text(&running.moat("status", &[])).contains("mem0"));
     for (arguments, reason) in [
         (["mem1", "1M"], "there is no device mem1; this machine has mem0"),
-        (["mem0", "2G"], "more than the region's"),
+        (["mem0", "5G"], "more than the region's"),
         (["mem0", "3M"], "nearest: 4194304"),
         (["../x", "3M"], "is no device"),
     ] {

@@ -4,6 +4,7 @@
 mod support;
 
 use devices::pci::Direction;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use support::host_memory::{HugePagePool, in_use};
 use support::virtio_mem_driver::{Answer, Driver, State};
 use support::{GIB, MIB, PayloadMachine};
@@ -163,6 +164,31 @@ fn u7_p7_a_block_may_be_one_page_of_1_gib() {
         assert_eq!(driver.unplug(payload, 1, 1), Answer::Ack);
         assert_eq!(in_use(&backing), 0);
     }
+}
+
+#[test]
+fn c1_u7_a_file_on_hugetlbfs_is_made_of_the_pools_pages() {
+    let pages = Backing::Hugetlb(HugePageSize::Size2M);
+    let _pool = HugePagePool::with_free(HugePageSize::Size2M, 4);
+    let directory = TempDir::new().unwrap();
+    let no_flags = MountFlags::empty();
+    mount("none", directory.path(), "hugetlbfs", no_flags, Some(c"pagesize=2M")).unwrap();
+    let backing = Backing::File(directory.path().join("memory"));
+    assert_eq!(backing.page_size(), 2 * MIB);
+    let config = MemoryDeviceConfig { memory: backing.into(), ..device(64 * MIB) };
+    let mut vm = PayloadMachine::start(1, vec![config]);
+    let payload = &mut vm.payload;
+    let mut driver = Driver::start(payload, true);
+    assert_eq!(driver.plug(payload, 0, 5), Answer::Busy);
+    assert_eq!(in_use(&pages), 0);
+    assert_eq!(driver.plug(payload, 0, 4), Answer::Ack);
+    payload.fill(driver.address, 8 * MIB);
+    assert_eq!(in_use(&pages), 8 * MIB);
+    assert_eq!(driver.unplug(payload, 1, 2), Answer::Ack);
+    assert_eq!(in_use(&pages), 4 * MIB);
+    assert_eq!(payload.verify(driver.block(3), 2 * MIB), 0);
+    drop(vm);
+    unmount(directory.path(), UnmountFlags::empty()).unwrap();
 }
 
 #[test]

@@ -3,12 +3,12 @@
 use std::process::ExitCode;
 
 use hyper::Method;
-use vmm::MemoryDeviceStatus;
 use vmm::api::ResizeRequest;
+use vmm::machine::Resizing;
 
 use crate::arguments::ResizeArguments;
 use crate::client;
-use crate::output::answer;
+use crate::output::{answer, tell};
 use crate::size::Size;
 
 pub fn run(arguments: &ResizeArguments) -> anyhow::Result<ExitCode> {
@@ -19,9 +19,12 @@ pub fn run(arguments: &ResizeArguments) -> anyhow::Result<ExitCode> {
     );
     let request = ResizeRequest { requested: arguments.size.0 };
     let path = format!("/devices/{id}");
-    let device: MemoryDeviceStatus =
+    let Resizing { device, warning } =
         client::request(&arguments.api_socket, Method::PUT, &path, Some(&request))?;
     let (requested, plugged) = (Size(device.requested), Size(device.plugged));
     answer(format_args!("{id}: requested {requested}, plugged {plugged}"))?;
+    if let Some(warning) = warning {
+        tell(format_args!("warning: {warning}"));
+    }
     Ok(ExitCode::SUCCESS)
 }

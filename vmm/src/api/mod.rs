@@ -3,7 +3,7 @@
 //! | route                  | body                      | answer                |
 //! |------------------------|---------------------------|-----------------------|
 //! | `GET /machine`         |                           | [`MachineStatus`]     |
-//! | `PUT /devices/{id}`    | [`ResizeRequest`]         | [`MemoryDeviceStatus`]|
+//! | `PUT /devices/{id}`    | [`ResizeRequest`]         | [`Resizing`]          |
 //!
 //! What is refused is answered with a 4xx status and an [`ErrorBody`].
 
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
-use crate::machine::{MachineControl, MachineStatus, MemoryDeviceStatus, ResizeRefused};
+use crate::machine::{MachineControl, MachineStatus, ResizeRefused, Resizing};
 
 /// Asks for a device's size to change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,7 +136,7 @@ async fn resize(
     State(control): State<MachineControl>,
     UrlPath(id): UrlPath<String>,
     body: Result<Json<ResizeRequest>, JsonRejection>,
-) -> Result<Json<MemoryDeviceStatus>, Refused> {
+) -> Result<Json<Resizing>, Refused> {
     let Json(request) =
         body.map_err(|rejection| Refused(rejection.status(), rejection.body_text()))?;
     control.resize(&id, request.requested).map(Json).map_err(|error| {

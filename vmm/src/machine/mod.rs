@@ -4,6 +4,7 @@ mod builder;
 mod buses;
 mod ending;
 mod error;
+mod memmap;
 mod memory_device;
 mod pci;
 mod serial;
@@ -162,6 +163,16 @@ pub struct MachineStatus {
     pub iommu: Option<IommuStatus>,
 }
 
+/// What a resize has begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resizing {
+    /// The device as it is now.
+    #[serde(flatten)]
+    pub device: MemoryDeviceStatus,
+    /// What may go wrong, in words.
+    pub warning: Option<String>,
+}
+
 /// What can be asked of a running machine, from any thread.
 #[derive(Clone)]
 pub struct MachineControl {
@@ -196,9 +207,8 @@ impl MachineControl {
         }
     }
 
-    /// Asks the driver of device `id` to plug or unplug until `bytes` are plugged, and returns
-    /// the device as it is now.
-    pub fn resize(&self, id: &str, bytes: u64) -> Result<MemoryDeviceStatus, ResizeRefused> {
+    /// Asks the driver of device `id` to plug or unplug until `bytes` are plugged.
+    pub fn resize(&self, id: &str, bytes: u64) -> Result<Resizing, ResizeRefused> {
         let parts = lock(&self.parts);
         let Some(device) = parts.memory_devices.iter().find(|device| device.id() == id) else {
             let known: Vec<&str> = parts.memory_devices.iter().map(|device| device.id()).collect();
@@ -207,7 +217,9 @@ impl MachineControl {
             return Err(ResizeRefused::UnknownDevice { id: id.into(), known });
         };
         device.resize(bytes).map_err(|source| ResizeRefused::Size { id: id.into(), source })?;
-        Ok(device.status())
+        let device = device.status();
+        let growth = device.requested.saturating_sub(device.plugged);
+        Ok(Resizing { device, warning: memmap::warning(growth, self.memory) })
     }
 
     /// Ends the machine, whatever the guest is doing.

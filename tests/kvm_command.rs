@@ -137,6 +137,7 @@ fn what_does_not_fit_is_refused() {
         (vec!["--memory", "8M"], "at least 16777216"),
         (vec!["--memory", "16777217"], "multiple of 4096"),
         (vec!["--memory", "900T"], "bits"),
+        (vec!["--memory", "100M", "--memory-backing", "backing=hugetlb-1g"], "not whole pages"),
         (vec!["--cpus", "0"], "1 to "),
         (vec!["--cpus", "100000"], "1 to "),
         (vec!["--virtio-mem", "size=3M,block-size=2M"], "multiple of the block size"),

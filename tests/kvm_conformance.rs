@@ -26,7 +26,8 @@ fn moat(virtio_transport: VirtioTransport) -> Vec<Answered> {
         virtio_transport,
         memory_devices: vec![device],
         ..config
-    });
+    })
+    .unwrap();
     let mut payload = machine.payload;
     let registers = match virtio_transport {
         VirtioTransport::Mmio => Registers::mmio(),

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use vmm::memory::backing::{Backing, HugePageSize};
 use vmm::memory::host::HostMemoryConfig;
 use vmm::memory::violations::{Target, ViolationCounters};
-use vmm::{Ending, Enforcement, MemoryDeviceConfig};
+use vmm::{Ending, Enforcement, MachineConfig, MemoryDeviceConfig};
 
 fn device(requested: u64) -> MemoryDeviceConfig {
     MemoryDeviceConfig { requested, ..MemoryDeviceConfig::new(GIB) }
@@ -87,6 +87,27 @@ fn x2_an_access_to_an_unplugged_block_is_told_and_reaches_nothing() {
     for violation in &device.latest_violations {
         // The payload's code is at 2 MiB and less than a page long.
         assert!((2 * MIB..2 * MIB + 4096).contains(&violation.instruction_pointer));
+    }
+}
+
+#[test]
+fn x2_an_access_to_an_unplugged_block_takes_nothing_from_the_host() {
+    let (backings, _pool, _directory) = backings(1);
+    for backing in backings {
+        let config = MemoryDeviceConfig { memory: backing.clone().into(), ..device(64 * MIB) };
+        let mut vm = PayloadMachine::start(1, vec![config]);
+        let payload = &mut vm.payload;
+        let mut driver = Driver::start(payload, true);
+        assert_eq!(driver.plug(payload, 1, 1), Answer::Ack);
+        payload.fill(driver.block(1), 2 * MIB);
+        let before = in_use(&backing);
+        payload.fill(driver.block(2), 2 * MIB);
+        assert_eq!(payload.read(8, driver.block(0)), u64::MAX);
+        let after = in_use(&backing);
+        assert!(after < before + MIB, "{backing:?}: {before} then {after}");
+        assert_eq!(payload.verify(driver.block(1), 2 * MIB), 0);
+        let expected = ViolationCounters { reads: 1, writes: 2 * MIB / 512, ..Default::default() };
+        assert_eq!(violations(&vm), expected, "{backing:?}");
     }
 }
 
@@ -216,6 +237,26 @@ fn p7_huge_pages_that_run_out_are_busy_and_nothing_has_changed() {
         assert_eq!(payload.verify(driver.block(4), 8 * MIB), 0);
         assert_eq!(violations(&vm), ViolationCounters::default());
     }
+}
+
+#[test]
+fn ram_may_be_of_huge_pages_too_and_a_machine_that_lacks_them_does_not_start() {
+    let backing = Backing::Hugetlb(HugePageSize::Size2M);
+    let start = |ram| PayloadMachine::start_as(|config| MachineConfig { ram, ..config });
+    // What the payload has.
+    let pages = 128 / 2;
+    let ram: HostMemoryConfig = backing.clone().into();
+    {
+        let _pool = HugePagePool::with_free(HugePageSize::Size2M, pages);
+        let vm = start(ram.clone()).unwrap();
+        assert_eq!(in_use(&backing), 128 * MIB);
+        drop(vm);
+        assert_eq!(in_use(&backing), 0);
+    }
+    let _pool = HugePagePool::with_free(HugePageSize::Size2M, pages - 1);
+    let error = start(ram).err().unwrap();
+    assert!(error.to_string().contains("nothing is left"), "{error}");
+    assert_eq!(in_use(&backing), 0);
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod check;
 mod client;
 mod console;
 mod doctor;
+mod host_memory;
 mod iommu;
 mod output;
 mod probe;

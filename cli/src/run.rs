@@ -51,6 +51,7 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
     let machine = Machine::start(MachineConfig {
         vcpus: arguments.cpus,
         memory: arguments.memory.0,
+        ram: arguments.memory_backing.0,
         kernel: arguments.kernel,
         protocol: match arguments.boot_protocol {
             Protocol::Auto => BootProtocol::Auto,

@@ -3,9 +3,10 @@
 use std::str::FromStr;
 
 use vmm::MemoryDeviceConfig;
-use vmm::memory::backing::{Backing, HugePageSize};
+use vmm::memory::backing::Backing;
 use vmm::memory::host::HostMemoryConfig;
 
+use crate::host_memory::{self, parse_node};
 use crate::settings::{self, parse_switch};
 use crate::size::Size;
 
@@ -29,17 +30,14 @@ impl FromStr for VirtioMemOption {
                 "size" => size = Some(value.parse::<Size>()?),
                 "requested" => requested = value.parse()?,
                 "block-size" => block_size = value.parse()?,
-                "backing" => memory.backing = parse_backing(value)?,
-                "huge-pages" => memory.huge_pages = parse_switch(key, value)?,
-                "prealloc" => memory.prealloc = parse_switch(key, value)?,
-                "host-node" => memory.host_node = Some(parse_node(key, value)?),
                 "node" => node = Some(parse_node(key, value)?),
                 "insist-inaccessible" => insist_on_inaccessible = parse_switch(key, value)?,
+                _ if host_memory::set(&mut memory, key, value)? => {}
                 _ => {
                     return Err(format!(
                         "{key:?} is no setting of a virtio-mem device; there are size, requested, \
-                         block-size, backing, huge-pages, prealloc, host-node, node and \
-                         insist-inaccessible"
+                         block-size, node, insist-inaccessible, {}",
+                        host_memory::KEYS
                     ));
                 }
             }
@@ -54,24 +52,6 @@ impl FromStr for VirtioMemOption {
             insist_on_inaccessible,
         }))
     }
-}
-
-fn parse_backing(value: &str) -> Result<Backing, String> {
-    match value.split_once(':') {
-        None if value == "anonymous" => Ok(Backing::Anonymous),
-        None if value == "memfd" => Ok(Backing::Memfd),
-        None if value == "hugetlb-2m" => Ok(Backing::Hugetlb(HugePageSize::Size2M)),
-        None if value == "hugetlb-1g" => Ok(Backing::Hugetlb(HugePageSize::Size1G)),
-        Some(("file", path)) if !path.is_empty() => Ok(Backing::File(path.into())),
-        _ => Err(format!(
-            "{value:?} is no backing; there are anonymous, memfd, hugetlb-2m, hugetlb-1g and \
-             file:PATH"
-        )),
-    }
-}
-
-fn parse_node(key: &str, value: &str) -> Result<u16, String> {
-    value.parse().map_err(|_| format!("{key}={value}: a NUMA node is a number up to 65535"))
 }
 
 #[cfg(test)]
@@ -105,11 +85,7 @@ mod tests {
             ("size=1Q", "1Q"),
             ("size=1G,colour=blue", "colour"),
             ("size=1G,backing=stone", "stone"),
-            ("size=1G,backing=hugetlb-4k", "hugetlb-2m"),
-            ("size=1G,backing=file:", "file:PATH"),
-            ("size=1G,prealloc=yes", "on or off"),
             ("size=1G,node=-1", "node=-1"),
-            ("size=1G,host-node=65536", "host-node=65536"),
         ] {
             let message = text.parse::<VirtioMemOption>().unwrap_err();
             assert!(message.contains(reason), "{message:?} should say {reason:?}");

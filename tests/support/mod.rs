@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use payload::Payload;
 use tempfile::TempDir;
 use vmm::boot::BootProtocol;
-use vmm::{Enforcement, Machine, MachineConfig, MemoryDeviceConfig, SerialEndpoint};
+use vmm::{Enforcement, Machine, MachineConfig, MachineError, MemoryDeviceConfig, SerialEndpoint};
 
 pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
@@ -46,10 +46,13 @@ impl PayloadMachine {
         enforcement: Enforcement,
     ) -> Self {
         Self::start_as(|config| MachineConfig { vcpus, memory_devices, enforcement, ..config })
+            .unwrap()
     }
 
     /// `change` says what is other than usual.
-    pub fn start_as(change: impl FnOnce(MachineConfig) -> MachineConfig) -> Self {
+    pub fn start_as(
+        change: impl FnOnce(MachineConfig) -> MachineConfig,
+    ) -> Result<Self, MachineError> {
         let directory = TempDir::new().unwrap();
         let kernel: PathBuf = directory.path().join("payload.elf");
         payload::write_elf(&kernel);
@@ -61,8 +64,7 @@ impl PayloadMachine {
                 output: Box::new(theirs),
             },
             ..MachineConfig::new(kernel)
-        }))
-        .unwrap();
-        Self { machine, payload: Payload::connect(ours), _directory: directory }
+        }))?;
+        Ok(Self { machine, payload: Payload::connect(ours), _directory: directory })
     }
 }

@@ -31,7 +31,6 @@ use crate::acpi::{
 use crate::boot::{self, Entry, Payload};
 use crate::kvm;
 use crate::memory::MemoryError;
-use crate::memory::backing::Backing;
 use crate::memory::host::HostMemory;
 use crate::memory::layout::{self, gsi, port};
 use crate::memory::slots::{MemorySlots, SlotId};
@@ -152,7 +151,8 @@ impl<'a> Builder<'a> {
 
     fn create_ram(&self) -> Result<Vec<(HostMemory, SlotId)>, MachineError> {
         let create = |(start, size)| {
-            let memory = HostMemory::map(start, size, &Backing::Anonymous.into())?;
+            let memory = HostMemory::map(start, size, &self.config.ram)?;
+            memory.populate(0..size).map_err(|source| MemoryError::Populate { size, source })?;
             let slot = self.slots.add(&memory, 0..size).map_err(MemoryError::Slot)?;
             Ok((memory, slot))
         };

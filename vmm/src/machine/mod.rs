@@ -31,7 +31,8 @@ pub use pci::{Pci, PciFunctionStatus, PciPlace, PciRangeStatus, PciStatus};
 pub use serial::SerialEndpoint;
 
 use crate::boot::BootProtocol;
-use crate::memory::host::HostMemory;
+use crate::memory::backing::Backing;
+use crate::memory::host::{HostMemory, HostMemoryConfig};
 use crate::memory::slots::{MemorySlots, SlotId};
 use crate::vcpu::VcpuGate;
 use builder::Builder;
@@ -96,6 +97,8 @@ pub struct MachineConfig {
     pub vcpus: u32,
     /// Bytes of RAM.
     pub memory: u64,
+    /// How its RAM is had from the host.
+    pub ram: HostMemoryConfig,
     /// The kernel image, a bzImage or a vmlinux.
     pub kernel: PathBuf,
     /// How to enter it.
@@ -128,6 +131,7 @@ impl MachineConfig {
         Self {
             vcpus: 1,
             memory: 128 << 20,
+            ram: Backing::default().into(),
             kernel,
             protocol: BootProtocol::Auto,
             initrd: Vec::new(),

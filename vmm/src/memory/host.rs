@@ -65,6 +65,10 @@ impl HostMemory {
         let map_error =
             |source: MmapRegionError| MemoryError::Map { size, source: io::Error::other(source) };
         let length = usize::try_from(size).map_err(|_| MemoryError::TooLarge { size })?;
+        let page_size = config.backing.page_size();
+        if !size.is_multiple_of(page_size) {
+            return Err(MemoryError::NotPages { size, page_size });
+        }
         let file = config.backing.open(size)?.map(Arc::new);
         // NORESERVE: a region is as large as the guest might ever want, not as it is.
         let (offset, flags) = match &file {
@@ -76,7 +80,6 @@ impl HostMemory {
         let region = MmapRegion::build(offset, length, protection, flags | libc::MAP_NORESERVE)
             .map_err(map_error)?;
         drop(fences);
-        let page_size = config.backing.page_size();
         let mapping = GuestRegionMmap::new(region, start).ok_or(MemoryError::TooLarge { size })?;
         let memory = Self {
             mapping: Arc::new(mapping),

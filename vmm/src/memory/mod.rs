@@ -30,9 +30,25 @@ pub enum MemoryError {
     /// What it is to be made of cannot be had.
     #[error(transparent)]
     Backing(#[from] backing::BackingError),
+    /// It ends within a page.
+    #[error("{size} bytes of guest memory are not whole pages of {page_size} bytes")]
+    NotPages {
+        /// Bytes asked for.
+        size: u64,
+        /// Bytes in a page of what it is to be made of.
+        page_size: u64,
+    },
     /// The host cannot populate it in advance.
     #[error("prealloc and huge pages need Linux 5.14 on the host, for MADV_POPULATE_WRITE: {0}")]
     Prealloc(io::Error),
+    /// The host has not so much.
+    #[error("cannot have {size} bytes of guest memory in advance: {source}")]
+    Populate {
+        /// Bytes asked for.
+        size: u64,
+        /// What the host said.
+        source: io::Error,
+    },
     /// The host has no memory on that node.
     #[error(
         "cannot take memory from the host's NUMA node {node}: {source}; nodes with memory: {}",

@@ -113,9 +113,10 @@ impl Registers {
             queue_select: at(0x16, 2),
             queue_size: at(0x18, 2),
             queue_ready: at(0x1c, 2),
-            queue_descriptors: at(0x20, 8),
-            queue_driver: at(0x28, 8),
-            queue_device: at(0x30, 8),
+            // The lower halves, for 64-bit fields are written by halves (section 4.1.3.1).
+            queue_descriptors: at(0x20, 4),
+            queue_driver: at(0x28, 4),
+            queue_device: at(0x30, 4),
             // Queue 0's, which is the first whatever the multiplier is.
             queue_notify: Register { address: notify, width: 2 },
             interrupt_status: Register { address: isr, width: 1 },

@@ -9,6 +9,7 @@ use lab::initramfs::Initramfs;
 use lab::vm::{BUS, DRIVER, Special, Vm, VmConfig, Vmm};
 use support::linux::{Linux, LinuxConfig, kernel, lasting_vcpus};
 use support::{GIB, MIB, resident};
+use tempfile::TempDir;
 use vmm::boot::BootProtocol;
 use vmm::memory::backing::Backing;
 use vmm::{Ending, MemoryDeviceConfig, OnReset, VirtioTransport};
@@ -130,11 +131,15 @@ fn i3_l7_a_machine_that_starts_again_has_nothing_plugged_and_leaks_nothing() {
         let count = |path| std::fs::read_dir(path).unwrap().count();
         (count("/proc/self/fd"), count("/proc/self/task"), resident())
     }
-    for transport in TRANSPORTS {
+    let directory = TempDir::new().unwrap();
+    let backings = [Backing::Anonymous, Backing::File(directory.path().join("memory"))];
+    for (transport, backing) in TRANSPORTS.into_iter().zip(backings) {
+        let memory = backing.into();
+        let device = MemoryDeviceConfig { memory, ..device(GIB, 256 * MIB, 2 * MIB) };
         let config = LinuxConfig {
             vcpus: 1,
             on_reset: OnReset::Restart,
-            ..growing(transport, vec![device(GIB, 256 * MIB, 2 * MIB)])
+            ..growing(transport, vec![device])
         };
         let mut linux = Linux::boot(&kernel("protected"), config);
         let mut first = None;

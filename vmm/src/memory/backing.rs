@@ -6,7 +6,9 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use log::warn;
 use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom, StatFs};
 use rustix::io::Errno;
 use thiserror::Error;
@@ -23,7 +25,7 @@ pub enum Backing {
     /// are plugged, always: a guest that touched one that is not there would be ended.
     Hugetlb(HugePageSize),
     /// A file, shared with whoever else maps it. It is made if it is not there; if it is, it holds
-    /// nothing but a hole.
+    /// nothing but a hole, as it does again in the end.
     File(PathBuf),
 }
 
@@ -130,27 +132,58 @@ impl Backing {
     }
 
     /// The file that `size` bytes of it are in, if it is one.
-    pub(super) fn open(&self, size: u64) -> Result<Option<File>, BackingError> {
-        match self {
-            Self::Anonymous => Ok(None),
-            Self::Memfd => memfd(MemfdFlags::empty(), size).map(Some).map_err(BackingError::Memfd),
+    pub(super) fn open(&self, size: u64) -> Result<Option<MemoryFile>, BackingError> {
+        let (file, outlasts) = match self {
+            Self::Anonymous => return Ok(None),
+            Self::Memfd => (memfd(MemfdFlags::empty(), size).map_err(BackingError::Memfd)?, false),
             Self::Hugetlb(page_size) => {
                 let flag = match page_size {
                     HugePageSize::Size2M => MemfdFlags::HUGE_2MB,
                     HugePageSize::Size1G => MemfdFlags::HUGE_1GB,
                 };
-                memfd(MemfdFlags::HUGETLB | flag, size)
-                    .map(Some)
-                    .map_err(|source| BackingError::Hugetlb { size: *page_size, source })
+                let file = memfd(MemfdFlags::HUGETLB | flag, size)
+                    .map_err(|source| BackingError::Hugetlb { size: *page_size, source })?;
+                (file, false)
             }
-            Self::File(path) => open_file(path, size).map(Some),
+            Self::File(path) => (open_file(path, size)?, true),
+        };
+        Ok(Some(MemoryFile { file: Arc::new(file), outlasts }))
+    }
+}
+
+/// The file that guest memory is in.
+#[derive(Debug)]
+pub(super) struct MemoryFile {
+    file: Arc<File>,
+    /// Whether it is there after the memory is gone.
+    outlasts: bool,
+}
+
+impl MemoryFile {
+    /// The file, to be mapped.
+    pub fn file(&self) -> Arc<File> {
+        Arc::clone(&self.file)
+    }
+
+    /// Takes the memory of `offsets` out of it: unlike unmapping or MADV_DONTNEED, which leave it in
+    /// the file.
+    pub fn punch_hole(&self, offsets: Range<u64>) -> io::Result<()> {
+        punch_hole(&self.file, offsets)
+    }
+}
+
+impl Drop for MemoryFile {
+    /// Memory ends with its machine, and the file can be used for the next. All that runs has ended.
+    fn drop(&mut self) {
+        if self.outlasts
+            && let Err(error) = self.file.set_len(0)
+        {
+            warn!("guest memory is left in its file: {error}");
         }
     }
 }
 
-/// Takes the memory of `offsets` out of a file: unlike unmapping or MADV_DONTNEED, which leave it in
-/// the file.
-pub(super) fn punch_hole(file: &File, offsets: Range<u64>) -> io::Result<()> {
+fn punch_hole(file: &File, offsets: Range<u64>) -> io::Result<()> {
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     Ok(rustix::fs::fallocate(file, flags, offsets.start, offsets.end - offsets.start)?)
 }
@@ -218,9 +251,10 @@ mod tests {
         let path = directory.path().join("memory");
         let open = |path: &Path| Backing::File(path.into()).open(1 << 20);
         let file = open(&path).unwrap().unwrap();
-        let metadata = file.metadata().unwrap();
+        let metadata = fs::metadata(&path).unwrap();
         assert_eq!((metadata.len(), metadata.permissions().mode() & 0o777), (1 << 20, 0o600));
         assert!(matches!(open(&path), Err(BackingError::InUse(_))));
+        fs::write(&path, "what the guest has left").unwrap();
         drop(file);
         // It holds nothing but a hole.
         drop(open(&path).unwrap());

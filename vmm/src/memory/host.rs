@@ -1,6 +1,5 @@
 //! Host memory that stands behind guest memory, and giving it back.
 
-use std::fs::File;
 use std::io;
 use std::num::NonZero;
 use std::ops::Range;
@@ -14,7 +13,7 @@ use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, MmapRegion,
 };
 
-use super::backing::{self, Backing};
+use super::backing::{Backing, MemoryFile};
 use super::{MemoryError, numa};
 
 /// How guest memory is had from the host.
@@ -50,7 +49,7 @@ const POPULATING_THREADS: u64 = 8;
 #[derive(Clone)]
 pub struct HostMemory {
     mapping: Arc<GuestRegionMmap>,
-    file: Option<Arc<File>>,
+    file: Option<Arc<MemoryFile>>,
     page_size: u64,
     prealloc: bool,
 }
@@ -73,7 +72,7 @@ impl HostMemory {
         // NORESERVE: a region is as large as the guest might ever want, not as it is.
         let (offset, flags) = match &file {
             None => (None, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
-            Some(file) => (Some(FileOffset::from_arc(Arc::clone(file), 0)), libc::MAP_SHARED),
+            Some(file) => (Some(FileOffset::from_arc(file.file(), 0)), libc::MAP_SHARED),
         };
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let fences = Fences::around_aligned_hole(length);
@@ -193,7 +192,7 @@ impl HostMemory {
     pub fn discard(&self, offsets: Range<u64>) -> io::Result<()> {
         assert!(offsets.end <= self.size(), "discarding beyond the mapping");
         match &self.file {
-            Some(file) => backing::punch_hole(file, offsets),
+            Some(file) => file.punch_hole(offsets),
             None => self.advise(offsets, libc::MADV_DONTNEED),
         }
     }

@@ -11,7 +11,7 @@ use lab::guest::{Level, Mapping, OpenFlags, PciFunction, Process, Protection, Sh
 use support::linux::{Linux, LinuxConfig, kernel};
 use support::lspci::{self, PciSysfs, complaints};
 use vmm::machine::{MachineError, PciFunctionStatus, PciRangeStatus};
-use vmm::memory::violations::Target;
+use vmm::memory::violations::{Offender, Privilege, Target};
 use vmm::{Machine, MachineConfig, MemoryDeviceConfig, PciPlace, ProbeConfig, VirtioTransport};
 
 /// `docs/probe.md`: the register at offset 0, and the scratch area.
@@ -223,8 +223,11 @@ fn what_is_not_decoded_is_not_there_and_somebody_notices() {
     assert_eq!(counters(&linux, address).refused, 2);
     let pci = linux.control.status().pci.unwrap();
     assert_eq!((pci.violations.reads, pci.violations.writes), (1, 1));
-    let [write, _read] = &pci.latest_violations[..] else { panic!("{:?}", pci.latest_violations) };
-    assert_eq!(write.device, address);
+    let [Offender { latest: write, .. }, _read] = &pci.offenders[..] else {
+        panic!("{:?}", pci.offenders)
+    };
+    assert_eq!((write.device.as_str(), write.accessor.privilege), (address, Privilege::User));
+    assert_eq!(write.access.value, Some(2));
     let reason = RefusalReason::DecodingOff;
     let target = Target::BaseAddressRange { register: "BAR 0".into(), offset: SCRATCH, reason };
     assert_eq!(write.target, target);

@@ -3,7 +3,6 @@
 
 mod support;
 
-use devices::pci::Direction;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use support::host_memory::{HugePagePool, in_use};
 use support::virtio_mem_driver::{Answer, Driver, State};
@@ -11,7 +10,7 @@ use support::{GIB, MIB, PayloadMachine};
 use tempfile::TempDir;
 use vmm::memory::backing::{Backing, HugePageSize};
 use vmm::memory::host::HostMemoryConfig;
-use vmm::memory::violations::{Target, ViolationCounters};
+use vmm::memory::violations::{GuestAccess, Offender, Operation, Target, ViolationCounters};
 use vmm::{Ending, Enforcement, MachineConfig, MemoryDeviceConfig};
 
 fn device(requested: u64) -> MemoryDeviceConfig {
@@ -71,22 +70,27 @@ fn x2_an_access_to_an_unplugged_block_is_told_and_reaches_nothing() {
     let device = &status.memory_devices[0];
     assert_eq!(device.violations, ViolationCounters { reads: 3, writes: 1, ..Default::default() });
     let told: Vec<_> = device
-        .latest_violations
+        .offenders
         .iter()
-        .map(|v| (v.vcpu, v.address, v.target.clone(), v.size, v.direction))
+        .map(|Offender { latest, .. }| {
+            let GuestAccess { address, size, operation, .. } = latest.access;
+            (latest.accessor.vcpu, address, latest.target.clone(), size, operation)
+        })
         .collect();
+    let last = driver.block_size - 1;
+    let unplugged = |block, offset| Target::UnpluggedBlock { block, offset };
     assert_eq!(
         told,
         [
-            (0, below, Target::UnpluggedBlock(0), 8, Direction::Write),
-            (0, below, Target::UnpluggedBlock(0), 8, Direction::Read),
-            (0, driver.block(2), Target::UnpluggedBlock(2), 4, Direction::Read),
-            (0, driver.address + GIB - 1, Target::UnpluggedBlock(511), 1, Direction::Read),
+            (0, below, unplugged(0, last - 7), 8, Operation::Write),
+            (0, below, unplugged(0, last - 7), 8, Operation::Read),
+            (0, driver.block(2), unplugged(2, 0), 4, Operation::Read),
+            (0, driver.address + GIB - 1, unplugged(511, last), 1, Operation::Read),
         ]
     );
-    for violation in &device.latest_violations {
+    for Offender { latest, .. } in &device.offenders {
         // The payload's code is at 2 MiB and less than a page long.
-        assert!((2 * MIB..2 * MIB + 4096).contains(&violation.instruction_pointer));
+        assert!((2 * MIB..2 * MIB + 4096).contains(&latest.accessor.instruction_pointer));
     }
 }
 

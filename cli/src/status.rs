@@ -1,11 +1,13 @@
 //! `moat status`.
 
+use std::cmp::Reverse;
 use std::process::ExitCode;
 
 use comfy_table::{Table, presets};
 use hyper::Method;
 use vmm::MachineStatus;
 use vmm::machine::{IommuStatus, PciStatus};
+use vmm::memory::violations::{Offender, Violation};
 
 use crate::arguments::StatusArguments;
 use crate::client;
@@ -56,8 +58,42 @@ fn print_for_people(machine: &MachineStatus) -> std::io::Result<()> {
         ]);
     }
     answer(table)?;
+    let of_memory = machine.memory_devices.iter().flat_map(|device| &device.offenders);
+    let of_pci = machine.pci.iter().flat_map(|pci| &pci.offenders);
+    print_offenders(&of_memory.chain(of_pci).collect::<Vec<_>>())?;
     machine.pci.as_ref().map_or(Ok(()), print_pci)?;
     machine.iommu.as_ref().map_or(Ok(()), print_iommu)
+}
+
+/// Who touched what was not there, most often first.
+fn print_offenders(offenders: &[&Offender]) -> std::io::Result<()> {
+    if offenders.is_empty() {
+        return Ok(());
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header([
+        "offender",
+        "mode",
+        "instruction",
+        "did",
+        "of",
+        "times",
+    ]);
+    let mut offenders = offenders.to_vec();
+    offenders.sort_by_key(|offender| Reverse(offender.count));
+    for Offender { count, latest, .. } in offenders {
+        let Violation { device, accessor, access, target, .. } = latest;
+        let place = format!("{:#x}", accessor.instruction_pointer);
+        table.add_row([
+            accessor.symbol.clone().unwrap_or(place),
+            accessor.privilege.to_string(),
+            accessor.instruction.clone().unwrap_or_default(),
+            format!("{} {} at {:#x}", access.operation, access.size, access.address),
+            format!("{device}: {target}"),
+            count.to_string(),
+        ]);
+    }
+    answer(format_args!("\n{table}"))
 }
 
 fn print_iommu(iommu: &IommuStatus) -> std::io::Result<()> {

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use vmm::MemoryDeviceConfig;
 use vmm::memory::backing::Backing;
 use vmm::memory::host::HostMemoryConfig;
+use vmm::memory::violations::ViolationPolicy;
 
 use crate::host_memory::{self, parse_node};
 use crate::settings::{self, parse_switch};
@@ -24,6 +25,7 @@ impl FromStr for VirtioMemOption {
         let mut memory = HostMemoryConfig::from(Backing::default());
         let mut node = None;
         let mut insist_on_inaccessible = false;
+        let mut on_violation = ViolationPolicy::default();
         for setting in settings::parse(text) {
             let (key, value) = setting?;
             match key {
@@ -31,12 +33,13 @@ impl FromStr for VirtioMemOption {
                 "requested" => requested = value.parse()?,
                 "block-size" => block_size = value.parse()?,
                 "node" => node = Some(parse_node(key, value)?),
+                "on-violation" => on_violation = parse_policy(value)?,
                 "insist-inaccessible" => insist_on_inaccessible = parse_switch(key, value)?,
                 _ if host_memory::set(&mut memory, key, value)? => {}
                 _ => {
                     return Err(format!(
                         "{key:?} is no setting of a virtio-mem device; there are size, requested, \
-                         block-size, node, insist-inaccessible, {}",
+                         block-size, node, insist-inaccessible, on-violation, {}",
                         host_memory::KEYS
                     ));
                 }
@@ -50,7 +53,20 @@ impl FromStr for VirtioMemOption {
             memory,
             node,
             insist_on_inaccessible,
+            on_violation,
         }))
+    }
+}
+
+fn parse_policy(value: &str) -> Result<ViolationPolicy, String> {
+    match value {
+        "report" => Ok(ViolationPolicy::Report),
+        "stop" => Ok(ViolationPolicy::Stop),
+        "machine-check" => Ok(ViolationPolicy::MachineCheck),
+        "ignore" => Ok(ViolationPolicy::Ignore),
+        _ => Err(format!(
+            "{value:?} is no answer to a violation; there are report, stop, machine-check and ignore"
+        )),
     }
 }
 
@@ -79,12 +95,15 @@ mod tests {
             host_node: Some(0),
         };
         assert_eq!((config.memory, config.node), (memory, Some(3)));
+        let VirtioMemOption(config) = "size=1G,on-violation=machine-check".parse().unwrap();
+        assert_eq!(config.on_violation, ViolationPolicy::MachineCheck);
         for (text, reason) in [
             ("", "no setting"),
             ("requested=1G", "needs a size"),
             ("size=1Q", "1Q"),
             ("size=1G,colour=blue", "colour"),
             ("size=1G,backing=stone", "stone"),
+            ("size=1G,on-violation=panic", "report, stop, machine-check and ignore"),
             ("size=1G,node=-1", "node=-1"),
         ] {
             let message = text.parse::<VirtioMemOption>().unwrap_err();

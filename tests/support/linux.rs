@@ -80,7 +80,7 @@ pub struct Linux {
     pub guest: Guest,
     pub control: Stopping,
     ending: mpsc::Receiver<Ending>,
-    _console: Console,
+    console: Console,
 }
 
 /// Stops the machine when dropped.
@@ -171,13 +171,18 @@ impl Linux {
             let _ = sender.send(ending);
         });
         let guest = Guest::connect(ours, PATIENCE)?;
-        Ok(Self { guest, control, ending, _console: console })
+        Ok(Self { guest, control, ending, console })
     }
 
     /// Has the guest reboot, on a machine that starts again.
     pub fn reboot(self) -> Self {
         self.guest.reboot().unwrap();
         Self { guest: self.guest.wait_to_restart(PATIENCE).unwrap(), ..self }
+    }
+
+    /// What the guest has printed so far.
+    pub fn printed(&self) -> String {
+        String::from_utf8_lossy(&self.console.0.lock().unwrap()).into_owned()
     }
 
     /// Waits for the machine's end.

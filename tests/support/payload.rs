@@ -75,7 +75,20 @@ pub struct Hammered {
     pub errors: u64,
 }
 
+/// What the boot processor met. What is of a machine check is only good for one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exception {
+    pub vector: u64,
+    pub instruction_pointer: u64,
+    pub mcg_status: u64,
+    /// STATUS and ADDR.
+    pub banks: [(u64, u64); 2],
+}
+
 impl Payload {
+    /// Where a copy goes.
+    pub const COPY: u64 = 0x52_0000;
+
     /// Waits for the payload at the other end of `stream` to be ready.
     pub fn connect(mut stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -86,12 +99,16 @@ impl Payload {
     }
 
     fn command(&mut self, operation: u8, width: u8, address: u64, value: u64) -> u64 {
-        let mut bytes = vec![operation, width];
-        bytes.extend([address, value].map(u64::to_le_bytes).concat());
-        self.stream.write_all(&bytes).expect("the payload listens");
+        self.send(operation, width, address, value);
         let mut result = [0; 8];
         self.stream.read_exact(&mut result).expect("the payload answers");
         u64::from_le_bytes(result)
+    }
+
+    fn send(&mut self, operation: u8, width: u8, address: u64, value: u64) {
+        let mut bytes = vec![operation, width];
+        bytes.extend([address, value].map(u64::to_le_bytes).concat());
+        self.stream.write_all(&bytes).expect("the payload listens");
     }
 
     /// Reads `width` bytes.
@@ -125,11 +142,53 @@ impl Payload {
         self.command(3, 0, address, size)
     }
 
+    /// Copies quads by `rep movsq`. What was read is at [`Self::COPY`].
+    pub fn copy(&mut self, address: u64, quads: u64) {
+        self.command(5, 8, address, quads);
+    }
+
+    /// Fills quads with the address of the first, by `rep stosq`.
+    pub fn store_string(&mut self, address: u64, quads: u64) {
+        self.command(6, 8, address, quads);
+    }
+
+    /// Calls what is at `address`.
+    pub fn call(&mut self, address: u64) {
+        self.command(7, 8, address, 0);
+    }
+
+    /// Reads 16 bytes by `paddq`, which KVM cannot emulate. Gives the first 8 of them.
+    pub fn add_vector(&mut self, address: u64) -> u64 {
+        self.command(8, 16, address, 0)
+    }
+
+    /// Writes 8 bytes by `movlps`, which KVM cannot emulate.
+    pub fn store_vector(&mut self, address: u64) {
+        self.command(9, 8, address, 0);
+    }
+
+    /// The exception that ended the last command, if one did.
+    pub fn take_exception(&mut self) -> Option<Exception> {
+        const EXCEPTION: u64 = 0x3f_e000;
+        let words: [u64; 7] = std::array::from_fn(|n| self.read(8, EXCEPTION + n as u64 * 8));
+        let [vector, instruction_pointer, mcg_status, status0, address0, status1, address1] = words;
+        self.write(8, EXCEPTION, 0);
+        (vector != 0).then_some(Exception {
+            vector,
+            instruction_pointer,
+            mcg_status,
+            banks: [(status0, address0), (status1, address1)],
+        })
+    }
+
     /// Writes a byte to a port, without an answer to wait for: the machine may end of it.
     pub fn out_and_end(mut self, port: u16, value: u8) {
-        let mut bytes = vec![4, 1];
-        bytes.extend([u64::from(port), value.into()].map(u64::to_le_bytes).concat());
-        self.stream.write_all(&bytes).expect("the payload listens");
+        self.send(4, 1, port.into(), value.into());
+    }
+
+    /// Writes 8 bytes, likewise.
+    pub fn write_and_end(mut self, address: u64, value: u64) {
+        self.send(1, 8, address, value);
     }
 
     /// Starts all other processors by INIT and SIPI.

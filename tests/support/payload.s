@@ -6,11 +6,17 @@
 #     operation u8, width u8, address u64, value u64     answered by     result u64
 #
 # The other processors, once started by INIT and SIPI at AP_TRAMPOLINE, hammer the memory that their
-# control block names. All exceptions are fatal: there is no IDT, so a fault is a triple fault.
+# control block names.
+#
+# A boot processor that meets #UD or #MC notes it at EXCEPTION and takes the next command. All other
+# exceptions are fatal: there is no gate for them, so a fault is a triple fault.
 
     .set LOAD, 0x200000
     .set TABLES, 0x300000           # PML4, PDPT, then 8 page directories
     .set CONTROL, 0x400000          # of processor n at CONTROL + 64 * n
+    .set INTERRUPTS, 0x3fd000       # the interrupt descriptor table
+    .set EXCEPTION, 0x3fe000        # vector, RIP, MCG_STATUS; of banks 0 and 1, STATUS and ADDR
+    .set COPY, 0x520000             # where a copy goes
     .set AP_COUNT, 0x3ff000         # how many have been started
     .set AP_TRAMPOLINE, 0x10000
     .set SERIAL, 0x2f8
@@ -55,7 +61,7 @@ enter_long_mode:
     movl $TABLES, %eax
     movl %eax, %cr3
     movl %cr4, %eax
-    orl $0x20, %eax
+    orl $0x260, %eax                # PAE, machine checks, SSE
     movl %eax, %cr4
     movl $0xc0000080, %ecx
     rdmsr
@@ -111,6 +117,13 @@ long_mode:
     testl %ebp, %ebp
     jnz hammer
     movl $LOAD, %esp
+    movl $(LOAD + (invalid_opcode - moat_payload_start)), %eax
+    movl $6, %ecx
+    call set_gate
+    movl $(LOAD + (machine_check - moat_payload_start)), %eax
+    movl $18, %ecx
+    call set_gate
+    lidt LOAD + (interrupts_pointer - moat_payload_start)
 
 # The command loop. %r8 address, %r9 value, %r10 result; %bl operation, %bh width.
     call send_ready
@@ -134,6 +147,16 @@ command:
     je verify
     cmpb $4, %bl
     je out_port
+    cmpb $5, %bl
+    je copy
+    cmpb $6, %bl
+    je store_string
+    cmpb $7, %bl
+    je call_address
+    cmpb $8, %bl
+    je add_vector
+    cmpb $9, %bl
+    je store_vector
     hlt
 
 answer:
@@ -203,6 +226,90 @@ out_port:
     movl %r9d, %eax
     outb %al, %dx
     jmp answer
+
+# Copies %r9 quads from %r8.
+copy:
+    movq %r8, %rsi
+    movl $COPY, %edi
+    movq %r9, %rcx
+    cld
+    rep movsq
+    jmp answer
+
+# Fills %r9 quads at %r8 with the address.
+store_string:
+    movq %r8, %rdi
+    movq %r8, %rax
+    movq %r9, %rcx
+    cld
+    rep stosq
+    jmp answer
+
+call_address:
+    call *%r8
+    jmp answer
+
+# KVM's emulator knows neither of these two. The result is what %xmm0, zero before, is after.
+add_vector:
+    pxor %xmm0, %xmm0
+    paddq (%r8), %xmm0
+    movq %xmm0, %r10
+    jmp answer
+
+store_vector:
+    movlps %xmm0, (%r8)
+    jmp answer
+
+# Has interrupt %ecx go to %eax.
+set_gate:
+    movzwl %ax, %edx
+    shrq $16, %rax
+    shlq $48, %rax
+    orq %rdx, %rax
+    movabsq $0x00008e0000080000, %rdx
+    orq %rdx, %rax
+    shll $4, %ecx
+    movq %rax, INTERRUPTS(%rcx)
+    ret
+
+interrupts_pointer:
+    .word 19 * 16 - 1
+    .quad INTERRUPTS
+
+invalid_opcode:
+    movl $6, %r10d
+    jmp exception
+
+machine_check:
+    movl $0x17a, %ecx
+    movl $(EXCEPTION + 16), %edi
+    call take_register
+    movl $0x401, %ecx
+    call take_register
+    movl $0x402, %ecx
+    call take_register
+    movl $0x405, %ecx
+    call take_register
+    movl $0x406, %ecx
+    call take_register
+    movl $18, %r10d
+exception:
+    movq (%rsp), %rax
+    movq %r10, EXCEPTION
+    movq %rax, EXCEPTION + 8
+    movl $LOAD, %esp
+    jmp answer
+
+# Appends model-specific register %ecx to what is at %rdi, and clears the register.
+take_register:
+    rdmsr
+    movl %eax, (%rdi)
+    movl %edx, 4(%rdi)
+    addl $8, %edi
+    xorl %eax, %eax
+    xorl %edx, %edx
+    wrmsr
+    ret
 
 send_ready:
     movb $0x52, %al

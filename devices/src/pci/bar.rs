@@ -5,6 +5,8 @@
 //! finds out the size: it writes all ones and looks which stick. Nothing here treats that as
 //! special: for a moment, the range is programmed to be at the end of the address space.
 
+use serde::{Deserialize, Serialize};
+
 use std::fmt;
 use std::ops::RangeInclusive;
 
@@ -112,7 +114,8 @@ impl fmt::Display for BaseRegister {
 }
 
 /// One of the two spaces that addresses are in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum AddressSpace {
     /// Memory.
     Memory,

@@ -24,7 +24,7 @@ use super::memory_device::MemoryDevice;
 use super::pci::{KvmDoorbell, KvmLine, KvmMessages, Pci, PciDevices, PciPlace};
 use super::serial::SerialWires;
 use super::worker::{DeviceWork, EventSignal, Worker};
-use super::{Machine, MachineConfig, MachineError, Parts, Running, VirtioTransport};
+use super::{Enforcement, Machine, MachineConfig, MachineError, Parts, Running, VirtioTransport};
 use crate::acpi::{
     self, HotpluggableMemory, IommuPlace, PciHostBridge, Platform, VirtioMmioDevice,
 };
@@ -34,7 +34,9 @@ use crate::memory::MemoryError;
 use crate::memory::host::HostMemory;
 use crate::memory::layout::{self, gsi, port};
 use crate::memory::slots::{MemorySlots, SlotId};
+use crate::memory::violations::ViolationPolicy;
 use crate::vcpu::cpuid::CpuidTemplate;
+use crate::vcpu::machine_check::MachineChecks;
 use crate::vcpu::{self, UncachedMemory, Vcpu, VcpuError, VcpuGate};
 
 /// The IDs by which an IOMMU knows devices.
@@ -54,6 +56,7 @@ pub struct Builder<'a> {
     serial: &'a [SerialWires],
     vm: Arc<VmFd>,
     cpuid: CpuidTemplate,
+    machine_checks: Option<MachineChecks>,
     slots: MemorySlots,
     gate: Arc<VcpuGate>,
     ending: Arc<EndingCell>,
@@ -76,8 +79,17 @@ impl<'a> Builder<'a> {
         let kvm = kvm::open()?;
         check(config, &kvm)?;
         let vm = Arc::new(kvm.create_vm().map_err(MachineError::kvm("KVM_CREATE_VM"))?);
-        let cpuid = CpuidTemplate::new(&kvm, config.vcpus)?;
+        let mut cpuid = CpuidTemplate::new(&kvm, config.vcpus)?;
         check_address_space(ram_end(config.memory), &cpuid)?;
+        let mut machine_checks = None;
+        let policies = || config.memory_devices.iter().map(|device| device.on_violation);
+        if policies().any(|policy| policy == ViolationPolicy::MachineCheck) {
+            cpuid.add_machine_check_recovery();
+            machine_checks = Some(MachineChecks::new(&kvm, cpuid.vendor())?);
+        }
+        if config.enforcement == Enforcement::Strict && policies().next().is_some() {
+            vcpu::enable_emulation_failures(&vm)?;
+        }
         let platform = Platform {
             vcpus: config.vcpus,
             ram_bytes: config.memory,
@@ -97,6 +109,7 @@ impl<'a> Builder<'a> {
             work: Vec::new(),
             platform,
             cpuid,
+            machine_checks,
             config,
             serial,
             vm,
@@ -108,6 +121,7 @@ impl<'a> Builder<'a> {
         self.create_interrupt_controllers()?;
         let ram = self.create_ram()?;
         let memory = guest_memory(&ram)?;
+        self.buses.ram = memory.clone();
         self.create_memory_devices()?;
         self.create_pci_window()?;
         let dma = self.dma_view(&ram)?;
@@ -386,12 +400,16 @@ impl<'a> Builder<'a> {
             fd.set_cpuid2(&self.cpuid.for_vcpu(index)?)
                 .map_err(MachineError::kvm("KVM_SET_CPUID2"))?;
             vcpu::set_up(&fd, memory, &uncached, (index == 0).then_some(entry))?;
+            if let Some(checks) = &self.machine_checks {
+                checks.set_up(&fd, self.cpuid.has_vmx())?;
+            }
             vcpus.push(Vcpu {
                 index,
                 fd,
                 buses: Arc::clone(&buses),
                 gate: Arc::clone(&self.gate),
                 halted: Arc::default(),
+                machine_checks: self.machine_checks,
             });
         }
         let halted = vcpus.iter().map(|vcpu| Arc::clone(&vcpu.halted)).collect();

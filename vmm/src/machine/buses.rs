@@ -1,17 +1,21 @@
-//! What is at a guest's port or address that no memory slot covers.
+//! What is at a guest's ports and addresses.
 
 use std::sync::Arc;
 
 use devices::bus::Bus;
-use devices::pci::{Access, Direction};
+use devices::pci::{Access, AddressSpace};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::memory_device::{MemoryDevice, UnpluggedMemoryAccess};
 use super::pci::{Pci, RefusedAccess};
 use crate::memory::slots::SlotError;
+use crate::memory::violations::{Accessor, Consequence, GuestAccess, Operation};
 
-/// All that a vCPU reaches beside memory.
+/// All that a vCPU reaches.
 #[derive(Default)]
 pub struct GuestBuses {
+    /// What it reaches without an exit and for ever.
+    pub ram: GuestMemoryMmap,
     /// Devices by I/O port.
     pub ports: Bus,
     /// Devices by guest address.
@@ -32,13 +36,23 @@ pub enum StrayAccess<'a> {
 }
 
 impl StrayAccess<'_> {
-    /// Counts the access as `vcpu`'s.
-    pub fn record(self, vcpu: u32, instruction_pointer: u64) {
+    /// Counts the access, made by what `accessor` finds out, and does with it what is to be done.
+    pub fn record(self, accessor: impl FnOnce(&GuestAccess) -> Accessor) -> Consequence {
         match self {
-            Self::Unplugged(access) => access.record(vcpu, instruction_pointer),
-            Self::Refused(access) => access.record(vcpu, instruction_pointer),
+            Self::Unplugged(access) => access.record(accessor),
+            Self::Refused(access) => access.record(accessor),
         }
     }
+}
+
+/// What is read in, or written from, `data`.
+fn access(space: AddressSpace, address: u64, data: &[u8], operation: Operation) -> GuestAccess {
+    let value = (operation == Operation::Write && data.len() <= 8).then(|| {
+        let mut bytes = [0; 8];
+        bytes[..data.len()].copy_from_slice(data);
+        u64::from_le_bytes(bytes)
+    });
+    GuestAccess { space, address, size: data.len() as u32, operation, value }
 }
 
 impl GuestBuses {
@@ -49,7 +63,9 @@ impl GuestBuses {
         }
         data.fill(0xff);
         let pci = self.pci.as_deref()?;
-        pci.refused(port.into(), pci.root().read_io(port, data)).map(StrayAccess::Refused)
+        let outcome = pci.root().read_io(port, data);
+        let access = access(AddressSpace::Io, port.into(), data, Operation::Read);
+        pci.refused(access, outcome).map(StrayAccess::Refused)
     }
 
     /// Writes a port; nothing happens where there is nothing.
@@ -58,24 +74,27 @@ impl GuestBuses {
             return None;
         }
         let pci = self.pci.as_deref()?;
-        pci.refused(port.into(), pci.root().write_io(port, data)).map(StrayAccess::Refused)
+        let outcome = pci.root().write_io(port, data);
+        let access = access(AddressSpace::Io, port.into(), data, Operation::Write);
+        pci.refused(access, outcome).map(StrayAccess::Refused)
     }
 
-    /// Reads a guest address; all ones where there is nothing. What is not there although somebody
-    /// owns it is answered, and returned to be recorded.
+    /// Reads a guest address that no memory slot covers; all ones where there is nothing. What is
+    /// not there although somebody owns it is answered, and returned to be recorded.
     pub fn read_memory(&self, address: u64, data: &mut [u8]) -> Option<StrayAccess<'_>> {
         if self.memory.read(address, data) {
             return None;
         }
+        let access = access(AddressSpace::Memory, address, data, Operation::Read);
         if let Some(pci) = self.pci.as_deref() {
-            let access = pci.root().read_memory(address, data);
-            if access != Access::Nobody {
-                return pci.refused(address, access).map(StrayAccess::Refused);
+            let outcome = pci.root().read_memory(address, data);
+            if outcome != Access::Nobody {
+                return pci.refused(access, outcome).map(StrayAccess::Refused);
             }
         }
-        let access = self.unplugged(address, data.len(), Direction::Read);
-        data.fill(access.as_ref().map_or(0xff, UnpluggedMemoryAccess::fill));
-        access.map(StrayAccess::Unplugged)
+        let unplugged = self.unplugged(access);
+        data.fill(unplugged.as_ref().map_or(0xff, UnpluggedMemoryAccess::fill));
+        unplugged.map(StrayAccess::Unplugged)
     }
 
     /// Writes a guest address, likewise.
@@ -83,13 +102,14 @@ impl GuestBuses {
         if self.memory.write(address, data) {
             return None;
         }
+        let access = access(AddressSpace::Memory, address, data, Operation::Write);
         if let Some(pci) = self.pci.as_deref() {
-            let access = pci.root().write_memory(address, data);
-            if access != Access::Nobody {
-                return pci.refused(address, access).map(StrayAccess::Refused);
+            let outcome = pci.root().write_memory(address, data);
+            if outcome != Access::Nobody {
+                return pci.refused(access, outcome).map(StrayAccess::Refused);
             }
         }
-        self.unplugged(address, data.len(), Direction::Write).map(StrayAccess::Unplugged)
+        self.unplugged(access).map(StrayAccess::Unplugged)
     }
 
     /// Takes unplugged blocks out of the memory slots. Returns whether there were any.
@@ -101,15 +121,18 @@ impl GuestBuses {
         Ok(withdrawn)
     }
 
-    fn unplugged(
-        &self,
-        address: u64,
-        size: usize,
-        direction: Direction,
-    ) -> Option<UnpluggedMemoryAccess<'_>> {
+    /// What `access` is if it is to a block that may be unplugged, and no memory slot covers it.
+    pub fn unplugged(&self, access: GuestAccess) -> Option<UnpluggedMemoryAccess<'_>> {
         self.memory_devices.iter().find_map(|device| {
-            let block = device.block_at(address)?;
-            Some(UnpluggedMemoryAccess::new(device, block, address, size, direction))
+            let block = device.block_at(access.address)?;
+            Some(UnpluggedMemoryAccess::new(device, block, access))
         })
+    }
+
+    /// Reads what a vCPU would read at `address` without an exit, of one page at most. False if
+    /// there is no memory.
+    pub fn peek(&self, address: u64, data: &mut [u8]) -> bool {
+        self.ram.read_slice(data, GuestAddress(address)).is_ok()
+            || self.memory_devices.iter().any(|device| device.peek(address, data))
     }
 }

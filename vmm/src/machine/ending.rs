@@ -6,6 +6,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use devices::platform::{PlatformControl, PlatformEvent};
 
+use crate::memory::violations::Violation;
+
 /// Why a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
@@ -23,6 +25,8 @@ pub enum Ending {
     VcpuError(String),
     /// Part of the machine failed.
     MachineError(String),
+    /// A vCPU touched what it must not, and is to be stopped then.
+    Violation(Box<Violation>),
     /// Whoever runs the machine ended it.
     Stopped,
 }
@@ -38,6 +42,7 @@ impl Ending {
             Self::Panic => 13,
             Self::VcpuError(_) => 14,
             Self::MachineError(_) => 15,
+            Self::Violation(_) => 16,
         }
     }
 }
@@ -52,6 +57,7 @@ impl fmt::Display for Ending {
             Self::Panic => f.write_str("the guest kernel panicked"),
             Self::VcpuError(what) => write!(f, "KVM cannot run the guest on: {what}"),
             Self::MachineError(what) => write!(f, "the machine failed: {what}"),
+            Self::Violation(violation) => write!(f, "the guest is stopped for {violation}"),
             Self::Stopped => f.write_str("the machine was stopped"),
         }
     }

@@ -3,14 +3,13 @@
 
 use std::sync::{Arc, Mutex, OnceLock};
 
-use devices::pci::Direction;
 use devices::virtio::mem::{
     BlockBackend, BlockIndex, Region, RegionError, RequestCounters, ResizeError, UnpluggedAccess,
     VirtioMem, VirtioMemConfig,
 };
 use devices::virtio::transport::Transport;
 use serde::{Deserialize, Serialize};
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress, MemoryRegionAddress};
 
 use super::lock;
 use crate::memory::MemoryError;
@@ -20,7 +19,10 @@ use crate::memory::one_slot::OneSlot;
 use crate::memory::reachable::ReachableBlocks;
 use crate::memory::slots::{MemorySlots, SlotError};
 use crate::memory::strict::StrictBlocks;
-use crate::memory::violations::{Target, Violation, ViolationCounters, ViolationLog};
+use crate::memory::violations::{
+    Accessor, Consequence, GuestAccess, Offender, Operation, Target, ViolationCounters,
+    ViolationLog, ViolationPolicy,
+};
 use crate::vcpu::VcpuGate;
 
 /// Whether unplugged memory is really gone.
@@ -49,6 +51,8 @@ pub struct MemoryDeviceConfig {
     pub node: Option<u16>,
     /// Refuse drivers that do not accept UNPLUGGED_INACCESSIBLE.
     pub insist_on_inaccessible: bool,
+    /// What becomes of an access to an unplugged block.
+    pub on_violation: ViolationPolicy,
 }
 
 impl MemoryDeviceConfig {
@@ -64,6 +68,7 @@ impl MemoryDeviceConfig {
             memory: Backing::default().into(),
             node: None,
             insist_on_inaccessible: false,
+            on_violation: ViolationPolicy::default(),
         }
     }
 }
@@ -89,8 +94,8 @@ pub struct MemoryDeviceStatus {
     pub requests: RequestCounters,
     /// Accesses to unplugged blocks.
     pub violations: ViolationCounters,
-    /// The latest of them.
-    pub latest_violations: Vec<Violation>,
+    /// Who made the latest of them, latest last.
+    pub offenders: Vec<Offender>,
 }
 
 /// A virtio-mem device of a machine.
@@ -104,6 +109,7 @@ pub struct MemoryDevice {
     strict: Option<Arc<Mutex<StrictBlocks>>>,
     reachable: Arc<ReachableBlocks>,
     violations: ViolationLog,
+    on_violation: ViolationPolicy,
 }
 
 /// A device that cannot be made.
@@ -190,6 +196,7 @@ impl MemoryDevice {
             strict,
             reachable,
             violations: ViolationLog::default(),
+            on_violation: config.on_violation,
         })
     }
 
@@ -250,13 +257,24 @@ impl MemoryDevice {
                 dma: self.reachable.refused(),
                 ..self.violations.counters()
             },
-            latest_violations: self.violations.latest(),
+            offenders: self.violations.offenders(),
         }
     }
 
     /// Takes its unplugged blocks out of the memory slots. Returns whether there were any.
     pub fn withdraw_unplugged(&self) -> Result<bool, SlotError> {
         self.strict.as_ref().map_or(Ok(false), |blocks| lock(blocks).withdraw_unplugged())
+    }
+
+    /// Reads plugged memory, of one page at most. False if it is not plugged.
+    pub fn peek(&self, address: u64, data: &mut [u8]) -> bool {
+        // Held so that the block does not go meanwhile.
+        let _device = lock(&self.device);
+        let offset = || MemoryRegionAddress(address - self.region.address());
+        self.region.block_at(address).is_some_and(|block| {
+            self.reachable.contains(block.0)
+                && self.memory.mapping().read_slice(data, offset()).is_ok()
+        })
     }
 
     /// The block that a guest address lies in.
@@ -267,32 +285,19 @@ impl MemoryDevice {
 
 /// An access of a vCPU that reached no memory slot inside a region, already answered.
 pub struct UnpluggedMemoryAccess<'a> {
-    /// The device.
-    pub device: &'a MemoryDevice,
-    /// The block.
-    pub block: BlockIndex,
-    /// The guest address.
-    pub address: u64,
-    /// Bytes.
-    pub size: u32,
-    /// Read or write.
-    pub direction: Direction,
-    /// What it is.
-    pub kind: UnpluggedAccess,
+    device: &'a MemoryDevice,
+    block: BlockIndex,
+    access: GuestAccess,
+    kind: UnpluggedAccess,
 }
 
 impl<'a> UnpluggedMemoryAccess<'a> {
     /// An access to `block` of `device`.
-    pub fn new(
-        device: &'a MemoryDevice,
-        block: BlockIndex,
-        address: u64,
-        size: usize,
-        direction: Direction,
-    ) -> Self {
-        let is_write = direction == Direction::Write;
-        let kind = lock(&device.device).classify_unplugged_access(address, is_write);
-        Self { device, block, address, size: size as u32, direction, kind }
+    pub fn new(device: &'a MemoryDevice, block: BlockIndex, access: GuestAccess) -> Self {
+        // A driver may look at unplugged memory, and no more.
+        let only_read = access.operation == Operation::Read;
+        let kind = lock(&device.device).classify_unplugged_access(access.address, !only_read);
+        Self { device, block, access, kind }
     }
 
     /// What a read gets: zeros where the driver may read, all ones where it may not.
@@ -303,19 +308,20 @@ impl<'a> UnpluggedMemoryAccess<'a> {
         }
     }
 
-    /// Counts the access as `vcpu`'s.
-    pub fn record(self, vcpu: u32, instruction_pointer: u64) {
-        match self.kind {
-            UnpluggedAccess::Permitted => self.device.violations.record_permitted_read(),
-            UnpluggedAccess::Violation => self.device.violations.record(Violation {
-                device: self.device.id.clone(),
-                vcpu,
-                instruction_pointer,
-                address: self.address,
-                target: Target::UnpluggedBlock(self.block.0),
-                size: self.size,
-                direction: self.direction,
-            }),
+    /// Counts the access, and does with it what the device's policy is.
+    pub fn record(self, accessor: impl FnOnce(&GuestAccess) -> Accessor) -> Consequence {
+        let Self { device, block, access, kind } = self;
+        match kind {
+            UnpluggedAccess::Permitted => {
+                device.violations.count_permitted_read();
+                Consequence::None
+            }
+            UnpluggedAccess::Violation => {
+                let offset =
+                    (access.address - device.region.address()) % device.region.block_size();
+                let target = Target::UnpluggedBlock { block: block.0, offset };
+                device.violations.record(device.on_violation, &device.id, access, target, accessor)
+            }
         }
     }
 }

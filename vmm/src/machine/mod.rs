@@ -21,11 +21,12 @@ use serde::{Deserialize, Serialize};
 pub use devices::virtio::iommu::{EndpointStatus, IommuStatus};
 pub use devices::virtio::mem::RequestCounters;
 
-pub use buses::GuestBuses;
+pub use buses::{GuestBuses, StrayAccess};
 pub use ending::{Ending, EndingCell};
 pub use error::{MachineError, ResizeRefused};
 pub use memory_device::{
     Enforcement, MemoryDevice, MemoryDeviceConfig, MemoryDeviceError, MemoryDeviceStatus,
+    UnpluggedMemoryAccess,
 };
 pub use pci::{Pci, PciFunctionStatus, PciPlace, PciRangeStatus, PciStatus};
 pub use serial::SerialEndpoint;

@@ -17,7 +17,10 @@ use serde::{Deserialize, Serialize};
 use super::lock;
 use super::worker::EventSignal;
 use crate::acpi::PciHostBridge;
-use crate::memory::violations::{Target, Violation, ViolationCounters, ViolationLog};
+use crate::memory::violations::{
+    Accessor, Consequence, GuestAccess, Offender, Target, ViolationCounters, ViolationLog,
+    ViolationPolicy,
+};
 
 /// Where on PCI a device is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -83,8 +86,8 @@ pub struct PciStatus {
     pub functions: Vec<PciFunctionStatus>,
     /// Accesses to what a function had, or will have, but did not decode.
     pub violations: ViolationCounters,
-    /// The latest of them.
-    pub latest_violations: Vec<Violation>,
+    /// Who made the latest of them, latest last.
+    pub offenders: Vec<Offender>,
 }
 
 /// A function as seen from outside.
@@ -130,10 +133,10 @@ impl Pci {
         &self.root
     }
 
-    /// What an access to `address`, a memory address or a port, is if a function refused it.
-    pub fn refused(&self, address: u64, access: Access) -> Option<RefusedAccess<'_>> {
-        match access {
-            Access::Refused(refusal) => Some(RefusedAccess { pci: self, address, refusal }),
+    /// What `access` is if its outcome is that a function refused it.
+    pub fn refused(&self, access: GuestAccess, outcome: Access) -> Option<RefusedAccess<'_>> {
+        match outcome {
+            Access::Refused(refusal) => Some(RefusedAccess { pci: self, access, refusal }),
             Access::Claimed | Access::Nobody => None,
         }
     }
@@ -143,7 +146,7 @@ impl Pci {
         PciStatus {
             functions: self.root.status().into_iter().map(PciFunctionStatus::from).collect(),
             violations: self.violations.counters(),
-            latest_violations: self.violations.latest(),
+            offenders: self.violations.offenders(),
         }
     }
 }
@@ -171,23 +174,18 @@ impl From<FunctionStatus> for PciFunctionStatus {
 /// An access of a vCPU that a function refused, already answered.
 pub struct RefusedAccess<'a> {
     pci: &'a Pci,
-    address: u64,
+    access: GuestAccess,
     refusal: Refusal,
 }
 
 impl RefusedAccess<'_> {
-    /// Counts the access as `vcpu`'s.
-    pub fn record(self, vcpu: u32, instruction_pointer: u64) {
-        let Refusal { function, register, offset, size, direction, reason, .. } = self.refusal;
-        self.pci.violations.record(Violation {
-            device: function.to_string(),
-            vcpu,
-            instruction_pointer,
-            address: self.address,
-            target: Target::BaseAddressRange { register: register.to_string(), offset, reason },
-            size: size as u32,
-            direction,
-        });
+    /// Counts the access, and keeps who made it.
+    pub fn record(self, accessor: impl FnOnce(&GuestAccess) -> Accessor) -> Consequence {
+        let Refusal { function, register, offset, reason, .. } = self.refusal;
+        let target = Target::BaseAddressRange { register: register.to_string(), offset, reason };
+        let device = function.to_string();
+        let policy = ViolationPolicy::Report;
+        self.pci.violations.record(policy, &device, self.access, target, accessor)
     }
 }
 

@@ -1,11 +1,12 @@
-//! Accesses to memory that is not there: counted, kept, and told without flooding anything.
+//! Accesses to memory that is not there: counted, folded by the instruction that makes them, and
+//! told without flooding anything.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use devices::pci::{Direction, RefusalReason};
+use devices::pci::{AddressSpace, Direction, RefusalReason};
 use log::warn;
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +15,8 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 pub enum Target {
     /// A block of a virtio-mem device that is not plugged.
-    UnpluggedBlock(u64),
+    #[allow(missing_docs)]
+    UnpluggedBlock { block: u64, offset: u64 },
     /// A base address range of a PCI function that the function does not decode.
     #[allow(missing_docs)]
     BaseAddressRange { register: String, offset: u64, reason: RefusalReason },
@@ -23,11 +25,110 @@ pub enum Target {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnpluggedBlock(block) => write!(f, "unplugged block {block}"),
+            Self::UnpluggedBlock { block, offset } => {
+                write!(f, "offset {offset:#x} of unplugged block {block}")
+            }
             Self::BaseAddressRange { register, offset, reason } => {
                 write!(f, "offset {offset:#x} of {register} ({reason:?})")
             }
         }
+    }
+}
+
+/// What a vCPU does at an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Operation {
+    /// It loads data.
+    Read,
+    /// It stores data.
+    Write,
+    /// It fetches an instruction.
+    Fetch,
+}
+
+impl From<Direction> for Operation {
+    fn from(direction: Direction) -> Self {
+        match direction {
+            Direction::Read => Self::Read,
+            Direction::Write => Self::Write,
+        }
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Fetch => "fetch",
+        })
+    }
+}
+
+/// One access.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestAccess {
+    /// Memory or ports.
+    pub space: AddressSpace,
+    /// Guest physical address, or the port.
+    pub address: u64,
+    /// Bytes accessed. KVM splits what is wider than 8, and what crosses a page, into several
+    /// accesses, unless it cannot emulate the instruction at all.
+    pub size: u32,
+    /// What is done there.
+    pub operation: Operation,
+    /// What is written, if it is known and at most 8 bytes long.
+    pub value: Option<u64>,
+}
+
+/// What a vCPU may do, by its current privilege level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Privilege {
+    /// Levels 0 to 2.
+    Kernel,
+    /// Level 3.
+    User,
+}
+
+impl fmt::Display for Privilege {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "kernel",
+            Self::User => "user",
+        })
+    }
+}
+
+/// Who makes an access.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accessor {
+    /// The vCPU.
+    pub vcpu: u32,
+    /// Address of the instruction. After a write KVM has already gone on to the next instruction:
+    /// the one that wrote is looked for behind that, and where none is found, `instruction` is
+    /// none and this is the next one.
+    pub instruction_pointer: u64,
+    /// The function that the instruction is in, and how far from its start.
+    pub symbol: Option<String>,
+    /// What the vCPU may do.
+    pub privilege: Privilege,
+    /// CR3, by which a process is told from another.
+    pub cr3: u64,
+    /// The instruction in AT&T's syntax, where it can be read.
+    pub instruction: Option<String>,
+}
+
+impl fmt::Display for Accessor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { vcpu, instruction_pointer, privilege, .. } = self;
+        write!(f, "vCPU {vcpu} at {instruction_pointer:#x}")?;
+        if let Some(symbol) = &self.symbol {
+            write!(f, " ({symbol})")?;
+        }
+        write!(f, " in {privilege} mode")?;
+        self.instruction.as_ref().map_or(Ok(()), |instruction| write!(f, ", `{instruction}`"))
     }
 }
 
@@ -36,18 +137,80 @@ impl fmt::Display for Target {
 pub struct Violation {
     /// The device, such as `mem0` or `00:02.0`.
     pub device: String,
-    /// The vCPU.
-    pub vcpu: u32,
-    /// Its instruction pointer. KVM has already gone on to the next instruction for a write.
-    pub instruction_pointer: u64,
-    /// Guest physical address.
-    pub address: u64,
+    /// When it was seen, by the host's clock: milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// Who it was.
+    #[serde(flatten)]
+    pub accessor: Accessor,
+    /// What was done.
+    #[serde(flatten)]
+    pub access: GuestAccess,
     /// What it is of the device.
     pub target: Target,
-    /// Bytes accessed; KVM splits what is wider than 8.
-    pub size: u32,
-    /// Read or write.
-    pub direction: Direction,
+}
+
+impl Violation {
+    /// Made by `accessor` at this moment.
+    pub fn now(device: String, accessor: Accessor, access: GuestAccess, target: Target) -> Self {
+        // A clock before 1970 is wrong anyway.
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { device, time_ms: time.as_millis() as u64, accessor, access, target }
+    }
+
+    /// Whether the same instruction did the same to the same device.
+    fn repeats(&self, other: &Self) -> bool {
+        let key =
+            |violation: &Self| (violation.accessor.instruction_pointer, violation.access.operation);
+        key(self) == key(other) && self.device == other.device
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { device, accessor, access, target, .. } = self;
+        let GuestAccess { address, size, operation, value, .. } = access;
+        write!(f, "{accessor}: {operation} of {size} bytes at {address:#x}, {target} of {device}")?;
+        value.map_or(Ok(()), |value| write!(f, ", value {value:#x}"))
+    }
+}
+
+/// An instruction that accesses what is not there, once or again and again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offender {
+    /// How often.
+    pub count: u64,
+    /// When first, in milliseconds since the Unix epoch.
+    pub first_time_ms: u64,
+    /// The latest of its accesses.
+    #[serde(flatten)]
+    pub latest: Violation,
+}
+
+/// What becomes of an access to an unplugged block. It is counted and answered in any case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ViolationPolicy {
+    /// It is kept and logged.
+    #[default]
+    Report,
+    /// It ends the machine.
+    Stop,
+    /// It is kept, logged, and raises a machine check in the vCPU that made it.
+    MachineCheck,
+    /// Nothing more.
+    Ignore,
+}
+
+/// What a violation leads to, beside being counted and answered.
+#[derive(Debug)]
+#[must_use]
+pub enum Consequence {
+    /// Nothing.
+    None,
+    /// The end of the machine.
+    Stop(Box<Violation>),
+    /// A machine check in the vCPU that made the access.
+    MachineCheck(GuestAccess),
 }
 
 /// How many accesses there were.
@@ -57,6 +220,8 @@ pub struct ViolationCounters {
     pub reads: u64,
     /// vCPU writes, which vanished.
     pub writes: u64,
+    /// Instructions that a vCPU tried to fetch.
+    pub fetches: u64,
     /// Devices that were told to access an unplugged block, and refused.
     pub dma: u64,
     /// vCPU reads that the driver may do, having not negotiated UNPLUGGED_INACCESSIBLE; they got
@@ -71,45 +236,65 @@ pub struct ViolationLog(Mutex<Inner>);
 #[derive(Default)]
 struct Inner {
     counters: ViolationCounters,
-    latest: VecDeque<Violation>,
+    /// The one that has been quiet longest comes first.
+    offenders: VecDeque<Offender>,
     last_told: Option<Instant>,
     untold: u64,
 }
 
 impl ViolationLog {
-    /// As many violations are kept, the latest ones.
+    /// As many offenders are kept, the latest ones.
     const KEPT: usize = 64;
     /// At most one line of log in this time; it says how many went before.
     const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
-    /// Counts and keeps `violation`, and logs it unless another was logged just now.
-    pub fn record(&self, violation: Violation) {
-        let mut inner = self.lock();
-        match violation.direction {
-            Direction::Read => inner.counters.reads += 1,
-            Direction::Write => inner.counters.writes += 1,
+    /// Counts an access, and nothing else.
+    fn count(&self, operation: Operation) {
+        let counters = &mut self.lock().counters;
+        match operation {
+            Operation::Read => counters.reads += 1,
+            Operation::Write => counters.writes += 1,
+            Operation::Fetch => counters.fetches += 1,
         }
+    }
+
+    /// Keeps `violation`, which has been counted, and logs it unless another was logged just now.
+    fn keep(&self, violation: Violation) {
+        let mut inner = self.lock();
         if inner.last_told.is_none_or(|told| told.elapsed() >= Self::TELL_INTERVAL) {
-            let Violation { device, vcpu, instruction_pointer, address, target, size, direction } =
-                &violation;
-            warn!(
-                "vCPU {vcpu} at {instruction_pointer:#x}: {direction:?} of {size} bytes at \
-                 {address:#x}, {target} of {device} ({} more before)",
-                inner.untold
-            );
+            warn!("{violation} ({} more before)", inner.untold);
             inner.last_told = Some(Instant::now());
             inner.untold = 0;
         } else {
             inner.untold += 1;
         }
-        if inner.latest.len() == Self::KEPT {
-            inner.latest.pop_front();
+        inner.fold(violation);
+    }
+
+    /// Does as `policy` says with an access of `device`, made by what `accessor` finds out.
+    pub fn record(
+        &self,
+        policy: ViolationPolicy,
+        device: &str,
+        access: GuestAccess,
+        target: Target,
+        accessor: impl FnOnce(&GuestAccess) -> Accessor,
+    ) -> Consequence {
+        self.count(access.operation);
+        if policy == ViolationPolicy::Ignore {
+            return Consequence::None;
         }
-        inner.latest.push_back(violation);
+        let violation = Violation::now(device.into(), accessor(&access), access, target);
+        self.keep(violation.clone());
+        match policy {
+            ViolationPolicy::Stop => Consequence::Stop(Box::new(violation)),
+            ViolationPolicy::MachineCheck => Consequence::MachineCheck(access),
+            ViolationPolicy::Report | ViolationPolicy::Ignore => Consequence::None,
+        }
     }
 
     /// Counts a read that the driver may do.
-    pub fn record_permitted_read(&self) {
+    pub fn count_permitted_read(&self) {
         self.lock().counters.permitted_reads += 1;
     }
 
@@ -118,9 +303,9 @@ impl ViolationLog {
         self.lock().counters
     }
 
-    /// The latest violations, oldest first.
-    pub fn latest(&self) -> Vec<Violation> {
-        self.lock().latest.iter().cloned().collect()
+    /// Who made the latest violations, latest last.
+    pub fn offenders(&self) -> Vec<Offender> {
+        self.lock().offenders.iter().cloned().collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -128,28 +313,96 @@ impl ViolationLog {
     }
 }
 
+impl Inner {
+    fn fold(&mut self, latest: Violation) {
+        let known = self.offenders.iter().position(|offender| offender.latest.repeats(&latest));
+        let offender = match known.and_then(|index| self.offenders.remove(index)) {
+            Some(before) => Offender { count: before.count + 1, latest, ..before },
+            None => Offender { count: 1, first_time_ms: latest.time_ms, latest },
+        };
+        if self.offenders.len() == ViolationLog::KEPT {
+            self.offenders.pop_front();
+        }
+        self.offenders.push_back(offender);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn violation(instruction_pointer: u64, operation: Operation, address: u64) -> Violation {
+        let accessor = Accessor {
+            vcpu: 0,
+            instruction_pointer,
+            symbol: None,
+            privilege: Privilege::Kernel,
+            cr3: 0,
+            instruction: None,
+        };
+        let access =
+            GuestAccess { space: AddressSpace::Memory, address, size: 8, operation, value: None };
+        let target = Target::UnpluggedBlock { block: 0, offset: address };
+        Violation::now("mem0".into(), accessor, access, target)
+    }
+
     #[test]
-    fn every_violation_counts_but_only_the_latest_are_kept() {
+    fn only_the_latest_offenders_are_kept() {
         let log = ViolationLog::default();
-        for address in 0..1000 {
-            log.record(Violation {
-                device: "mem0".into(),
-                vcpu: 0,
-                instruction_pointer: 0,
-                address,
-                target: Target::UnpluggedBlock(0),
-                size: 8,
-                direction: Direction::Write,
-            });
+        for instruction_pointer in 0..1000 {
+            log.keep(violation(instruction_pointer, Operation::Write, 0));
         }
-        log.record_permitted_read();
-        let expected = ViolationCounters { writes: 1000, permitted_reads: 1, ..Default::default() };
+        let kept: Vec<u64> = log
+            .offenders()
+            .iter()
+            .map(|offender| offender.latest.accessor.instruction_pointer)
+            .collect();
+        assert_eq!(kept, (936..1000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn an_instruction_that_goes_on_is_one_offender() {
+        let log = ViolationLog::default();
+        log.keep(violation(1, Operation::Read, 0));
+        let first = log.offenders()[0].first_time_ms;
+        log.keep(violation(2, Operation::Read, 0));
+        log.keep(violation(1, Operation::Write, 0));
+        (1..=1000).for_each(|address| log.keep(violation(1, Operation::Read, address)));
+        let told: Vec<_> = log
+            .offenders()
+            .iter()
+            .map(|Offender { count, latest, .. }| {
+                let Violation { accessor, access, .. } = latest;
+                (accessor.instruction_pointer, access.operation, *count, access.address)
+            })
+            .collect();
+        assert_eq!(
+            told,
+            [
+                (2, Operation::Read, 1, 0),
+                (1, Operation::Write, 1, 0),
+                (1, Operation::Read, 1001, 1000)
+            ]
+        );
+        assert_eq!(log.offenders()[2].first_time_ms, first);
+    }
+
+    #[test]
+    fn counting_is_not_keeping() {
+        let log = ViolationLog::default();
+        for operation in [Operation::Read, Operation::Write, Operation::Fetch] {
+            log.count(operation);
+        }
+        log.count(Operation::Write);
+        log.count_permitted_read();
+        let expected = ViolationCounters {
+            reads: 1,
+            writes: 2,
+            fetches: 1,
+            permitted_reads: 1,
+            ..Default::default()
+        };
         assert_eq!(log.counters(), expected);
-        let addresses: Vec<u64> = log.latest().iter().map(|violation| violation.address).collect();
-        assert_eq!(addresses, (936..1000).collect::<Vec<_>>());
+        assert_eq!(log.offenders(), []);
     }
 }

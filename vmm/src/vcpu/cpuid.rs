@@ -4,11 +4,14 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
 use super::VcpuError;
+use super::machine_check::Vendor;
 
+const LEAF_VENDOR: u32 = 0x0;
 const LEAF_FEATURES: u32 = 0x1;
 const LEAF_CACHE: u32 = 0x4;
 const LEAF_TOPOLOGY: u32 = 0xb;
 const LEAF_TOPOLOGY_V2: u32 = 0x1f;
+const LEAF_AMD_RAS: u32 = 0x8000_0007;
 const LEAF_AMD_SIZES: u32 = 0x8000_0008;
 const LEAF_AMD_TOPOLOGY: u32 = 0x8000_001e;
 
@@ -30,11 +33,43 @@ impl CpuidTemplate {
         Ok(Self { supported, vcpus, tsc_deadline })
     }
 
+    /// Whose processors they are.
+    pub fn vendor(&self) -> Vendor {
+        const AMD: u32 = u32::from_le_bytes(*b"Auth");
+        const HYGON: u32 = u32::from_le_bytes(*b"Hygo");
+        match self.leaf(LEAF_VENDOR).map(|entry| entry.ebx) {
+            Some(AMD | HYGON) => Vendor::Amd,
+            _ => Vendor::Intel,
+        }
+    }
+
+    /// Whether they can run virtual machines by VMX.
+    pub fn has_vmx(&self) -> bool {
+        const VMX: u32 = 1 << 5;
+        self.leaf(LEAF_FEATURES).is_some_and(|entry| entry.ecx & VMX != 0)
+    }
+
+    /// Says, as AMD's processors do, that a kernel can go on after a machine check that is a
+    /// process's.
+    pub fn add_machine_check_recovery(&mut self) {
+        const OVERFLOW_RECOVERY: u32 = 1 << 0;
+        const SOFTWARE_UNCORRECTABLE_RECOVERY: u32 = 1 << 1;
+        if self.vendor() == Vendor::Amd {
+            let entries = self.supported.as_mut_slice().iter_mut();
+            entries
+                .filter(|entry| entry.function == LEAF_AMD_RAS)
+                .for_each(|entry| entry.ebx |= OVERFLOW_RECOVERY | SOFTWARE_UNCORRECTABLE_RECOVERY);
+        }
+    }
+
     /// How many bits a guest physical address has.
     pub fn physical_address_bits(&self) -> u32 {
         const WITHOUT_THE_LEAF: u32 = 36;
-        let leaf = self.supported.as_slice().iter().find(|entry| entry.function == LEAF_AMD_SIZES);
-        leaf.map_or(WITHOUT_THE_LEAF, |entry| entry.eax & 0xff)
+        self.leaf(LEAF_AMD_SIZES).map_or(WITHOUT_THE_LEAF, |entry| entry.eax & 0xff)
+    }
+
+    fn leaf(&self, function: u32) -> Option<&kvm_cpuid_entry2> {
+        self.supported.as_slice().iter().find(|entry| entry.function == function)
     }
 
     /// CPUID of vCPU `apic_id`.

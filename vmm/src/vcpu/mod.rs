@@ -1,22 +1,31 @@
 //! vCPUs: their first state, their threads, and what becomes of their exits.
 
+mod accesses;
 pub mod cpuid;
 mod gate;
 mod kick;
+pub mod machine_check;
 mod setup;
+mod stopped;
+mod unemulated;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED};
+use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED, kvm_regs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use thiserror::Error;
 
 pub use gate::{Closed, VcpuGate};
 pub use kick::KickTarget;
 pub use setup::{UncachedMemory, set_up};
+pub use unemulated::enable_emulation_failures;
 
 use crate::machine::{Ending, GuestBuses};
+use crate::memory::violations::{Consequence, GuestAccess};
+use gate::Entered;
+use machine_check::MachineChecks;
+use stopped::StoppedVcpu;
 
 /// A vCPU that cannot be made, or cannot go on.
 #[derive(Debug, Error)]
@@ -56,18 +65,27 @@ enum Round {
     End(Ending),
 }
 
+/// A machine check to be raised once KVM is through with the instruction that it is for.
+struct PendingMachineCheck {
+    access: GuestAccess,
+    /// With which registers the instruction can be done again.
+    restart: Option<kvm_regs>,
+}
+
 /// A vCPU and all it needs to run.
 pub struct Vcpu {
     /// Its number, and its APIC id.
     pub index: u32,
     /// KVM's side of it.
     pub fd: VcpuFd,
-    /// The devices it reaches.
+    /// What it reaches.
     pub buses: Arc<GuestBuses>,
     /// Where it can be stopped.
     pub gate: Arc<VcpuGate>,
     /// Set whenever it was last seen halted with interrupts off, which nothing ends.
     pub halted: Arc<AtomicBool>,
+    /// How it is given machine checks, if it may be.
+    pub machine_checks: Option<MachineChecks>,
 }
 
 impl Vcpu {
@@ -75,46 +93,103 @@ impl Vcpu {
     pub fn run(&mut self) -> Option<Ending> {
         let target = KickTarget::new(&mut self.fd);
         let gate = Arc::clone(&self.gate);
+        let buses = Arc::clone(&self.buses);
+        let mut pending = None;
         loop {
             let entered = gate.enter(self.index as usize, target.kicker())?;
-            match self.round(entered) {
-                Round::Continue => {}
-                Round::End(ending) => return Some(ending),
+            let round = match pending.take() {
+                None => self.round(entered, &buses, &mut pending),
+                Some(check) => self.finish_instruction(entered, &buses, check, &mut pending),
+            };
+            match round {
+                Ok(Round::Continue) => {}
+                Ok(Round::End(ending)) => return Some(ending),
+                Err(error) => return Some(self.failure(&error.to_string())),
             }
         }
     }
 
     /// Once into KVM_RUN and out again. `entered` ends before any device is asked.
-    fn round(&mut self, entered: gate::Entered<'_>) -> Round {
+    fn round(
+        &mut self,
+        entered: Entered<'_>,
+        buses: &GuestBuses,
+        pending: &mut Option<PendingMachineCheck>,
+    ) -> Result<Round, VcpuError> {
         let exit = self.fd.run();
         if let Err(error) = &exit
             && matches!(error.errno(), libc::EINTR | libc::EAGAIN)
         {
             let halted = self.is_halted_for_good();
             self.halted.store(halted, Ordering::Relaxed);
-            return Round::Continue;
+            return Ok(Round::Continue);
         }
         let closings = entered.closings;
         drop(entered);
-        let buses = &self.buses;
         let stray = match exit {
             Ok(VcpuExit::IoIn(port, data)) => buses.read_port(port, data),
             Ok(VcpuExit::IoOut(port, data)) => buses.write_port(port, data),
             Ok(VcpuExit::MmioRead(address, data)) => buses.read_memory(address, data),
             Ok(VcpuExit::MmioWrite(address, data)) => buses.write_memory(address, data),
-            Ok(VcpuExit::Shutdown) => return Round::End(Ending::TripleFault),
+            Ok(VcpuExit::Shutdown) => return Ok(Round::End(Ending::TripleFault)),
+            Ok(VcpuExit::InternalError) => return self.internal_error(buses),
             Ok(exit) => {
                 let what = format!("{exit:?}");
-                return Round::End(self.failure(&what));
+                return Ok(Round::End(self.failure(&what)));
             }
-            Err(error) if error.errno() == libc::EFAULT => return self.refused_memory(closings),
-            Err(error) => return Round::End(self.failure(&format!("KVM_RUN: {error}"))),
+            Err(error) if error.errno() == libc::EFAULT => return Ok(self.refused_memory(closings)),
+            Err(error) => return Ok(Round::End(self.failure(&format!("KVM_RUN: {error}")))),
         };
-        if let Some(access) = stray {
-            let instruction_pointer = self.fd.get_regs().map_or(0, |regs| regs.rip);
-            access.record(self.index, instruction_pointer);
+        let Some(access) = stray else {
+            return Ok(Round::Continue);
+        };
+        let vcpu = StoppedVcpu::new(&self.fd, buses)?;
+        Ok(match access.record(|access| vcpu.accessor(self.index, access)) {
+            Consequence::None => Round::Continue,
+            Consequence::Stop(violation) => Round::End(Ending::Violation(violation)),
+            Consequence::MachineCheck(access) => {
+                *pending = Some(PendingMachineCheck { restart: vcpu.restart(&access), access });
+                Round::Continue
+            }
+        })
+    }
+
+    /// Has KVM finish an instruction that is for a machine check, and do nothing else, and raises
+    /// the machine check. An instruction may take several rounds: it is the same violation, so what
+    /// is not there is not recorded again.
+    fn finish_instruction(
+        &mut self,
+        entered: Entered<'_>,
+        buses: &GuestBuses,
+        check: PendingMachineCheck,
+        pending: &mut Option<PendingMachineCheck>,
+    ) -> Result<Round, VcpuError> {
+        self.fd.set_kvm_immediate_exit(1);
+        let exit = self.fd.run();
+        drop(entered);
+        match exit {
+            Ok(VcpuExit::MmioRead(address, data)) => drop(buses.read_memory(address, data)),
+            Ok(VcpuExit::MmioWrite(address, data)) => drop(buses.write_memory(address, data)),
+            Err(error) if error.errno() == libc::EINTR => {
+                if let Some(restart) = &check.restart {
+                    self.fd.set_regs(restart).map_err(VcpuError::ioctl("KVM_SET_REGS"))?;
+                }
+                self.raise_machine_check(&check.access, check.restart.is_some())?;
+                return Ok(Round::Continue);
+            }
+            Ok(exit) => {
+                let what = format!("{exit:?}");
+                return Ok(Round::End(self.failure(&what)));
+            }
+            Err(error) => return Ok(Round::End(self.failure(&format!("KVM_RUN: {error}")))),
         }
-        Round::Continue
+        *pending = Some(check);
+        Ok(Round::Continue)
+    }
+
+    fn raise_machine_check(&self, access: &GuestAccess, precise: bool) -> Result<(), VcpuError> {
+        let mut checks = self.machine_checks.iter();
+        checks.try_for_each(|checks| checks.raise(&self.fd, access, precise))
     }
 
     /// KVM found a slot and no memory that may be accessed. `closings` is of when it was entered.

@@ -1,0 +1,286 @@
+//! Who touched an unplugged block, and what becomes of it: one access at a time by a bare-metal
+//! guest, and what Linux makes of a machine check.
+
+mod support;
+
+use agent_protocol::{Fault, OpenFlags, Protection, Sharing, Signal};
+use lab::guest::GuestError;
+use support::linux::{Linux, LinuxConfig, kernel};
+use support::payload::{Exception, Payload};
+use support::virtio_mem_driver::{Answer, Driver};
+use support::{GIB, MIB, PayloadMachine};
+use vmm::memory::violations::{
+    Offender, Operation, Privilege, Target, ViolationCounters, ViolationPolicy,
+};
+use vmm::{Ending, MachineControl, MemoryDeviceConfig};
+
+/// A machine whose driver has negotiated UNPLUGGED_INACCESSIBLE and plugged nothing.
+fn start(on_violation: ViolationPolicy) -> (PayloadMachine, Driver) {
+    let device =
+        MemoryDeviceConfig { requested: 16 * MIB, on_violation, ..MemoryDeviceConfig::new(GIB) };
+    let mut vm = PayloadMachine::start(1, vec![device]);
+    let driver = Driver::start(&mut vm.payload, true);
+    (vm, driver)
+}
+
+fn counters(control: &MachineControl) -> ViolationCounters {
+    control.status().memory_devices[0].violations
+}
+
+fn offenders(control: &MachineControl) -> Vec<Offender> {
+    control.status().memory_devices[0].offenders.clone()
+}
+
+/// What an offender's instruction is, did, where in which block, and how often.
+fn told(control: &MachineControl) -> Vec<(String, Operation, u32, u64, u64, u64)> {
+    let told = offenders(control).into_iter().map(|Offender { count, latest, .. }| {
+        let Target::UnpluggedBlock { block, offset } = latest.target else {
+            panic!("{:?} is no block", latest.target)
+        };
+        let instruction = latest.accessor.instruction.unwrap_or_default();
+        (instruction, latest.access.operation, latest.access.size, block, offset, count)
+    });
+    told.collect()
+}
+
+#[test]
+fn a_report_names_the_instruction_at_every_width() {
+    let (mut vm, driver) = start(ViolationPolicy::Report);
+    let address = driver.block(3) + 0x128;
+    // Each with its bytes, the first in the lowest.
+    let instructions = [
+        (1, ("movzbl (%r8),%r10d", 0x10b6_0f45), ("mov %r9b,(%r8)", 0x08_8845)),
+        (2, ("movzwl (%r8),%r10d", 0x10b7_0f45), ("mov %r9w,(%r8)", 0x0889_4566)),
+        (4, ("mov (%r8),%r10d", 0x10_8b45), ("mov %r9d,(%r8)", 0x08_8945)),
+        (8, ("mov (%r8),%r10", 0x10_8b4d), ("mov %r9,(%r8)", 0x08_894d)),
+    ];
+    for (width, read, write) in instructions {
+        vm.payload.read(width, address);
+        vm.payload.write(width, address, 0x1122_3344_5566_7788);
+        let control = vm.machine.control();
+        let all = offenders(&control);
+        let [.., reader, writer] = &all[..] else { panic!("{all:?}") };
+        for (offender, (instruction, bytes), operation) in
+            [(reader, read, Operation::Read), (writer, write, Operation::Write)]
+        {
+            let latest = &offender.latest;
+            assert_eq!(latest.accessor.instruction.as_deref(), Some(instruction));
+            assert_eq!((latest.accessor.vcpu, latest.accessor.cr3), (0, 0x30_0000));
+            assert_eq!(latest.accessor.privilege, Privilege::Kernel);
+            assert_eq!((latest.access.operation, latest.access.address), (operation, address));
+            assert_eq!(latest.access.size, u32::from(width));
+            assert_eq!(latest.target, Target::UnpluggedBlock { block: 3, offset: 0x128 });
+            assert_eq!((offender.count, latest.device.as_str()), (1, "mem0"));
+            // Later than 2020.
+            assert!(latest.time_ms > 1_577_836_800_000, "{}", latest.time_ms);
+            let there = vm.payload.read(4, latest.accessor.instruction_pointer);
+            let length = if bytes > 0xff_ffff { 4 } else { 3 };
+            assert_eq!(there & (u64::MAX >> (64 - length * 8)), bytes);
+        }
+        let written = 0x1122_3344_5566_7788 & (u64::MAX >> (64 - u32::from(width) * 8));
+        assert_eq!((reader.latest.access.value, writer.latest.access.value), (None, Some(written)));
+    }
+    let expected = ViolationCounters { reads: 4, writes: 4, ..Default::default() };
+    assert_eq!(counters(&vm.machine.control()), expected);
+}
+
+#[test]
+fn a_loop_is_one_offender_with_a_count() {
+    let (mut vm, driver) = start(ViolationPolicy::Report);
+    vm.payload.fill(driver.block(2), 64 * 512);
+    assert_eq!(vm.payload.verify(driver.block(2), 64 * 512), 64);
+    let last = 63 * 512;
+    assert_eq!(
+        told(&vm.machine.control()),
+        [
+            ("mov %r8,(%r8)".to_owned(), Operation::Write, 8, 2, last, 64),
+            ("cmp %r8,(%r8)".to_owned(), Operation::Read, 8, 2, last, 64),
+        ]
+    );
+}
+
+#[test]
+fn string_instructions_are_told_element_by_element() {
+    const QUADS: u64 = 5;
+    let (mut vm, driver) = start(ViolationPolicy::Report);
+    vm.payload.copy(driver.block(1), QUADS);
+    for quad in 0..QUADS {
+        assert_eq!(vm.payload.read(8, Payload::COPY + quad * 8), u64::MAX);
+    }
+    vm.payload.store_string(driver.block(1), QUADS);
+    let last = (QUADS - 1) * 8;
+    assert_eq!(
+        told(&vm.machine.control()),
+        [
+            ("rep movsq (%rsi),(%rdi)".to_owned(), Operation::Read, 8, 1, last, QUADS),
+            ("rep stos %rax,(%rdi)".to_owned(), Operation::Write, 8, 1, last, QUADS),
+        ]
+    );
+}
+
+#[test]
+fn the_machine_ends_if_it_is_to_and_says_who_it_was() {
+    let (PayloadMachine { machine, payload, .. }, driver) = start(ViolationPolicy::Stop);
+    payload.write_and_end(driver.block(7) + 0x10, 0x1234);
+    let ending = machine.wait();
+    assert_eq!(ending.exit_code(), 16);
+    let message = ending.to_string();
+    let Ending::Violation(violation) = ending else { panic!("{message}") };
+    assert_eq!(violation.target, Target::UnpluggedBlock { block: 7, offset: 0x10 });
+    assert_eq!(violation.accessor.instruction.as_deref(), Some("mov %r9,(%r8)"));
+    for part in ["vCPU 0", "kernel mode", "write of 8 bytes", "unplugged block 7 of mem0", "0x1234"]
+    {
+        assert!(message.contains(part), "{message:?} should say {part:?}");
+    }
+}
+
+#[test]
+fn what_is_ignored_is_counted_and_no_more() {
+    let (mut vm, driver) = start(ViolationPolicy::Ignore);
+    assert_eq!(vm.payload.read(8, driver.block(0)), u64::MAX);
+    vm.payload.write(8, driver.block(0), 1);
+    let expected = ViolationCounters { reads: 1, writes: 1, ..Default::default() };
+    assert_eq!(counters(&vm.machine.control()), expected);
+    assert_eq!(offenders(&vm.machine.control()), []);
+}
+
+#[test]
+fn an_instruction_that_kvm_cannot_emulate_is_told_and_stepped_over() {
+    let (mut vm, driver) = start(ViolationPolicy::Report);
+    // Nothing was added to what was zero: registers stay as they are.
+    assert_eq!(vm.payload.add_vector(driver.block(4) + 0x40), 0);
+    vm.payload.store_vector(driver.block(5) + 8);
+    assert_eq!(
+        told(&vm.machine.control()),
+        [
+            ("paddq (%r8),%xmm0".to_owned(), Operation::Read, 16, 4, 0x40, 1),
+            ("movlps %xmm0,(%r8)".to_owned(), Operation::Write, 8, 5, 8, 1),
+        ]
+    );
+    assert_eq!(vm.payload.take_exception(), None);
+}
+
+#[test]
+fn plugged_memory_is_no_violation_for_any_instruction() {
+    let (mut vm, mut driver) = start(ViolationPolicy::Report);
+    assert_eq!(driver.plug(&mut vm.payload, 4, 2), Answer::Ack);
+    vm.payload.write(8, driver.block(4) + 0x40, 0x1234);
+    assert_eq!(vm.payload.add_vector(driver.block(4) + 0x40), 0x1234);
+    vm.payload.store_vector(driver.block(5));
+    assert_eq!(vm.payload.read(8, driver.block(5)), 0x1234);
+    assert_eq!(counters(&vm.machine.control()), ViolationCounters::default());
+}
+
+#[test]
+fn an_instruction_in_unplugged_memory_is_none() {
+    const INVALID_OPCODE: u64 = 6;
+    let (mut vm, driver) = start(ViolationPolicy::Report);
+    let target = driver.block(6) + 0x100;
+    vm.payload.call(target);
+    let exception = vm.payload.take_exception().expect("an exception");
+    assert_eq!((exception.vector, exception.instruction_pointer), (INVALID_OPCODE, target));
+    let control = vm.machine.control();
+    assert_eq!(told(&control), [(String::new(), Operation::Fetch, 1, 6, 0x100, 1)]);
+    assert_eq!(offenders(&control)[0].latest.accessor.instruction_pointer, target);
+    let expected = ViolationCounters { fetches: 1, ..Default::default() };
+    assert_eq!(counters(&control), expected);
+}
+
+#[test]
+fn a_machine_check_is_precise_and_says_where() {
+    const MACHINE_CHECK: u64 = 18;
+    const UNCORRECTED: u64 = 1 << 61;
+    const ADDRESS_VALID: u64 = 1 << 58;
+    // MCIP, and the instruction pointer is good for both.
+    const PRECISE: u64 = 0b111;
+    let (mut vm, driver) = start(ViolationPolicy::MachineCheck);
+    let control = vm.machine.control();
+    let expect_check = |payload: &mut Payload, address: u64, code: u64| {
+        let exception = payload.take_exception().expect("an exception");
+        let Exception { vector, instruction_pointer, mcg_status, banks } = exception;
+        assert_eq!(vector, MACHINE_CHECK, "{exception:x?}");
+        assert_eq!(mcg_status & PRECISE, PRECISE, "{exception:x?}");
+        let (status, told) = *banks.iter().find(|bank| bank.0 != 0).expect("a bank has something");
+        assert_eq!(status & (UNCORRECTED | ADDRESS_VALID), UNCORRECTED | ADDRESS_VALID);
+        assert_eq!((status & 0xffff, told), (code, address), "{exception:x?}");
+        let offenders = offenders(&control);
+        let latest = &offenders.last().expect("an offender").latest;
+        assert_eq!(latest.accessor.instruction_pointer, instruction_pointer, "{latest:?}");
+        assert_eq!(latest.access.address, address);
+    };
+    let payload = &mut vm.payload;
+    payload.read(8, driver.block(1) + 0x18);
+    expect_check(payload, driver.block(1) + 0x18, 0x134);
+    payload.write(4, driver.block(2) + 0x20, 1);
+    expect_check(payload, driver.block(2) + 0x20, 0x144);
+    // Each is one machine check, however many elements there are.
+    payload.copy(driver.block(3), 100);
+    expect_check(payload, driver.block(3), 0x134);
+    payload.add_vector(driver.block(4));
+    expect_check(payload, driver.block(4), 0x134);
+    payload.call(driver.block(5));
+    expect_check(payload, driver.block(5), 0x150);
+    assert_eq!(payload.take_exception(), None);
+    let expected = ViolationCounters { reads: 3, writes: 1, fetches: 1, ..Default::default() };
+    assert_eq!(counters(&vm.machine.control()), expected);
+}
+
+/// A process of Linux that reads the last page of the region is killed, and Linux goes on; when the
+/// kernel itself writes there, it panics. Debian 6.1's cloud kernel knows no machine checks.
+#[test]
+fn linux_takes_a_machine_check_for_an_error_of_memory() {
+    const PAGE: u64 = 4096;
+    for name in ["debian-6.1", "debian-6.12-cloud", "protected"] {
+        let config = LinuxConfig {
+            memory_devices: vec![MemoryDeviceConfig {
+                on_violation: ViolationPolicy::MachineCheck,
+                ..MemoryDeviceConfig::new(GIB)
+            }],
+            ..LinuxConfig::default()
+        };
+        let linux = Linux::boot(&kernel(name), config);
+        // No driver has come, and none may read beyond the usable part of the region.
+        let address = linux.control.status().memory_devices[0].address + GIB - PAGE;
+        let process = linux.guest.spawn().unwrap();
+        let memory = process.open("/dev/mem", OpenFlags::RDWR).unwrap();
+        let zero = process.open("/dev/zero", OpenFlags::RDONLY).unwrap();
+        let map = || memory.mmap(address, PAGE, Protection::ReadWrite, Sharing::Shared).unwrap();
+        let error = map().peek_u64(8).unwrap_err();
+        let GuestError::Faulted { fault: Fault { signal: Signal::SIGBUS, .. }, .. } = error else {
+            panic!("{name}: {error}")
+        };
+        let all = offenders(&linux.control);
+        let reader = &all[0].latest;
+        assert_eq!(
+            (reader.accessor.privilege, reader.access.address),
+            (Privilege::User, address + 8)
+        );
+        let instruction = reader.accessor.instruction.as_deref();
+        assert!(instruction.is_some_and(|text| text.contains("mov")), "{name}: {reader:?}");
+        linux.wait_until("the kernel says so", || {
+            let printed = linux.printed();
+            let said = |text: &str| printed.contains(text);
+            said("Machine Check Exception") && said(&format!("ADDR {:x}", address + 8))
+        });
+        map().in_process().read_from(&zero, 0, 0, 8).unwrap_err();
+        let ending = linux.ending();
+        let all = offenders(&linux.control);
+        let writer = &all.last().unwrap().latest;
+        assert_eq!(
+            (writer.accessor.privilege, writer.access.operation),
+            (Privilege::Kernel, Operation::Write)
+        );
+        assert!(writer.accessor.instruction.is_some(), "{name}: {writer:?}");
+        match ending {
+            // A kernel with a pvpanic driver has no time to say why.
+            Ending::Panic => {}
+            Ending::Reset => {
+                let printed = linux.printed();
+                for said in ["Kernel panic", &format!("ADDR {address:x}")] {
+                    assert!(printed.contains(said), "{name} should say {said:?}: {printed}");
+                }
+            }
+            other => panic!("{name}: {other}"),
+        }
+    }
+}

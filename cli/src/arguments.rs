@@ -64,6 +64,10 @@ pub struct RunArguments {
     /// Kernel command line
     #[arg(long, value_name = "STRING", default_value = "console=ttyS0 panic=-1")]
     pub cmdline: String,
+    /// Names of the kernel's functions, for reports: a System.map, a copy of /proc/kallsyms or a
+    /// vmlinux. Without it they are looked for in the guest's memory
+    #[arg(long, value_name = "PATH")]
+    pub symbols: Option<PathBuf>,
     /// Number of vCPUs
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,

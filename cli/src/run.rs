@@ -60,6 +60,7 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
         },
         initrd,
         cmdline: arguments.cmdline,
+        symbols: arguments.symbols,
         virtio_transport: match arguments.transport {
             Transport::Mmio => VirtioTransport::Mmio,
             Transport::Pci => VirtioTransport::Pci,

@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
+pub mod symbols;
 pub mod vcpu;
 
 pub use machine::{

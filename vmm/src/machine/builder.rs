@@ -35,6 +35,7 @@ use crate::memory::host::HostMemory;
 use crate::memory::layout::{self, gsi, port};
 use crate::memory::slots::{MemorySlots, SlotId};
 use crate::memory::violations::ViolationPolicy;
+use crate::symbols::GuestSymbols;
 use crate::vcpu::cpuid::CpuidTemplate;
 use crate::vcpu::machine_check::MachineChecks;
 use crate::vcpu::{self, UncachedMemory, Vcpu, VcpuError, VcpuGate};
@@ -131,12 +132,17 @@ impl<'a> Builder<'a> {
         self.attach_probes(&dma)?;
         self.attach_pci()?;
         let entry = self.load(&memory)?;
+        let symbols = Arc::new(match &self.config.symbols {
+            Some(path) => GuestSymbols::from_file(path)?,
+            None => GuestSymbols::from_memory(memory.clone()),
+        });
         let (vcpus, halted) = self.create_vcpus(&memory, &entry)?;
         let parts = Parts {
             slots: Some(self.slots),
             memory_devices: vcpus[0].buses.memory_devices.clone(),
             pci: vcpus[0].buses.pci.clone(),
             iommu: self.iommu,
+            symbols: Some(symbols),
         };
         let (gate, ending) = (self.gate, self.ending);
         let worker = Worker::start(self.work, Arc::clone(&gate), halted, Arc::clone(&ending))?;

@@ -9,6 +9,7 @@ use crate::acpi::AcpiError;
 use crate::boot::BootError;
 use crate::kvm::KvmError;
 use crate::memory::MemoryError;
+use crate::symbols::SymbolFileError;
 use crate::vcpu::VcpuError;
 
 /// A machine that cannot be.
@@ -37,6 +38,8 @@ pub enum MachineError {
     MemoryDevice(#[from] MemoryDeviceError),
     #[error(transparent)]
     Boot(#[from] BootError),
+    #[error(transparent)]
+    Symbols(#[from] SymbolFileError),
     #[error(transparent)]
     Acpi(#[from] AcpiError),
     #[error(transparent)]

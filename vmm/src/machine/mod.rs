@@ -35,6 +35,7 @@ use crate::boot::BootProtocol;
 use crate::memory::backing::Backing;
 use crate::memory::host::{HostMemory, HostMemoryConfig};
 use crate::memory::slots::{MemorySlots, SlotId};
+use crate::symbols::GuestSymbols;
 use crate::vcpu::VcpuGate;
 use builder::Builder;
 use serial::SerialWires;
@@ -108,6 +109,9 @@ pub struct MachineConfig {
     pub initrd: Vec<u8>,
     /// The kernel's command line.
     pub cmdline: String,
+    /// Where the names of the kernel's functions are: a System.map, a copy of /proc/kallsyms, or a
+    /// vmlinux. None to find them in the guest's memory.
+    pub symbols: Option<PathBuf>,
     /// How drivers reach virtio devices.
     pub virtio_transport: VirtioTransport,
     /// Its virtio-mem devices, `mem0` first.
@@ -137,6 +141,7 @@ impl MachineConfig {
             protocol: BootProtocol::Auto,
             initrd: Vec::new(),
             cmdline: String::new(),
+            symbols: None,
             virtio_transport: VirtioTransport::default(),
             memory_devices: Vec::new(),
             probes: Vec::new(),
@@ -195,6 +200,7 @@ struct Parts {
     memory_devices: Vec<Arc<MemoryDevice>>,
     pci: Option<Arc<Pci>>,
     iommu: Option<Arc<Translations>>,
+    symbols: Option<Arc<GuestSymbols>>,
 }
 
 impl MachineControl {
@@ -225,6 +231,11 @@ impl MachineControl {
         let device = device.status();
         let growth = device.requested.saturating_sub(device.plugged);
         Ok(Resizing { device, warning: memmap::warning(growth, self.memory) })
+    }
+
+    /// Names for the instructions of the guest's kernel; none while the machine starts anew.
+    pub fn symbols(&self) -> Option<Arc<GuestSymbols>> {
+        lock(&self.parts).symbols.clone()
     }
 
     /// Ends the machine, whatever the guest is doing.

@@ -1,0 +1,231 @@
+//! Symbols from a file: a System.map, a copy of /proc/kallsyms, or a vmlinux.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+
+use log::warn;
+use object::elf::SHF_EXECINSTR;
+use object::read::StringTable;
+use object::read::elf::{ElfFile64, Sym};
+use object::{Endianness, Object, ObjectSection, ObjectSymbol, ReadCache, SectionFlags};
+use thiserror::Error;
+
+use super::kallsyms::ENTRY;
+use super::table::{Symbol, Symbols, TooManySymbols};
+
+/// A file that gives no symbols.
+#[derive(Debug, Error)]
+#[error("cannot take symbols from {}: {reason}", path.display())]
+pub struct SymbolFileError {
+    path: PathBuf,
+    reason: Reason,
+}
+
+/// Why a file gives no symbols.
+#[derive(Debug, Error)]
+enum Reason {
+    #[error(transparent)]
+    Read(#[from] io::Error),
+    #[error(
+        "it is neither a vmlinux nor a System.map nor a copy of /proc/kallsyms ({0:?} is no symbol)"
+    )]
+    Foreign(String),
+    #[error("it is no vmlinux of x86-64: {0}")]
+    Elf(#[from] object::Error),
+    #[error("it has none; give a vmlinux as it was linked, or the System.map beside it")]
+    Empty,
+    #[error(
+        "all addresses are zero; copy /proc/kallsyms as root, with kernel.kptr_restrict=1 or 0"
+    )]
+    AddressesHidden,
+    #[error("it has no {ENTRY}, as every Linux kernel for x86-64 has")]
+    NoEntry,
+    #[error(transparent)]
+    TooMany(#[from] TooManySymbols),
+}
+
+/// The symbols of a kernel that may lie elsewhere when it runs.
+#[derive(Debug)]
+pub struct SymbolFile {
+    path: PathBuf,
+    symbols: Symbols,
+    /// Where [`ENTRY`] is according to the file.
+    entry: u64,
+    warning: Once,
+}
+
+impl Symbols {
+    /// The table of the file at `path`, whichever of the three it is.
+    pub fn from_file(path: &Path) -> Result<Self, SymbolFileError> {
+        read(path).map_err(|reason| SymbolFileError { path: path.into(), reason })
+    }
+}
+
+impl SymbolFile {
+    /// KASLR moves a kernel by a multiple of this, the least CONFIG_PHYSICAL_ALIGN of x86-64.
+    const SLIDE_ALIGNMENT: u64 = 2 << 20;
+
+    /// Reads the file at `path`, which must be that of a kernel.
+    pub fn open(path: &Path) -> Result<Self, SymbolFileError> {
+        let symbols = Symbols::from_file(path)?;
+        let no_entry = || SymbolFileError { path: path.into(), reason: Reason::NoEntry };
+        let entry = symbols.address_of(ENTRY).ok_or_else(no_entry)?;
+        Ok(Self { path: path.into(), symbols, entry, warning: Once::new() })
+    }
+
+    /// What is at `address` of a kernel whose [`ENTRY`] is at `entry`.
+    ///
+    /// Modules are not where they were in another boot.
+    pub fn resolve(&self, entry: u64, address: u64) -> Option<Symbol<'_>> {
+        let slide = entry.wrapping_sub(self.entry);
+        if !slide.is_multiple_of(Self::SLIDE_ALIGNMENT) {
+            self.warning.call_once(|| {
+                warn!("the guest's kernel is another one than that of {}", self.path.display());
+            });
+            return None;
+        }
+        let symbol = self.symbols.resolve(address.wrapping_sub(slide))?;
+        (slide == 0 || symbol.module.is_none()).then_some(symbol)
+    }
+}
+
+fn read(path: &Path) -> Result<Symbols, Reason> {
+    const ELF_MAGIC: &[u8] = b"\x7fELF";
+    let mut file = File::open(path)?;
+    let mut contents = Vec::new();
+    (&file).take(ELF_MAGIC.len() as u64).read_to_end(&mut contents)?;
+    if contents == ELF_MAGIC {
+        return read_elf(file);
+    }
+    file.read_to_end(&mut contents)?;
+    read_text(&contents)
+}
+
+/// Reads lines such as `ffffffff81000000 T _text`, with `[module]` at the end of some.
+fn read_text(contents: &[u8]) -> Result<Symbols, Reason> {
+    const SHOWN: usize = 40;
+    let text = String::from_utf8_lossy(contents);
+    let symbols = text
+        .lines()
+        .map(|line| {
+            let foreign = || Reason::Foreign(line.chars().take(SHOWN).collect());
+            parse_line(line).ok_or_else(foreign)
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    if symbols.is_empty() {
+        return Err(Reason::Empty);
+    }
+    if symbols.iter().all(|(address, ..)| *address == 0) {
+        return Err(Reason::AddressesHidden);
+    }
+    Ok(Symbols::collect(symbols)?)
+}
+
+fn parse_line(line: &str) -> Option<(u64, char, &str, Option<&str>)> {
+    let mut words = line.split_ascii_whitespace();
+    let address = u64::from_str_radix(words.next()?, 16).ok()?;
+    let kind = words.next()?.parse().ok()?;
+    let name = words.next()?;
+    let module = match words.next() {
+        Some(word) => Some(word.strip_prefix('[')?.strip_suffix(']')?),
+        None => None,
+    };
+    Some((address, kind, name, module))
+}
+
+/// Reads what is code in the symbol table of an ELF file, of which only that is read: there may be a
+/// gigabyte of debugging information.
+fn read_elf(file: File) -> Result<Symbols, Reason> {
+    let cache = ReadCache::new(file);
+    let elf = ElfFile64::<Endianness, _>::parse(&cache)?;
+    let table = elf.elf_symbol_table();
+    if table.is_empty() {
+        return Err(Reason::Empty);
+    }
+    // All names at once: each by itself would be a system call.
+    let names = elf.section_by_index(table.string_section())?.data()?;
+    let names = StringTable::new(names, 0, names.len() as u64);
+    let is_code = |flags| matches!(flags, SectionFlags::Elf { sh_flags, .. } if sh_flags.contains(SHF_EXECINSTR));
+    let code = elf.sections().filter(|section| is_code(section.flags()));
+    let code: Vec<_> = code.map(|section| section.index()).collect();
+    let symbols = elf.symbols().filter_map(|symbol| {
+        let section = symbol.section_index()?;
+        let name = names.get(symbol.elf_symbol().st_name(elf.endian())).ok()?;
+        let name = str::from_utf8(name).ok().filter(|name| !name.is_empty())?;
+        let kind = if symbol.is_weak() { 'W' } else { 'T' };
+        code.contains(&section).then_some((symbol.address(), kind, name, None))
+    });
+    Ok(Symbols::collect(symbols)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const KALLSYMS: &str = "\
+0000000000000000 A fixed_percpu_data
+ffffffff81000000 T _text
+ffffffff81000100 t some_function
+ffffffff81e00040 T entry_SYSCALL_64
+ffffffff82000000 D some_data
+ffffffffa0000000 t in_module\t[module]
+";
+
+    fn open(contents: impl AsRef<[u8]>) -> Result<SymbolFile, SymbolFileError> {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("symbols");
+        fs::write(&path, contents).unwrap();
+        SymbolFile::open(&path)
+    }
+
+    #[test]
+    fn a_kernel_may_have_moved_and_takes_no_modules_with_it() {
+        let file = open(KALLSYMS).unwrap();
+        let shown = |slide: u64, address: u64| {
+            let symbol = file.resolve(0xffff_ffff_81e0_0040 + slide, address + slide);
+            symbol.map(|symbol| symbol.to_string())
+        };
+        let some_function = 0xffff_ffff_8100_0112;
+        assert_eq!(shown(0, some_function).unwrap(), "some_function+0x12");
+        assert_eq!(shown(0x1400_0000, some_function).unwrap(), "some_function+0x12");
+        assert_eq!(shown(0x1400_0001, some_function), None, "another kernel");
+        assert_eq!(shown(0, 0xffff_ffff_a000_0001).unwrap(), "in_module+0x1 [module]");
+        assert_eq!(shown(0x1400_0000, 0xffff_ffff_a000_0001), None);
+    }
+
+    #[test]
+    fn a_file_that_gives_nothing_is_told_why() {
+        let hidden: String =
+            KALLSYMS.lines().map(|line| format!("{:016x}{}\n", 0, &line[16..])).collect();
+        let without_entry = KALLSYMS.replace("entry_SYSCALL_64", "system_call");
+        for (contents, reason) in [
+            (&b""[..], "it has none"),
+            (hidden.as_bytes(), "kernel.kptr_restrict"),
+            (without_entry.as_bytes(), "no entry_SYSCALL_64"),
+            (b"\x1f\x8b\x08", "neither"),
+            (b"ffffffff81000000 T", "\"ffffffff81000000 T\" is no symbol"),
+            (b"\x7fELF", "no vmlinux"),
+        ] {
+            let message = open(contents).unwrap_err().to_string();
+            assert!(message.contains(reason), "{message:?} should say {reason:?}");
+        }
+        let message = SymbolFile::open(Path::new("/none")).unwrap_err().to_string();
+        assert_eq!(
+            message,
+            "cannot take symbols from /none: No such file or directory (os error 2)"
+        );
+    }
+
+    #[test]
+    fn an_elf_file_tells_where_its_functions_are() {
+        let symbols = Symbols::from_file(&std::env::current_exe().unwrap()).unwrap();
+        assert!(symbols.address_of("main").is_some());
+        assert!(symbols.address_of("environ").is_none(), "data");
+    }
+}

@@ -4,14 +4,20 @@
 
 mod support;
 
-use lab::guest::Observe;
+use std::collections::HashMap;
+use std::io::Write;
+
+use lab::guest::{Observe, OpenFlags};
 use lab::initramfs::Initramfs;
 use lab::vm::{BUS, DRIVER, Special, Vm, VmConfig, Vmm};
+use support::kallsyms::{Kallsyms, KernelSymbol};
 use support::linux::{Linux, LinuxConfig, kernel, lasting_vcpus};
 use support::{GIB, MIB, resident};
 use tempfile::TempDir;
+use vm_memory::GuestAddress;
 use vmm::boot::BootProtocol;
 use vmm::memory::backing::Backing;
+use vmm::symbols::{GuestSymbols, Symbols};
 use vmm::{Ending, MemoryDeviceConfig, OnReset, VirtioTransport};
 
 const KERNELS: [&str; 5] =
@@ -289,4 +295,83 @@ fn l6_q4_random_resizes_under_load_lose_nothing() {
     assert_eq!((witness.requests.error, witness.requests.busy), (0, 0), "{witness:?}");
     assert_eq!(witness.violations, Default::default());
     vm.power_off().unwrap();
+}
+
+/// Where a kernel goes on SYSCALL: what LSTAR contains.
+const ENTRY: &str = "entry_SYSCALL_64";
+
+#[test]
+fn functions_have_the_names_that_the_guest_has_for_them_wherever_kaslr_puts_it() {
+    const MSR_LSTAR: u64 = 0xc000_0082;
+    const LINKED_AT: u64 = 0xffff_ffff_8100_0000;
+    for name in ["debian-5.10", "debian-6.1-cloud", "debian-6.12-cloud"] {
+        let config = LinuxConfig { modules: &["msr"], ..LinuxConfig::default() };
+        let linux = Linux::boot(&kernel(name), config);
+        linux.guest.load_module("msr", "").unwrap();
+        let process = linux.guest.spawn().unwrap();
+        let msrs = process.open("/dev/cpu/0/msr", OpenFlags::RDONLY).unwrap();
+        let lstar = msrs.read_at(MSR_LSTAR, 8).unwrap();
+        let lstar = u64::from_le_bytes(lstar.try_into().unwrap());
+        let kallsyms = Kallsyms::open(&process);
+        let start = kallsyms.start_of_image();
+        let code = *linux.guest.iomem().unwrap().find("Kernel code").unwrap().range.start();
+        let sample = kallsyms.sample();
+        assert!(sample.len() > 100, "{name}: {} functions", sample.len());
+
+        let system_map = tempfile::NamedTempFile::new().unwrap();
+        let entry = KernelSymbol { address: lstar, kind: "T".into(), name: ENTRY.into() };
+        for KernelSymbol { address, kind, name } in sample.iter().chain([&entry]) {
+            let address = address - start + LINKED_AT;
+            writeln!(system_map.as_file(), "{address:016x} {kind} {name}").unwrap();
+        }
+        let from_file = GuestSymbols::from_file(system_map.path()).unwrap();
+        for symbols in [&*linux.control.symbols().unwrap(), &from_file] {
+            let resolve = |lstar, address| {
+                let translate = |address| Some(GuestAddress(address - start + code));
+                symbols.resolve(lstar, translate, address)
+            };
+            let is_right = |lstar, symbol: &KernelSymbol| {
+                let found = resolve(lstar, symbol.address).unwrap_or_default();
+                sample.iter().any(|KernelSymbol { address, name, .. }| {
+                    *address == symbol.address && found == format!("{name}+0x0")
+                })
+            };
+            for symbol in &sample {
+                assert!(is_right(lstar, symbol), "{name}: {}", symbol.name);
+            }
+            assert_eq!(resolve(lstar, lstar + 0x12).unwrap(), format!("{ENTRY}+0x12"));
+            assert_eq!(resolve(lstar, 0x40_0000), None, "{name}: an address of user space");
+            assert_eq!(resolve(0, lstar), None, "{name}: too early in the boot");
+            // The controls: had the kernel moved otherwise than it did.
+            assert_eq!(resolve(lstar + 8, lstar + 8), None, "{name}");
+            let moved = lstar + (2 << 20);
+            assert!(!sample.iter().any(|symbol| is_right(moved, symbol)), "{name}");
+        }
+    }
+}
+
+#[test]
+fn functions_of_our_kernel_have_the_names_that_its_vmlinux_has_for_them() {
+    const LINKED_FOR: u64 = 0xffff_ffff_8000_0000;
+    let kernel = kernel("protected");
+    let vmlinux = kernel.vmlinux().expect("our own kernel has a vmlinux");
+    let linux = Linux::boot(&kernel, LinuxConfig::default());
+    let from_file = GuestSymbols::from_file(vmlinux).unwrap();
+    let functions = Symbols::from_file(vmlinux).unwrap();
+    let lstar = functions.address_of(ENTRY).unwrap();
+    let mut names: HashMap<u64, Vec<String>> = HashMap::new();
+    for (address, symbol) in functions.iter() {
+        names.entry(address).or_default().push(symbol.to_string());
+    }
+    // What comes then is never run, and not in the kernel's own table.
+    let end = functions.address_of("_einittext").unwrap();
+    names.retain(|address, _| *address < end);
+    assert!(names.len() > 20_000, "{} addresses", names.len());
+    for symbols in [&*linux.control.symbols().unwrap(), &from_file] {
+        for (address, names) in &names {
+            let translate = |address| Some(GuestAddress(address - LINKED_FOR));
+            let symbol = symbols.resolve(lstar, translate, *address).expect("it has a name");
+            assert!(names.contains(&symbol), "{address:#x} is {symbol}, and one of {names:?}");
+        }
+    }
 }

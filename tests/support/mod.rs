@@ -5,6 +5,7 @@
 pub mod check;
 pub mod conformance;
 pub mod host_memory;
+pub mod kallsyms;
 pub mod linux;
 pub mod lspci;
 pub mod payload;

@@ -6,5 +6,7 @@
 pub mod blocks;
 pub mod guest;
 pub mod iommu_model;
+#[path = "../../vmm/src/symbols/kallsyms_encoder.rs"]
+pub mod kallsyms_encoder;
 pub mod mmio_driver;
 pub mod pci_machine;

@@ -136,6 +136,7 @@ impl<'a> Builder<'a> {
             Some(path) => GuestSymbols::from_file(path)?,
             None => GuestSymbols::from_memory(memory.clone()),
         });
+        self.buses.symbols = Some(Arc::clone(&symbols));
         let (vcpus, halted) = self.create_vcpus(&memory, &entry)?;
         let parts = Parts {
             slots: Some(self.slots),

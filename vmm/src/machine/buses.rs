@@ -10,6 +10,7 @@ use super::memory_device::{MemoryDevice, UnpluggedMemoryAccess};
 use super::pci::{Pci, RefusedAccess};
 use crate::memory::slots::SlotError;
 use crate::memory::violations::{Accessor, Consequence, GuestAccess, Operation};
+use crate::symbols::GuestSymbols;
 
 /// All that a vCPU reaches.
 #[derive(Default)]
@@ -24,6 +25,8 @@ pub struct GuestBuses {
     pub pci: Option<Arc<Pci>>,
     /// Devices whose unplugged memory a guest may try to touch.
     pub memory_devices: Vec<Arc<MemoryDevice>>,
+    /// What the guest's kernel calls its functions.
+    pub symbols: Option<Arc<GuestSymbols>>,
 }
 
 /// An access of a vCPU to what is not there, already answered.

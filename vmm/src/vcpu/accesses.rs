@@ -74,10 +74,11 @@ impl StoppedVcpu<'_> {
 
     /// A vCPU that is at `instruction`, or at one that cannot be read.
     pub fn accessor_at(&self, vcpu: u32, instruction: Option<&Instruction>) -> Accessor {
+        let instruction_pointer = instruction.map_or(self.regs.rip, Instruction::ip);
         Accessor {
             vcpu,
-            instruction_pointer: instruction.map_or(self.regs.rip, Instruction::ip),
-            symbol: None,
+            instruction_pointer,
+            symbol: self.symbol(instruction_pointer),
             privilege: self.privilege(),
             cr3: self.sregs.cr3,
             instruction: instruction.map(disassembled),

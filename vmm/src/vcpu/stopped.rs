@@ -113,6 +113,11 @@ impl<'a> StoppedVcpu<'a> {
         if is_there { None } else { self.buses.unplugged(access) }
     }
 
+    /// What the guest's kernel calls the code at `address`.
+    pub fn symbol(&self, address: u64) -> Option<String> {
+        self.buses.symbols.as_ref()?.symbolize(self.fd, address)
+    }
+
     /// The instruction at `instruction_pointer`, or how many bytes of it there are.
     pub fn decode(&self, instruction_pointer: u64) -> Result<Instruction, usize> {
         let code = self.read(self.code_address(instruction_pointer), LONGEST_INSTRUCTION);

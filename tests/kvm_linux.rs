@@ -12,7 +12,7 @@ use lab::initramfs::Initramfs;
 use lab::vm::{BUS, DRIVER, Special, Vm, VmConfig, Vmm};
 use support::kallsyms::{Kallsyms, KernelSymbol};
 use support::linux::{Linux, LinuxConfig, kernel, lasting_vcpus};
-use support::{GIB, MIB, resident};
+use support::{GIB, MIB, resident, rounds};
 use tempfile::TempDir;
 use vm_memory::GuestAddress;
 use vmm::boot::BootProtocol;
@@ -22,11 +22,6 @@ use vmm::{Ending, MemoryDeviceConfig, OnReset, VirtioTransport};
 
 const KERNELS: [&str; 5] =
     ["debian-6.1-cloud", "debian-6.1", "debian-6.12-cloud", "debian-6.12", "protected"];
-
-/// How often a test repeats itself: as often as the environment says, for a long run.
-fn rounds(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).map_or(default, |rounds| rounds.parse().expect("a number"))
-}
 
 fn device(size: u64, requested: u64, block_size: u64) -> MemoryDeviceConfig {
     MemoryDeviceConfig { requested, block_size, ..MemoryDeviceConfig::new(size) }

@@ -3,15 +3,18 @@
 
 mod support;
 
+use std::num::NonZeroU64;
+use std::thread;
+
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use support::host_memory::{HugePagePool, in_use};
 use support::virtio_mem_driver::{Answer, Driver, State};
-use support::{GIB, MIB, PayloadMachine};
+use support::{GIB, MIB, PayloadMachine, resident, rounds};
 use tempfile::TempDir;
 use vmm::memory::backing::{Backing, HugePageSize};
 use vmm::memory::host::HostMemoryConfig;
 use vmm::memory::violations::{GuestAccess, Offender, Operation, Target, ViolationCounters};
-use vmm::{Ending, Enforcement, MachineConfig, MemoryDeviceConfig};
+use vmm::{Ending, Enforcement, MachineConfig, MemoryDeviceConfig, OnReset};
 
 fn device(requested: u64) -> MemoryDeviceConfig {
     MemoryDeviceConfig { requested, ..MemoryDeviceConfig::new(GIB) }
@@ -399,4 +402,88 @@ fn the_guest_ends_the_machine_by_its_registers() {
         payload.out_and_end(port, value);
         assert_eq!(machine.wait(), ending);
     }
+}
+
+/// What a driver may do in any order, on a host that is busy now and then, and with reboots.
+#[test]
+fn q4_p7_u6_i3_random_resizes_with_failures_and_reboots_lose_no_block() {
+    const BLOCKS: u64 = 64;
+    const BUSY_EVERY: u64 = 7;
+    const ROUNDS_TO_REBOOT: u64 = 40;
+    let config = MemoryDeviceConfig {
+        busy_every: NonZeroU64::new(BUSY_EVERY),
+        ..MemoryDeviceConfig::new(BLOCKS * 2 * MIB)
+    };
+    let mut vm = PayloadMachine::start_as(|usual| MachineConfig {
+        memory_devices: vec![config],
+        on_reset: OnReset::Restart,
+        ..usual
+    })
+    .unwrap();
+    let control = vm.machine.control();
+    let running = thread::spawn(move || vm.machine.wait());
+    let payload = &mut vm.payload;
+    let mut driver = Driver::start(payload, true);
+    let at_first = (resident(), control.status().memory_slots);
+    // What is written to each plugged block.
+    let mut marks = [None; BLOCKS as usize];
+    let mut carried_out = 0;
+    let mut random = 0x6d6f_6174_u64;
+    let mut below = |limit: u64| {
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (random >> 33) % limit
+    };
+    for round in 1..=rounds("MOAT_TEST_REQUESTS", 120) {
+        if round % ROUNDS_TO_REBOOT == 0 {
+            payload.reset();
+            driver = Driver::start(payload, true);
+            (marks, carried_out) = ([None; BLOCKS as usize], 0);
+        }
+        let requested = below(BLOCKS + 1);
+        control.resize("mem0", requested * driver.block_size).unwrap();
+        let first = below(BLOCKS);
+        let count = 1 + below(8.min(BLOCKS - first));
+        let range = &mut marks[first as usize..(first + count) as usize];
+        let plugs = range[0].is_none();
+        let answer = if plugs {
+            driver.plug(payload, first, count as u16)
+        } else {
+            driver.unplug(payload, first, count as u16)
+        };
+        let is_valid = range.iter().all(|mark| mark.is_none() == plugs);
+        let plugged_after = range.len() + marks.iter().flatten().count();
+        let range = first as usize..(first + count) as usize;
+        let expected = if !is_valid {
+            Answer::Error
+        } else if plugs && plugged_after as u64 > requested {
+            Answer::Nack
+        } else {
+            carried_out += 1;
+            if carried_out % BUSY_EVERY == 0 { Answer::Busy } else { Answer::Ack }
+        };
+        assert_eq!(answer, expected, "round {round}: {first}+{count}, {requested} requested");
+        if answer == Answer::Ack {
+            for block in range.clone() {
+                marks[block] = plugs.then_some(round << 8 | block as u64);
+                if let Some(mark) = marks[block] {
+                    assert_eq!(payload.read(8, driver.block(block as u64)), 0, "round {round}");
+                    payload.write(8, driver.block(block as u64), mark);
+                }
+            }
+        }
+        // One that has long been plugged, and one of now.
+        for block in [below(BLOCKS) as usize, range.start] {
+            if let Some(mark) = marks[block] {
+                assert_eq!(payload.read(8, driver.block(block as u64)), mark, "round {round}");
+            }
+        }
+    }
+    while driver.unplug_all(payload) == Answer::Busy {}
+    let status = control.status();
+    assert_eq!((status.memory_devices[0].plugged, status.memory_slots), (0, at_first.1));
+    assert_eq!(status.memory_devices[0].violations, ViolationCounters::default());
+    let grown = resident().saturating_sub(at_first.0);
+    assert!(grown < 8 * MIB, "{grown} bytes more are resident than at first");
+    control.stop();
+    assert_eq!(running.join().unwrap(), Ending::Stopped);
 }

@@ -80,7 +80,7 @@ pub struct RunArguments {
     pub memory_backing: RamOption,
     /// Add a virtio-mem device (mem0, mem1, …): size=8G[,requested=1G][,block-size=2M]
     /// [,backing=anonymous|memfd|hugetlb-2m|hugetlb-1g|file:PATH][,huge-pages=on|off]
-    /// [,prealloc=on|off][,host-node=N][,node=N][,insist-inaccessible=on|off]
+    /// [,prealloc=on|off][,host-node=N][,node=N][,insist-inaccessible=on|off][,busy-every=N]
     #[arg(long, value_name = "SETTINGS")]
     pub virtio_mem: Vec<VirtioMemOption>,
     /// How drivers reach virtio devices

@@ -1,5 +1,6 @@
 //! The `--virtio-mem` option: `size=8G,requested=1G,block-size=2M,backing=hugetlb-2m`.
 
+use std::num::NonZeroU64;
 use std::str::FromStr;
 
 use vmm::MemoryDeviceConfig;
@@ -25,6 +26,7 @@ impl FromStr for VirtioMemOption {
         let mut memory = HostMemoryConfig::from(Backing::default());
         let mut node = None;
         let mut insist_on_inaccessible = false;
+        let mut busy_every = None;
         let mut on_violation = ViolationPolicy::default();
         for setting in settings::parse(text) {
             let (key, value) = setting?;
@@ -34,12 +36,13 @@ impl FromStr for VirtioMemOption {
                 "block-size" => block_size = value.parse()?,
                 "node" => node = Some(parse_node(key, value)?),
                 "on-violation" => on_violation = parse_policy(value)?,
+                "busy-every" => busy_every = Some(parse_count(key, value)?),
                 "insist-inaccessible" => insist_on_inaccessible = parse_switch(key, value)?,
                 _ if host_memory::set(&mut memory, key, value)? => {}
                 _ => {
                     return Err(format!(
                         "{key:?} is no setting of a virtio-mem device; there are size, requested, \
-                         block-size, node, insist-inaccessible, on-violation, {}",
+                         block-size, node, insist-inaccessible, busy-every, on-violation, {}",
                         host_memory::KEYS
                     ));
                 }
@@ -53,6 +56,7 @@ impl FromStr for VirtioMemOption {
             memory,
             node,
             insist_on_inaccessible,
+            busy_every,
             on_violation,
         }))
     }
@@ -70,6 +74,10 @@ fn parse_policy(value: &str) -> Result<ViolationPolicy, String> {
     }
 }
 
+fn parse_count(key: &str, value: &str) -> Result<NonZeroU64, String> {
+    value.parse().map_err(|_| format!("{key}={value}: want a number from 1 on"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,11 +87,12 @@ mod tests {
         let VirtioMemOption(config) = "size=8G".parse().unwrap();
         assert_eq!((config.size, config.requested, config.block_size), (8 << 30, 0, 2 << 20));
         let VirtioMemOption(config) =
-            "size=1G,requested=2M,block-size=1M,backing=memfd,insist-inaccessible=on"
+            "size=1G,requested=2M,block-size=1M,backing=memfd,insist-inaccessible=on,busy-every=7"
                 .parse()
                 .unwrap();
         assert_eq!((config.requested, config.block_size), (2 << 20, 1 << 20));
         assert_eq!((config.memory.backing, config.insist_on_inaccessible), (Backing::Memfd, true));
+        assert_eq!(config.busy_every, NonZeroU64::new(7));
         let VirtioMemOption(config) =
             "size=1G,backing=file:/dev/shm/a=b,huge-pages=off,prealloc=on,host-node=0,node=3"
                 .parse()
@@ -105,6 +114,7 @@ mod tests {
             ("size=1G,backing=stone", "stone"),
             ("size=1G,on-violation=panic", "report, stop, machine-check and ignore"),
             ("size=1G,node=-1", "node=-1"),
+            ("size=1G,busy-every=0", "busy-every=0"),
         ] {
             let message = text.parse::<VirtioMemOption>().unwrap_err();
             assert!(message.contains(reason), "{message:?} should say {reason:?}");

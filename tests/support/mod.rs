@@ -23,6 +23,11 @@ pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
 pub const GIB: u64 = 1 << 30;
 
+/// How often a test repeats itself: as often as the environment says, for a long run.
+pub fn rounds(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |rounds| rounds.parse().expect("a number"))
+}
+
 /// Resident memory of this process, in bytes.
 pub fn resident() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();

@@ -191,6 +191,17 @@ impl Payload {
         self.send(1, 8, address, value);
     }
 
+    /// Resets the machine, which starts again, and waits until this payload has.
+    pub fn reset(&mut self) {
+        const RESET_PORT: u64 = 0x602;
+        self.send(4, 1, RESET_PORT, 1);
+        // It may get as far as answering.
+        let mut byte = [0];
+        while byte != [b'R'] {
+            self.stream.read_exact(&mut byte).expect("the payload starts again");
+        }
+    }
+
     /// Starts all other processors by INIT and SIPI.
     pub fn start_processors(&mut self) {
         const LOCAL_APIC: u64 = 0xfee0_0000;

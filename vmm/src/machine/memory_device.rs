@@ -1,6 +1,7 @@
 //! A virtio-mem device in its place in the machine: the device, its transport, its memory, and the
 //! record of who touched what was not there.
 
+use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use devices::virtio::mem::{
@@ -14,6 +15,7 @@ use vm_memory::{Bytes, GuestAddress, MemoryRegionAddress};
 use super::lock;
 use crate::memory::MemoryError;
 use crate::memory::backing::Backing;
+use crate::memory::busy::BusyBackend;
 use crate::memory::host::{HostMemory, HostMemoryConfig};
 use crate::memory::one_slot::OneSlot;
 use crate::memory::reachable::ReachableBlocks;
@@ -51,6 +53,9 @@ pub struct MemoryDeviceConfig {
     pub node: Option<u16>,
     /// Refuse drivers that do not accept UNPLUGGED_INACCESSIBLE.
     pub insist_on_inaccessible: bool,
+    /// Answer BUSY to every so manieth PLUG, UNPLUG and UNPLUG_ALL that could be carried out, to see
+    /// what its driver makes of that.
+    pub busy_every: Option<NonZeroU64>,
     /// What becomes of an access to an unplugged block.
     pub on_violation: ViolationPolicy,
 }
@@ -68,6 +73,7 @@ impl MemoryDeviceConfig {
             memory: Backing::default().into(),
             node: None,
             insist_on_inaccessible: false,
+            busy_every: None,
             on_violation: ViolationPolicy::default(),
         }
     }
@@ -176,6 +182,10 @@ impl MemoryDevice {
                     .map_err(|error| memory_error(error.into()))?;
                 Box::new(one_slot)
             }
+        };
+        let backend = match config.busy_every {
+            Some(every) => Box::new(BusyBackend::new(backend, every)),
+            None => backend,
         };
         let device = VirtioMem::new(
             VirtioMemConfig {

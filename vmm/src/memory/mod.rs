@@ -1,6 +1,7 @@
 //! Guest memory: where it lies, what stands behind it, and who reaches it.
 
 pub mod backing;
+pub mod busy;
 pub mod host;
 pub mod layout;
 mod numa;

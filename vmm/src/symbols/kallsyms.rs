@@ -62,7 +62,7 @@ fn find_names(
     effort: &mut Effort,
 ) -> Option<Symbols> {
     let before = Image { bytes: &image.bytes[..tokens.start], ..image };
-    for at in (2 * ALIGNMENT..tokens.start).step_by(ALIGNMENT).rev() {
+    for at in (ALIGNMENT..tokens.start).step_by(ALIGNMENT).rev() {
         if let Some(names) = Names::at(before, at, effort) {
             effort.spend(names.count)?;
             if let Some(symbols) = decode(image, tokens, &names, entry, effort) {
@@ -230,7 +230,7 @@ impl<'a> Names<'a> {
     /// The list at `at`, if there is one, and its markers behind it.
     fn at(image: Image<'a>, at: usize, effort: &mut Effort) -> Option<Self> {
         let count_at = match image.u32(at - ALIGNMENT)? {
-            0 => at - 2 * ALIGNMENT,
+            0 => at.checked_sub(2 * ALIGNMENT)?,
             _ => at - ALIGNMENT,
         };
         let count = image.u32(count_at)? as usize;

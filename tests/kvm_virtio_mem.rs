@@ -391,6 +391,10 @@ fn q1_requests_that_live_in_unplugged_memory_are_not_carried_out() {
     assert_eq!(payload.read(2, somewhere), 3);
     let expected = ViolationCounters { dma: 2, ..Default::default() };
     assert_eq!(violations(&vm), expected);
+    let refused = &vm.machine.control().status().memory_devices[0].refused_devices;
+    let [device] = &refused[..] else { panic!("{refused:?}") };
+    assert_eq!((device.device.as_str(), device.count), ("virtio-mmio at 0xd0000000", 2));
+    assert_eq!((device.address, device.size, device.block), (unplugged, 24, 5));
 }
 
 #[test]

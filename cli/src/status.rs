@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use comfy_table::{Table, presets};
 use hyper::Method;
-use vmm::MachineStatus;
 use vmm::machine::{IommuStatus, PciStatus};
 use vmm::memory::violations::{Offender, Violation};
+use vmm::{MachineStatus, MemoryDeviceStatus};
 
 use crate::arguments::StatusArguments;
 use crate::client;
@@ -61,6 +61,7 @@ fn print_for_people(machine: &MachineStatus) -> std::io::Result<()> {
     let of_memory = machine.memory_devices.iter().flat_map(|device| &device.offenders);
     let of_pci = machine.pci.iter().flat_map(|pci| &pci.offenders);
     print_offenders(&of_memory.chain(of_pci).collect::<Vec<_>>())?;
+    print_refused_devices(&machine.memory_devices)?;
     machine.pci.as_ref().map_or(Ok(()), print_pci)?;
     machine.iommu.as_ref().map_or(Ok(()), print_iommu)
 }
@@ -94,6 +95,23 @@ fn print_offenders(offenders: &[&Offender]) -> std::io::Result<()> {
         ]);
     }
     answer(format_args!("\n{table}"))
+}
+
+/// Which devices were told to access unplugged blocks.
+fn print_refused_devices(memory_devices: &[MemoryDeviceStatus]) -> std::io::Result<()> {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(["refused device", "at", "of", "times"]);
+    for device in memory_devices {
+        for refused in &device.refused_devices {
+            table.add_row([
+                refused.device.clone(),
+                format!("{:#x}, {} bytes", refused.address, refused.size),
+                format!("{}: unplugged block {}", device.id, refused.block),
+                refused.count.to_string(),
+            ]);
+        }
+    }
+    if table.is_empty() { Ok(()) } else { answer(format_args!("\n{table}")) }
 }
 
 fn print_iommu(iommu: &IommuStatus) -> std::io::Result<()> {

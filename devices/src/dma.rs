@@ -23,26 +23,32 @@ use vm_memory::{
 
 /// Says which part of a region exists at this moment.
 pub trait Reachability: Send + Sync {
-    /// Whether all of `[offset, offset + len)`, which lies in the region, may be accessed now. A
-    /// refusal is a device's attempt to touch memory that is not there, and is counted as such.
+    /// Whether all of `[offset, offset + len)`, which lies in the region, may be accessed now.
     fn permits(&self, offset: u64, len: usize) -> bool;
+
+    /// Takes note that an access was not permitted: a device's attempt to touch memory that is not
+    /// there. Who it was is known of all devices that have a [`DmaPath`].
+    fn refused(&self, _requester: Option<u32>, _offset: u64, _len: usize) {}
 }
 
 /// A piece of guest memory, and whether it is all there.
+#[derive(Clone)]
 pub struct DmaRegion {
     mapping: Arc<GuestRegionMmap>,
     reachability: Option<Arc<dyn Reachability>>,
+    /// Who accesses it.
+    requester: Option<Arc<dyn Requester>>,
 }
 
 impl DmaRegion {
     /// Memory that is always there.
     pub fn fixed(mapping: Arc<GuestRegionMmap>) -> Self {
-        Self { mapping, reachability: None }
+        Self { mapping, reachability: None, requester: None }
     }
 
     /// Memory of which only what `reachability` permits is there.
     pub fn partial(mapping: Arc<GuestRegionMmap>, reachability: Arc<dyn Reachability>) -> Self {
-        Self { mapping, reachability: Some(reachability) }
+        Self { mapping, reachability: Some(reachability), requester: None }
     }
 }
 
@@ -67,6 +73,8 @@ impl GuestMemoryRegion for DmaRegion {
         let slice = self.mapping.get_slice(offset, count)?;
         match &self.reachability {
             Some(reachability) if !reachability.permits(offset.0, count) => {
+                let requester = self.requester.as_ref().map(|requester| requester.id());
+                reachability.refused(requester, offset.0, count);
                 Err(GuestMemoryError::HostAddressNotAvailable)
             }
             _ => Ok(slice),
@@ -139,8 +147,15 @@ impl DmaPath {
 
     /// What `requester` gets to see.
     pub fn view(&self, requester: Arc<dyn Requester>) -> DmaView {
+        let regions = self
+            .memory
+            .memory
+            .iter()
+            .map(|region| DmaRegion { requester: Some(Arc::clone(&requester)), ..region.clone() });
+        let memory = GuestRegionCollection::from_regions(regions.collect())
+            .expect("regions stay sorted and disjoint");
         let translation = self.iommu.clone().map(|iommu| Translation { iommu, requester });
-        DmaView { translation, ..self.memory.clone() }
+        DmaView { memory, translation }
     }
 }
 

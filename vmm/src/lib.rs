@@ -8,6 +8,7 @@ mod acpi;
 pub mod api;
 pub mod boot;
 pub mod doctor;
+mod endpoint;
 pub mod kvm;
 pub mod machine;
 pub mod memory;

@@ -29,6 +29,7 @@ use crate::acpi::{
     self, HotpluggableMemory, IommuPlace, PciHostBridge, Platform, VirtioMmioDevice,
 };
 use crate::boot::{self, Entry, Payload};
+use crate::endpoint;
 use crate::kvm;
 use crate::memory::MemoryError;
 use crate::memory::host::HostMemory;
@@ -39,16 +40,6 @@ use crate::symbols::GuestSymbols;
 use crate::vcpu::cpuid::CpuidTemplate;
 use crate::vcpu::machine_check::MachineChecks;
 use crate::vcpu::{self, UncachedMemory, Vcpu, VcpuError, VcpuGate};
-
-/// The IDs by which an IOMMU knows devices.
-mod endpoint {
-    use std::ops::RangeInclusive;
-
-    /// PCI functions: their requester IDs.
-    pub const PCI: RangeInclusive<u32> = 0..=0xffff;
-    /// virtio-mmio devices, in the order of their addresses.
-    pub const VIRTIO_MMIO: RangeInclusive<u32> = 0x1_0000..=0x1_00ff;
-}
 
 /// A machine half-built.
 pub struct Builder<'a> {

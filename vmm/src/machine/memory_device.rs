@@ -19,6 +19,7 @@ use crate::memory::busy::BusyBackend;
 use crate::memory::host::{HostMemory, HostMemoryConfig};
 use crate::memory::one_slot::OneSlot;
 use crate::memory::reachable::ReachableBlocks;
+use crate::memory::refusals::RefusedDevice;
 use crate::memory::slots::{MemorySlots, SlotError};
 use crate::memory::strict::StrictBlocks;
 use crate::memory::violations::{
@@ -102,6 +103,8 @@ pub struct MemoryDeviceStatus {
     pub violations: ViolationCounters,
     /// Who made the latest of them, latest last.
     pub offenders: Vec<Offender>,
+    /// Which devices were told to access unplugged blocks, and refused, latest last.
+    pub refused_devices: Vec<RefusedDevice>,
 }
 
 /// A virtio-mem device of a machine.
@@ -264,10 +267,11 @@ impl MemoryDevice {
             plugged: device.plugged_size(),
             requests: device.counters(),
             violations: ViolationCounters {
-                dma: self.reachable.refused(),
+                dma: self.reachable.refusal_count(),
                 ..self.violations.counters()
             },
             offenders: self.violations.offenders(),
+            refused_devices: self.reachable.refused_devices(),
         }
     }
 

@@ -7,6 +7,7 @@ pub mod layout;
 mod numa;
 pub mod one_slot;
 pub mod reachable;
+pub mod refusals;
 pub mod slots;
 pub mod strict;
 #[cfg(test)]

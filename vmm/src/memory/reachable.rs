@@ -6,11 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use devices::dma::Reachability;
 use devices::virtio::mem::{BlockRange, Region};
 
+use super::refusals::{Refusals, RefusedDevice};
+
 /// One bit a block, set while vCPUs and devices can reach it.
 pub struct ReachableBlocks {
     region: Region,
     words: Vec<AtomicU64>,
     refused: AtomicU64,
+    refusals: Refusals,
 }
 
 impl ReachableBlocks {
@@ -21,6 +24,7 @@ impl ReachableBlocks {
             region,
             words: (0..words).map(|_| AtomicU64::new(0)).collect(),
             refused: AtomicU64::new(0),
+            refusals: Refusals::default(),
         }
     }
 
@@ -56,8 +60,13 @@ impl ReachableBlocks {
     }
 
     /// How often a device was refused.
-    pub fn refused(&self) -> u64 {
+    pub fn refusal_count(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Which devices were refused, latest last.
+    pub fn refused_devices(&self) -> Vec<RefusedDevice> {
+        self.refusals.devices()
     }
 }
 
@@ -65,12 +74,17 @@ impl Reachability for ReachableBlocks {
     fn permits(&self, offset: u64, len: usize) -> bool {
         let block_size = self.region.block_size();
         let last = offset + (len as u64).saturating_sub(1);
-        let permitted = (offset / block_size..=last / block_size)
-            .all(|block| block < self.region.block_count() && self.contains(block));
-        if !permitted {
-            self.refused.fetch_add(1, Ordering::Relaxed);
+        (offset / block_size..=last / block_size)
+            .all(|block| block < self.region.block_count() && self.contains(block))
+    }
+
+    fn refused(&self, requester: Option<u32>, offset: u64, len: usize) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        if let Some(requester) = requester {
+            let address = self.region.address() + offset;
+            let block = offset / self.region.block_size();
+            self.refusals.keep(requester, address, len as u64, block);
         }
-        permitted
     }
 }
 
@@ -90,6 +104,23 @@ mod tests {
         assert!(!blocks.permits(62 * 0x1000, 0x1001));
         assert!(blocks.permits(64 * 0x1000, 0x2000));
         assert!(!blocks.permits(255 * 0x1000, 0x2000));
-        assert_eq!(blocks.refused(), 4);
+    }
+
+    #[test]
+    fn a_refused_device_is_kept_with_a_count() {
+        let region = Region::new(0x10_0000, 16 * 0x1000, 0x1000, 0x1000).unwrap();
+        let blocks = ReachableBlocks::none(region);
+        blocks.refused(None, 0, 1);
+        for (requester, offset) in [(0x10, 0x2008), (0x1_0000, 0x3000), (0x10, 0x4010)] {
+            blocks.refused(Some(requester), offset, 16);
+        }
+        assert_eq!(blocks.refusal_count(), 4);
+        let devices: Vec<_> = blocks
+            .refused_devices()
+            .into_iter()
+            .map(|device| (device.device, device.count, device.address, device.block))
+            .collect();
+        let mmio = ("virtio-mmio at 0xd0000000".to_owned(), 1, 0x10_3000, 3);
+        assert_eq!(devices, [mmio, ("00:02.0".to_owned(), 2, 0x10_4010, 4)]);
     }
 }

@@ -132,6 +132,12 @@ impl fmt::Display for Accessor {
     }
 }
 
+/// Milliseconds since the Unix epoch, by the host's clock.
+pub fn now_ms() -> u64 {
+    // A clock before 1970 is wrong anyway.
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
 /// One access of a vCPU to what is not there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Violation {
@@ -152,9 +158,7 @@ pub struct Violation {
 impl Violation {
     /// Made by `accessor` at this moment.
     pub fn now(device: String, accessor: Accessor, access: GuestAccess, target: Target) -> Self {
-        // A clock before 1970 is wrong anyway.
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { device, time_ms: time.as_millis() as u64, accessor, access, target }
+        Self { device, time_ms: now_ms(), accessor, access, target }
     }
 
     /// Whether the same instruction did the same to the same device.

@@ -186,6 +186,22 @@ fn an_instruction_in_unplugged_memory_is_none() {
     assert_eq!(counters(&control), expected);
 }
 
+/// KVM takes the missing page table for one without entries, and says nothing to us. The payload has
+/// no gate for a page fault.
+#[test]
+fn a_page_table_in_unplugged_memory_is_a_page_fault() {
+    const LAST_GIB: u64 = 7 * GIB;
+    const ITS_ENTRY: u64 = 0x30_1000 + 7 * 8;
+    const PRESENT_WRITABLE: u64 = 0b11;
+    let (mut vm, driver) = start(ViolationPolicy::Report);
+    vm.payload.write(8, ITS_ENTRY, driver.block(1) | PRESENT_WRITABLE);
+    let PayloadMachine { machine, payload, .. } = vm;
+    payload.write_and_end(LAST_GIB, 1);
+    let control = machine.control();
+    assert_eq!(machine.wait(), Ending::TripleFault);
+    assert_eq!(counters(&control), ViolationCounters::default());
+}
+
 #[test]
 fn a_machine_check_is_precise_and_says_where() {
     const MACHINE_CHECK: u64 = 18;
@@ -271,6 +287,8 @@ fn linux_takes_a_machine_check_for_an_error_of_memory() {
             (Privilege::Kernel, Operation::Write)
         );
         assert!(writer.accessor.instruction.is_some(), "{name}: {writer:?}");
+        assert!(writer.accessor.symbol.is_some(), "{name}: {writer:?}");
+        assert_eq!(reader.accessor.symbol, None, "{name} has no names for user space");
         match ending {
             // A kernel with a pvpanic driver has no time to say why.
             Ending::Panic => {}

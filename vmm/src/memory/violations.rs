@@ -110,7 +110,7 @@ pub struct Accessor {
     /// the one that wrote is looked for behind that, and where none is found, `instruction` is
     /// none and this is the next one.
     pub instruction_pointer: u64,
-    /// The function that the instruction is in, and how far from its start.
+    /// The function of the kernel that the instruction is in, and how far from its start.
     pub symbol: Option<String>,
     /// What the vCPU may do.
     pub privilege: Privilege,

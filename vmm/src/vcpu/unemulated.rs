@@ -54,13 +54,16 @@ impl Vcpu {
             return Ok(failure());
         }
         let vcpu = StoppedVcpu::new(&self.fd, buses)?;
-        let Some(Fault { access, instruction }) = vcpu.fault() else {
-            if vcpu.privilege() == Privilege::Kernel {
-                return Ok(failure());
+        // User space must not end the machine. KVM does this by itself if it is not told to leave
+        // it to us.
+        let give_up = || match vcpu.privilege() {
+            Privilege::Kernel => Ok(failure()),
+            Privilege::User => {
+                set_exception(&self.fd, Some(INVALID_OPCODE)).map(|()| Round::Continue)
             }
-            // What KVM does by itself for user space, if it is not told to leave it to us.
-            set_exception(&self.fd, Some(INVALID_OPCODE))?;
-            return Ok(Round::Continue);
+        };
+        let Some(Fault { access, instruction }) = vcpu.fault() else {
+            return give_up();
         };
         match access.record(|_| vcpu.accessor_at(self.index, instruction.as_ref())) {
             Consequence::Stop(violation) => return Ok(Round::End(Ending::Violation(violation))),
@@ -76,7 +79,7 @@ impl Vcpu {
                     set_exception(&self.fd, None)?;
                 }
                 // Where it would have gone is what it should have read.
-                Some(_) => return Ok(failure()),
+                Some(_) => return give_up(),
             },
         }
         Ok(Round::Continue)

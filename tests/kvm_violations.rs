@@ -196,7 +196,8 @@ fn a_page_table_in_unplugged_memory_is_a_page_fault() {
     let (mut vm, driver) = start(ViolationPolicy::Report);
     vm.payload.write(8, ITS_ENTRY, driver.block(1) | PRESENT_WRITABLE);
     let PayloadMachine { machine, payload, .. } = vm;
-    payload.write_and_end(LAST_GIB, 1);
+    // The entry is at the start of a page: at the same offset KVM would take it for the operand.
+    payload.write_and_end(LAST_GIB + 0x10, 1);
     let control = machine.control();
     assert_eq!(machine.wait(), Ending::TripleFault);
     assert_eq!(counters(&control), ViolationCounters::default());

@@ -63,9 +63,14 @@ pub fn write_elf(path: &Path) {
     std::fs::write(path, elf).unwrap();
 }
 
+/// Bytes in a command.
+const COMMAND_BYTES: usize = 18;
+
 /// The host's end of a running payload.
 pub struct Payload {
     stream: UnixStream,
+    /// Commands that will go with the next one.
+    posted: Vec<u8>,
 }
 
 /// What a hammering processor has to tell.
@@ -95,20 +100,34 @@ impl Payload {
         let mut ready = [0];
         stream.read_exact(&mut ready).expect("the payload starts");
         assert_eq!(ready, [b'R']);
-        Self { stream }
+        Self { stream, posted: Vec::new() }
     }
 
     fn command(&mut self, operation: u8, width: u8, address: u64, value: u64) -> u64 {
+        let posted = self.posted.len() / COMMAND_BYTES;
         self.send(operation, width, address, value);
         let mut result = [0; 8];
-        self.stream.read_exact(&mut result).expect("the payload answers");
+        for _ in 0..=posted {
+            self.stream.read_exact(&mut result).expect("the payload answers");
+        }
         u64::from_le_bytes(result)
     }
 
     fn send(&mut self, operation: u8, width: u8, address: u64, value: u64) {
-        let mut bytes = vec![operation, width];
-        bytes.extend([address, value].map(u64::to_le_bytes).concat());
+        self.push(operation, width, address, value);
+        let bytes = std::mem::take(&mut self.posted);
         self.stream.write_all(&bytes).expect("the payload listens");
+    }
+
+    fn push(&mut self, operation: u8, width: u8, address: u64, value: u64) {
+        self.posted.extend([operation, width]);
+        self.posted.extend([address, value].map(u64::to_le_bytes).concat());
+    }
+
+    /// Writes `width` bytes before whatever else is done, but not at once: no answer is waited for,
+    /// which makes many writes much faster.
+    pub fn post(&mut self, width: u8, address: u64, value: u64) {
+        self.push(1, width, address, value);
     }
 
     /// Reads `width` bytes.

@@ -28,7 +28,7 @@ impl Register {
     }
 
     fn write(self, payload: &mut Payload, value: u64) {
-        payload.write(self.width, self.address, value);
+        payload.post(self.width, self.address, value);
     }
 }
 
@@ -129,7 +129,8 @@ impl Registers {
     pub fn take_interrupt_status(self, payload: &mut Payload) -> u64 {
         let status = self.interrupt_status.read(payload);
         if let Some(acknowledge) = self.interrupt_acknowledge {
-            acknowledge.write(payload, status);
+            // At once, or it would be for what comes next.
+            payload.write(acknowledge.width, acknowledge.address, status);
         }
         status
     }
@@ -222,8 +223,8 @@ impl Driver {
         r.queue_descriptors.write(payload, DESCRIPTORS);
         r.queue_driver.write(payload, AVAILABLE);
         r.queue_device.write(payload, USED);
-        payload.write(4, AVAILABLE, 0);
-        payload.write(4, USED, 0);
+        payload.post(4, AVAILABLE, 0);
+        payload.post(4, USED, 0);
         r.queue_ready.write(payload, 1);
         r.status.write(payload, DRIVER_OK);
         assert_eq!(r.status.read(payload), DRIVER_OK);
@@ -302,9 +303,9 @@ impl Driver {
     /// Makes the chain that starts at descriptor `head` available.
     pub fn make_available(&mut self, payload: &mut Payload, head: u64) {
         let slot = u64::from(self.next % SIZE);
-        payload.write(2, AVAILABLE + 4 + slot * 2, head);
+        payload.post(2, AVAILABLE + 4 + slot * 2, head);
         self.next = self.next.wrapping_add(1);
-        payload.write(2, AVAILABLE + 2, self.next.into());
+        payload.post(2, AVAILABLE + 2, self.next.into());
     }
 
     pub fn kick(&mut self, payload: &mut Payload) {
@@ -329,9 +330,9 @@ impl Driver {
 
 /// Writes a request to guest memory.
 pub fn write_request(payload: &mut Payload, at: u64, kind: u64, address: u64, count: u16) {
-    payload.write(8, at, kind);
-    payload.write(8, at + 8, address);
-    payload.write(8, at + 16, count.into());
+    payload.post(8, at, kind);
+    payload.post(8, at + 8, address);
+    payload.post(8, at + 16, count.into());
 }
 
 /// Writes a descriptor of the queue.
@@ -343,9 +344,9 @@ pub fn write_descriptor(
     flags: u64,
     next: u64,
 ) {
-    payload.write(8, DESCRIPTORS + index * 16, address);
+    payload.post(8, DESCRIPTORS + index * 16, address);
     let rest = u64::from(length) | flags << 32 | next << 48;
-    payload.write(8, DESCRIPTORS + index * 16 + 8, rest);
+    payload.post(8, DESCRIPTORS + index * 16 + 8, rest);
 }
 
 /// The answer in a response.

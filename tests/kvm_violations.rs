@@ -272,6 +272,7 @@ fn linux_takes_a_machine_check_for_an_error_of_memory() {
             (reader.accessor.privilege, reader.access.address),
             (Privilege::User, address + 8)
         );
+        assert_eq!(reader.accessor.symbol, None, "{name}: it is no function of the kernel");
         let instruction = reader.accessor.instruction.as_deref();
         assert!(instruction.is_some_and(|text| text.contains("mov")), "{name}: {reader:?}");
         linux.wait_until("the kernel says so", || {
@@ -288,6 +289,10 @@ fn linux_takes_a_machine_check_for_an_error_of_memory() {
             (Privilege::Kernel, Operation::Write)
         );
         assert!(writer.accessor.instruction.is_some(), "{name}: {writer:?}");
+        // What reading /dev/zero comes to, by the names of all these kernels.
+        let symbol = writer.accessor.symbol.as_deref().unwrap_or_default();
+        let zeroes = ["clear_user", "rep_stos", "zero"].iter().any(|part| symbol.contains(part));
+        assert!(zeroes, "{name}: {writer:?}");
         assert!(writer.accessor.symbol.is_some(), "{name}: {writer:?}");
         assert_eq!(reader.accessor.symbol, None, "{name} has no names for user space");
         match ending {

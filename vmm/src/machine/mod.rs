@@ -354,6 +354,8 @@ impl Machine {
 
     fn shut_down(&mut self) {
         self.end_threads();
+        // RAM goes with the machine, whoever may still ask about it.
+        lock(&self.control.parts).symbols = None;
         self.serial.drain(..).for_each(SerialWires::finish);
     }
 }

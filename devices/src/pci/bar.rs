@@ -5,10 +5,10 @@
 //! finds out the size: it writes all ones and looks which stick. Nothing here treats that as
 //! special: for a moment, the range is programmed to be at the end of the address space.
 
-use serde::{Deserialize, Serialize};
-
 use std::fmt;
 use std::ops::RangeInclusive;
+
+use serde::{Deserialize, Serialize};
 
 use super::address_map::Span;
 use super::config_space::ConfigSpace;

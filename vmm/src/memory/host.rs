@@ -139,10 +139,8 @@ impl HostMemory {
     }
 
     fn protect(&self, offsets: Range<u64>, protection: libc::c_int) -> io::Result<()> {
-        assert!(offsets.end <= self.size(), "protecting beyond the mapping");
-        let start = self.host_address(offsets.start) as *mut libc::c_void;
-        let length = (offsets.end - offsets.start) as usize;
-        // SAFETY: the range lies inside our own mapping (checked above), which holds guest memory only.
+        let (start, length) = self.place(offsets);
+        // SAFETY: the range lies inside our own mapping (`place`), which holds guest memory only.
         // Whoever accesses it asks first whether it is there; one who did not would end this process.
         let result = unsafe { libc::mprotect(start, length, protection) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -197,11 +195,16 @@ impl HostMemory {
         }
     }
 
-    fn advise(&self, offsets: Range<u64>, advice: libc::c_int) -> io::Result<()> {
-        assert!(offsets.end <= self.size(), "advice beyond the mapping");
+    /// Where the bytes of `offsets`, which must lie inside, are, and how many.
+    fn place(&self, offsets: Range<u64>) -> (*mut libc::c_void, usize) {
+        assert!(offsets.end <= self.size(), "beyond the mapping");
         let start = self.host_address(offsets.start) as *mut libc::c_void;
-        let length = (offsets.end - offsets.start) as usize;
-        // SAFETY: the range lies inside our own mapping (checked above), which holds guest memory
+        (start, (offsets.end - offsets.start) as usize)
+    }
+
+    fn advise(&self, offsets: Range<u64>, advice: libc::c_int) -> io::Result<()> {
+        let (start, length) = self.place(offsets);
+        // SAFETY: the range lies inside our own mapping (`place`), which holds guest memory
         // only: no Rust object lives there, so even its turning to zeros breaks nothing.
         let result = unsafe { libc::madvise(start, length, advice) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

@@ -48,21 +48,11 @@ impl GuestSymbols {
         Self(Source::Memory { memory, searches: Mutex::default() })
     }
 
-    /// What `address` is in the kernel that runs on `vcpu`, such as `memcpy+0x12`. None if there is
-    /// no name for it, or KVM does not tell what is needed.
+    /// What `address` is in the kernel, such as `memcpy+0x12`, on a vCPU whose LSTAR contains `lstar`;
+    /// `translate` gives the guest physical address of that. None if there is no name for it.
     ///
     /// The first call may take a second; it searches the kernel for its names. The caller's thread
     /// is that of the vCPU, which is not in KVM_RUN.
-    pub fn symbolize(&self, vcpu: &VcpuFd, address: u64) -> Option<String> {
-        let translate = |address| {
-            let translation = vcpu.translate_gva(address).ok()?;
-            (translation.valid != 0).then_some(GuestAddress(translation.physical_address))
-        };
-        self.resolve(lstar(vcpu)?, translate, address)
-    }
-
-    /// The same, where it is known that LSTAR contains `lstar`, and how to `translate` that to a
-    /// guest physical address.
     pub fn resolve(
         &self,
         lstar: u64,
@@ -84,8 +74,8 @@ impl GuestSymbols {
     }
 }
 
-/// Where the vCPU goes on a SYSCALL instruction.
-fn lstar(vcpu: &VcpuFd) -> Option<u64> {
+/// Where the vCPU goes on a SYSCALL instruction. None if KVM does not tell.
+pub fn lstar(vcpu: &VcpuFd) -> Option<u64> {
     const MSR_LSTAR: u32 = 0xc000_0082;
     let entry = kvm_msr_entry { index: MSR_LSTAR, ..Default::default() };
     let mut msrs = Msrs::from_entries(&[entry]).ok()?;

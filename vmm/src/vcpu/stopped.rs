@@ -5,10 +5,12 @@ use std::iter;
 use iced_x86::{Decoder, DecoderOptions, Instruction, Register};
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
+use vm_memory::GuestAddress;
 
 use super::VcpuError;
 use crate::machine::{GuestBuses, UnpluggedMemoryAccess};
 use crate::memory::violations::{GuestAccess, Privilege};
+use crate::symbols;
 
 /// Bytes in the smallest page.
 const PAGE: u64 = 4096;
@@ -115,7 +117,8 @@ impl<'a> StoppedVcpu<'a> {
 
     /// What the guest's kernel calls the code at `address`.
     pub fn symbol(&self, address: u64) -> Option<String> {
-        self.buses.symbols.as_ref()?.symbolize(self.fd, address)
+        let translate = |linear| self.translate(linear).map(GuestAddress);
+        self.buses.symbols.as_ref()?.resolve(symbols::lstar(self.fd)?, translate, address)
     }
 
     /// The instruction at `instruction_pointer`, or how many bytes of it there are.

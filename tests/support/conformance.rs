@@ -2,6 +2,7 @@
 //! bare-metal driver can see, as questions with the answers that the specification wants.
 
 use std::fmt::Debug;
+use std::ops::Range;
 
 use super::payload::Payload;
 use super::virtio_mem_driver::{
@@ -114,27 +115,14 @@ pub fn interview(device: Device) -> Vec<Answered> {
             let driver = Driver::start_on(&mut s.device.payload, registers, false);
             s.ask("FEATURES_OK without UNPLUGGED_INACCESSIBLE", true, driver.is_some());
         }),
-        ("P1", |s| {
-            s.ask_request("unaligned", PLUG, |s| s.driver.block(0) + 4096, 1, Answer::Error)
-        }),
-        ("P2", |s| s.ask_request("no blocks", PLUG, |s| s.driver.block(0), 0, Answer::Error)),
+        ("P1", |s| s.ask_unaligned(PLUG)),
+        ("P2", |s| s.ask_no_blocks(PLUG)),
         ("P3", |s| {
-            s.ask_request(
-                "beyond usable_region_size",
-                PLUG,
-                Interview::usable_end,
-                1,
-                Answer::Error,
-            );
-            s.ask_request(
-                "below the region",
-                PLUG,
-                |s| s.driver.address - 2 * MIB,
-                1,
-                Answer::Error,
-            );
+            s.ask_beyond(PLUG);
+            let below = |s: &mut Interview| s.driver.address - 2 * MIB;
+            s.ask_request("below the region", PLUG, below, 1, Answer::Error);
         }),
-        ("P4", |s| s.ask_request("wraps around", PLUG, |_| WRAPPING, 2, Answer::Error)),
+        ("P4", |s| s.ask_wrapping(PLUG)),
         ("P5", |s| {
             s.plug(1, 1);
             s.ask_request("the last is plugged", PLUG, |s| s.driver.block(0), 2, Answer::Error);
@@ -175,20 +163,10 @@ pub fn interview(device: Device) -> Vec<Answered> {
             );
             s.ask_response("their answer", Answer::Ack);
         }),
-        ("U1", |s| {
-            s.ask_request("unaligned", UNPLUG, |s| s.driver.block(0) + 4096, 1, Answer::Error)
-        }),
-        ("U2", |s| s.ask_request("no blocks", UNPLUG, |s| s.driver.block(0), 0, Answer::Error)),
-        ("U3", |s| {
-            s.ask_request(
-                "beyond usable_region_size",
-                UNPLUG,
-                Interview::usable_end,
-                1,
-                Answer::Error,
-            )
-        }),
-        ("U4", |s| s.ask_request("wraps around", UNPLUG, |_| WRAPPING, 2, Answer::Error)),
+        ("U1", |s| s.ask_unaligned(UNPLUG)),
+        ("U2", |s| s.ask_no_blocks(UNPLUG)),
+        ("U3", |s| s.ask_beyond(UNPLUG)),
+        ("U4", |s| s.ask_wrapping(UNPLUG)),
         ("U5", |s| {
             s.plug(0, 1);
             s.ask_request("the last is unplugged", UNPLUG, |s| s.driver.block(0), 2, Answer::Error);
@@ -197,23 +175,13 @@ pub fn interview(device: Device) -> Vec<Answered> {
         }),
         ("U8", |s| {
             s.plug(0, 8);
-            let (start, size) = (s.driver.block(0), s.driver.block_size);
-            s.device.payload.fill(start, 8 * size);
-            s.ask_request("out of the middle", UNPLUG, |s| s.driver.block(3), 2, Answer::Ack);
-            let wrong = [(start, 3 * size), (start + 5 * size, 3 * size)]
-                .map(|(from, size)| s.device.payload.verify(from, size));
-            s.ask("wrong marks in its neighbours", [0, 0], wrong);
+            s.ask_hole("out of the middle", 8, 3..5);
         }),
         ("U9", |s| {
             for first in [0, 4, 8] {
                 s.plug(first, 4);
             }
-            let (start, size) = (s.driver.block(0), s.driver.block_size);
-            s.device.payload.fill(start, 12 * size);
-            s.ask_request("across three PLUGs", UNPLUG, |s| s.driver.block(2), 8, Answer::Ack);
-            let wrong = [(start, 2 * size), (start + 10 * size, 2 * size)]
-                .map(|(from, size)| s.device.payload.verify(from, size));
-            s.ask("wrong marks in its neighbours", [0, 0], wrong);
+            s.ask_hole("across three PLUGs", 12, 2..10);
         }),
         ("U10", |s| {
             s.plug(0, 4);
@@ -241,20 +209,10 @@ pub fn interview(device: Device) -> Vec<Answered> {
             let usable = s.config(USABLE_SIZE);
             s.ask("usable_region_size after it", 256 * MIB, usable);
         }),
-        ("S1", |s| {
-            s.ask_request("unaligned", STATE, |s| s.driver.block(0) + 4096, 1, Answer::Error)
-        }),
-        ("S2", |s| s.ask_request("no blocks", STATE, |s| s.driver.block(0), 0, Answer::Error)),
-        ("S3", |s| {
-            s.ask_request(
-                "beyond usable_region_size",
-                STATE,
-                Interview::usable_end,
-                1,
-                Answer::Error,
-            )
-        }),
-        ("S4", |s| s.ask_request("wraps around", STATE, |_| WRAPPING, 2, Answer::Error)),
+        ("S1", |s| s.ask_unaligned(STATE)),
+        ("S2", |s| s.ask_no_blocks(STATE)),
+        ("S3", |s| s.ask_beyond(STATE)),
+        ("S4", |s| s.ask_wrapping(STATE)),
         ("S5", |s| {
             s.plug(0, 2);
             s.ask_state("all plugged", 0, 2, State::Plugged);
@@ -384,8 +342,6 @@ const CONFIG_SIZE: u64 = 56;
 
 /// In the interrupt status.
 const CONFIGURATION_CHANGED: u64 = 2;
-/// Two blocks from here on wrap around 2^64.
-const WRAPPING: u64 = 0_u64.wrapping_sub(2 * MIB);
 /// A response was written.
 const USED_10: Completion = Completion::Used(10);
 
@@ -444,6 +400,38 @@ impl Interview {
         }
     }
 
+    fn ask_unaligned(&mut self, kind: u64) {
+        self.ask_request("unaligned", kind, |s| s.driver.block(0) + 4096, 1, Answer::Error);
+    }
+
+    fn ask_no_blocks(&mut self, kind: u64) {
+        self.ask_request("no blocks", kind, |s| s.driver.block(0), 0, Answer::Error);
+    }
+
+    fn ask_beyond(&mut self, kind: u64) {
+        let end = |s: &mut Self| s.driver.address + s.config(USABLE_SIZE);
+        self.ask_request("beyond usable_region_size", kind, end, 1, Answer::Error);
+    }
+
+    /// Two blocks of which the second would be the first of all memory.
+    fn ask_wrapping(&mut self, kind: u64) {
+        let last = 0_u64.wrapping_sub(2 * MIB);
+        self.ask_request("wraps around", kind, |_| last, 2, Answer::Error);
+    }
+
+    /// Unplugs `hole` of the first `plugged` blocks, and looks at its neighbours.
+    fn ask_hole(&mut self, question: &'static str, plugged: u64, hole: Range<u64>) {
+        let (start, size) = (self.driver.block(0), self.driver.block_size);
+        self.device.payload.fill(start, plugged * size);
+        let count = (hole.end - hole.start) as u16;
+        self.ask_request(question, UNPLUG, |s| s.driver.block(hole.start), count, Answer::Ack);
+        let wrong = [0..hole.start, hole.end..plugged].map(|blocks| {
+            let (first, count) = (blocks.start, blocks.end - blocks.start);
+            self.device.payload.verify(start + first * size, count * size)
+        });
+        self.ask("wrong marks in its neighbours", [0, 0], wrong);
+    }
+
     fn ask_state(&mut self, question: &'static str, first: u64, count: u16, wanted: State) {
         let state = self.driver.state(&mut self.device.payload, first, count);
         self.ask(question, wanted, state);
@@ -488,10 +476,6 @@ impl Interview {
             bytes.extend_from_slice(&value[..width.into()]);
         }
         bytes
-    }
-
-    fn usable_end(&mut self) -> u64 {
-        self.driver.address + self.config(USABLE_SIZE)
     }
 
     fn generation(&mut self) -> u64 {

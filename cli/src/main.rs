@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use arguments::{Arguments, Command};
-use output::tell;
+use output::{reasons, tell};
 
 /// The exit code when a command cannot do what it was asked to. (2 is clap's, for wrong usage.)
 const FAILURE: u8 = 1;
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
         Command::Doctor(arguments) => doctor::run(&arguments),
     };
     result.unwrap_or_else(|error| {
-        tell(format_args!("{error:#}"));
+        tell(reasons(&error));
         ExitCode::from(FAILURE)
     })
 }

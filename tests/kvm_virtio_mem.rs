@@ -338,6 +338,43 @@ fn u8_neighbours_are_reachable_throughout_under_load_from_other_vcpus() {
 }
 
 #[test]
+fn l2_u8_a_region_of_a_tib_under_load_from_8_vcpus() {
+    // A host's guests may have no more than 40 bits of address, of which RAM takes the first 4 GiB.
+    const REGION: u64 = 1020 * GIB;
+    let device = MemoryDeviceConfig { requested: 64 * MIB, ..MemoryDeviceConfig::new(REGION) };
+    let mut vm = PayloadMachine::start(8, vec![device]);
+    vm.machine.control().resize("mem0", REGION).unwrap();
+    let payload = &mut vm.payload;
+    let mut driver = Driver::start(payload, true);
+    let last = REGION / driver.block_size - 1;
+    // Neighbours of holes to be, all over the region.
+    let plugged: Vec<u64> = (0..7).map(|n| n * (last / 7)).chain([last - 2]).collect();
+    payload.start_processors();
+    for (n, &first) in (0..7).zip(&plugged) {
+        assert_eq!(driver.plug(payload, first, 3), Answer::Ack);
+        payload.fill(driver.block(first), 2 * driver.block_size);
+        payload.hammer(n, driver.block(first), driver.block_size);
+    }
+    assert_eq!(driver.plug(payload, last - 2, 3), Answer::Ack);
+    for _ in 0..2 {
+        for &first in &plugged {
+            let hole = first + 1;
+            assert_eq!(driver.unplug(payload, hole, 1), Answer::Ack);
+            assert_eq!(payload.read(8, driver.block(hole)), u64::MAX);
+            assert_eq!(driver.plug(payload, hole, 1), Answer::Ack);
+            assert_eq!(payload.read(8, driver.block(hole)), 0);
+        }
+    }
+    for n in 0..7 {
+        let hammered = payload.hammered(n);
+        assert!(hammered.rounds > 0, "processor {n} did not run");
+        assert_eq!(hammered.errors, 0, "processor {n} read something else than it wrote");
+    }
+    assert_eq!(violations(&vm), ViolationCounters { reads: 16, ..Default::default() });
+    assert_eq!(driver.unplug_all(&mut vm.payload), Answer::Ack);
+}
+
+#[test]
 fn x2_several_vcpus_may_stray_into_a_block_at_once() {
     const ROUNDS: u64 = 20;
     let mut vm = PayloadMachine::start(4, vec![device(64 * MIB)]);

@@ -1,16 +1,18 @@
 //! Memory of the host, as the host counts it.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use vmm::memory::backing::{Backing, HugePageSize};
 
 /// Bytes that the host holds of what `backing` is made of: this process's anonymous memory, all
-/// shared memory, or all huge pages in use. A file counts as shared memory, and so has to be on tmpfs.
+/// shared memory, what a file has of its file system, or all huge pages in use.
 pub fn in_use(backing: &Backing) -> u64 {
     match backing {
         Backing::Anonymous => kib_of("/proc/self/status", "RssAnon:"),
-        Backing::Memfd | Backing::File(_) => kib_of("/proc/meminfo", "Shmem:"),
+        Backing::Memfd => kib_of("/proc/meminfo", "Shmem:"),
+        Backing::File(path) => fs::metadata(path).unwrap().blocks() * 512,
         Backing::Hugetlb(size) => {
             let count = |what| read_number(directory(*size).join(what));
             (count("nr_hugepages") - count("free_hugepages")) * size.bytes()

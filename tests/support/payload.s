@@ -1,7 +1,8 @@
 # A bare-metal guest: it does one register or memory access at a time, as told over ttyS1.
 #
-# Entered by PVH in 32-bit protected mode at LOAD, it maps the first 8 GiB onto themselves and goes
-# to long mode. The boot processor then obeys commands of 18 bytes on the second serial port:
+# Entered by PVH in 32-bit protected mode at LOAD, it maps the first 1.5 TiB onto themselves, in pages
+# of 2 MiB as far as 8 GiB and of 1 GiB beyond, and goes to long mode. The boot processor then obeys
+# commands of 18 bytes on the second serial port:
 #
 #     operation u8, width u8, address u64, value u64     answered by     result u64
 #
@@ -12,7 +13,7 @@
 # exceptions are fatal: there is no gate for them, so a fault is a triple fault.
 
     .set LOAD, 0x200000
-    .set TABLES, 0x300000           # PML4, PDPT, then 8 page directories
+    .set TABLES, 0x300000           # PML4, 3 PDPTs, then 8 page directories
     .set CONTROL, 0x400000          # of processor n at CONTROL + 64 * n
     .set INTERRUPTS, 0x3fd000       # the interrupt descriptor table
     .set EXCEPTION, 0x3fe000        # vector, RIP, MCG_STATUS; of banks 0 and 1, STATUS and ADDR
@@ -26,28 +27,47 @@ moat_payload_start:
     cld
     movl $TABLES, %edi
     xorl %eax, %eax
-    movl $(10 * 1024), %ecx
+    movl $(12 * 1024), %ecx
     rep stosl
-    movl $(TABLES + 0x1003), TABLES
     xorl %ecx, %ecx
 1:  movl %ecx, %eax
     shll $12, %eax
-    addl $(TABLES + 0x2003), %eax
-    movl %eax, (TABLES + 0x1000)(, %ecx, 8)
+    addl $(TABLES + 0x1003), %eax
+    movl %eax, TABLES(, %ecx, 8)
     incl %ecx
-    cmpl $8, %ecx
+    cmpl $3, %ecx
     jne 1b
     xorl %ecx, %ecx
 2:  movl %ecx, %eax
+    shll $30, %eax
+    orl $0x83, %eax
+    movl %eax, (TABLES + 0x1000)(, %ecx, 8)
+    movl %ecx, %eax
+    shrl $2, %eax
+    movl %eax, (TABLES + 0x1004)(, %ecx, 8)
+    incl %ecx
+    cmpl $(3 * 512), %ecx
+    jne 2b
+    xorl %ecx, %ecx
+3:  movl %ecx, %eax
+    shll $12, %eax
+    addl $(TABLES + 0x4003), %eax
+    movl %eax, (TABLES + 0x1000)(, %ecx, 8)
+    movl $0, (TABLES + 0x1004)(, %ecx, 8)
+    incl %ecx
+    cmpl $8, %ecx
+    jne 3b
+    xorl %ecx, %ecx
+4:  movl %ecx, %eax
     shll $21, %eax
     orl $0x83, %eax
-    movl %eax, (TABLES + 0x2000)(, %ecx, 8)
+    movl %eax, (TABLES + 0x4000)(, %ecx, 8)
     movl %ecx, %eax
     shrl $11, %eax
-    movl %eax, (TABLES + 0x2004)(, %ecx, 8)
+    movl %eax, (TABLES + 0x4004)(, %ecx, 8)
     incl %ecx
     cmpl $4096, %ecx
-    jne 2b
+    jne 4b
     # The trampoline for the other processors.
     movl $(LOAD + (ap_start - moat_payload_start)), %esi
     movl $AP_TRAMPOLINE, %edi

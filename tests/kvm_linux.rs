@@ -7,7 +7,7 @@ mod support;
 use std::collections::HashMap;
 use std::io::Write;
 
-use lab::guest::{Observe, OpenFlags};
+use lab::guest::{Errno, Observe, OpenFlags, Outcome};
 use lab::initramfs::Initramfs;
 use lab::vm::{BUS, DRIVER, Special, Vm, VmConfig, Vmm};
 use support::kallsyms::{Kallsyms, KernelSymbol};
@@ -239,6 +239,41 @@ fn l2_c10_each_device_grows_the_node_it_is_on() {
             // The driver has plugged it before the kernel counts it.
             linux.wait_until(&format!("{name} has {expected:?}"), || nodes(&linux) == expected);
         }
+    }
+}
+
+#[test]
+fn l9_a_suspended_guest_finds_its_memory_as_it_was_or_refuses_to_suspend() {
+    const SEED: u64 = 0x736c_6565;
+    // Since Linux 6.10 the driver lets the guest suspend to idle, and resets the device meanwhile.
+    for (name, transport, suspends) in
+        [("debian-6.1", VirtioTransport::Pci, false), ("debian-6.12", VirtioTransport::Mmio, true)]
+    {
+        let config = growing(transport, vec![device(GIB, 256 * MIB, 2 * MIB)]);
+        let linux = Linux::boot(&kernel(name), config);
+        load_driver(&linux);
+        linux.wait_until_converged(0);
+        let held = linux.guest.spawn().unwrap().allocate(300 * MIB).unwrap();
+        held.fill(SEED).unwrap();
+        // Nothing would wake it: devices are suspended, and resumed after 5 seconds.
+        linux.guest.write_file("/sys/power/pm_test", "devices").unwrap();
+        let start = linux.guest.log_end().unwrap();
+        let suspended = linux.guest.write_file("/sys/power/state", "freeze").outcome().unwrap();
+        let log = linux.guest.kernel_log(start).unwrap();
+        if suspends {
+            assert!(suspended == Outcome::Value(6), "{name}: {suspended}, {log:?}");
+        } else {
+            assert!(suspended == Errno::EPERM, "{name}: {suspended}, {log:?}");
+            let refusal = "save/restore not supported";
+            assert!(log.iter().any(|record| record.text.contains(refusal)), "{log:?}");
+        }
+        assert_eq!(held.verify(SEED).unwrap().wrong_words, 0, "{name}");
+        held.munmap().unwrap();
+        linux.control.resize("mem0", 128 * MIB).unwrap();
+        linux.wait_until_converged(0);
+        let device = &linux.control.status().memory_devices[0];
+        assert_eq!(device.violations, Default::default(), "{name}");
+        assert_eq!(device.requests.error, 0, "{name}");
     }
 }
 

@@ -8,8 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use lab::payload;
 use rustix::process::{Pid, Signal, kill_process};
-use support::payload;
 use tempfile::TempDir;
 
 /// A folder with a kernel that boots, waits for commands that never come, and never ends.

@@ -8,11 +8,11 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use lab::payload::virtio_mem::Registers;
+use lab::payload::{self, Payload};
 use lab::vm::Qmp;
 use serde_json::json;
 use support::conformance::{Answered, Device, REGION, REQUESTED, interview};
-use support::payload::{self, Payload};
-use support::virtio_mem_driver::Registers;
 use support::{GIB, PayloadMachine};
 use tempfile::TempDir;
 use vmm::{MachineConfig, MemoryDeviceConfig, VirtioTransport};
@@ -57,9 +57,14 @@ fn qemu() -> Vec<Answered> {
     payload::write_elf(&path("payload.elf"));
     let listener = UnixListener::bind(path("agent")).unwrap();
     let process = Command::new("qemu-system-x86_64")
-        .args(["-machine", "q35", "-accel", "kvm", "-cpu", "host", "-smp", "1"])
+        .args(["-machine", "q35,memory-backend=ram", "-accel", "kvm", "-cpu", "host", "-smp", "1"])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"])
         .args(["-m", "512M,maxmem=4G,slots=1"])
+        .arg("-object")
+        .arg(format!(
+            "memory-backend-file,id=ram,share=on,size=512M,mem-path={}",
+            path("ram").display()
+        ))
         .arg("-kernel")
         .arg(path("payload.elf"))
         .args(["-serial", "null"])
@@ -81,7 +86,7 @@ fn qemu() -> Vec<Answered> {
     let said = || fs::read_to_string(path("errors")).unwrap();
     let mut qmp = Qmp::open(input, output).unwrap_or_else(|error| panic!("{error}: {}", said()));
     // Where QEMU greets, it has connected its serial ports before.
-    let mut payload = Payload::connect(listener.accept().unwrap().0);
+    let mut payload = Payload::connect(listener.accept().unwrap().0, &path("ram"));
     let registers = Registers::pci(&mut payload, 0xb000_0000, UNASSIGNED);
     let request = Box::new(move |bytes: u64| {
         let property = "/machine/peripheral/mem0";

@@ -5,9 +5,9 @@ mod support;
 
 use agent_protocol::{Fault, OpenFlags, Protection, Sharing, Signal};
 use lab::guest::GuestError;
+use lab::payload::virtio_mem::{Answer, Driver};
+use lab::payload::{Exception, Payload};
 use support::linux::{Linux, LinuxConfig, kernel};
-use support::payload::{Exception, Payload};
-use support::virtio_mem_driver::{Answer, Driver};
 use support::{GIB, MIB, PayloadMachine};
 use vmm::memory::violations::{
     Offender, Operation, Privilege, Target, ViolationCounters, ViolationPolicy,

@@ -3,18 +3,24 @@
 
 mod support;
 
+use std::io::{self, Read};
 use std::num::NonZeroU64;
+use std::os::unix::net::UnixStream;
 use std::thread;
 
+use lab::payload;
+use lab::payload::virtio_mem::{Answer, Driver, State};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use support::host_memory::{HugePagePool, in_use};
-use support::virtio_mem_driver::{Answer, Driver, State};
 use support::{GIB, MIB, PayloadMachine, resident, rounds};
 use tempfile::TempDir;
+use vmm::boot::BootProtocol;
 use vmm::memory::backing::{Backing, HugePageSize};
 use vmm::memory::host::HostMemoryConfig;
 use vmm::memory::violations::{GuestAccess, Offender, Operation, Target, ViolationCounters};
-use vmm::{Ending, Enforcement, MachineConfig, MemoryDeviceConfig, OnReset};
+use vmm::{
+    Ending, Enforcement, Machine, MachineConfig, MemoryDeviceConfig, OnReset, SerialEndpoint,
+};
 
 fn device(requested: u64) -> MemoryDeviceConfig {
     MemoryDeviceConfig { requested, ..MemoryDeviceConfig::new(GIB) }
@@ -252,19 +258,32 @@ fn p7_huge_pages_that_run_out_are_busy_and_nothing_has_changed() {
 #[test]
 fn ram_may_be_of_huge_pages_too_and_a_machine_that_lacks_them_does_not_start() {
     let backing = Backing::Hugetlb(HugePageSize::Size2M);
-    let start = |ram| PayloadMachine::start_as(|config| MachineConfig { ram, ..config });
+    let directory = TempDir::new().unwrap();
+    let kernel = directory.path().join("payload.elf");
+    payload::write_elf(&kernel);
+    let start = |ram, output| {
+        Machine::start(MachineConfig {
+            protocol: BootProtocol::Pvh,
+            ram,
+            agent: SerialEndpoint { input: None, output },
+            ..MachineConfig::new(kernel.clone())
+        })
+    };
     // What the payload has.
     let pages = 128 / 2;
     let ram: HostMemoryConfig = backing.clone().into();
     {
         let _pool = HugePagePool::with_free(HugePageSize::Size2M, pages);
-        let vm = start(ram.clone()).unwrap();
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let vm = start(ram.clone(), Box::new(theirs)).unwrap();
+        // It runs, and says so.
+        ours.read_exact(&mut [0]).unwrap();
         assert_eq!(in_use(&backing), 128 * MIB);
         drop(vm);
         assert_eq!(in_use(&backing), 0);
     }
     let _pool = HugePagePool::with_free(HugePageSize::Size2M, pages - 1);
-    let error = start(ram).err().unwrap();
+    let error = start(ram, Box::new(io::sink())).err().unwrap();
     assert!(error.to_string().contains("nothing is left"), "{error}");
     assert_eq!(in_use(&backing), 0);
 }

@@ -3,6 +3,7 @@
 pub mod guest;
 pub mod initramfs;
 pub mod kernel;
+pub mod payload;
 pub mod report;
 pub mod runner;
 pub mod scenarios;

@@ -3,20 +3,21 @@
 
 use std::fmt::Debug;
 use std::ops::Range;
+use std::time::Duration;
 
-use super::payload::Payload;
-use super::virtio_mem_driver::{
+use super::{GIB, MIB};
+use lab::payload::Payload;
+use lab::payload::virtio_mem::{
     Answer, Completion, Driver, PLUG, REQUEST, RESPONSE, Registers, STATE, State, UNPLUG,
     UNPLUG_ALL, answer, write_descriptor, write_request,
 };
-use super::{GIB, MIB};
 
 /// Bytes of the region.
 pub const REGION: u64 = GIB;
 /// Bytes requested when a row begins.
 pub const REQUESTED: u64 = 64 * MIB;
-/// A device that is silent after so many looks stays silent.
-const LOOKS: u32 = 200;
+/// A device that is silent for so long stays silent.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A device, with somebody who can change its requested size.
 pub struct Device {
@@ -294,12 +295,12 @@ pub fn interview(device: Device) -> Vec<Answered> {
             write_descriptor(&mut s.device.payload, 0, REQUEST, 24, 1, 0);
             s.driver.make_available(&mut s.device.payload, 0);
             s.driver.kick(&mut s.device.payload);
-            let outcome = s.driver.completion(&mut s.device.payload, LOOKS);
+            let outcome = s.driver.completion(&mut s.device.payload, PATIENCE);
             s.ask("a chain without an end", true, outcome != Completion::Nothing);
             s.reset();
             s.driver.make_available(&mut s.device.payload, 64);
             s.driver.kick(&mut s.device.payload);
-            let outcome = s.driver.completion(&mut s.device.payload, LOOKS);
+            let outcome = s.driver.completion(&mut s.device.payload, PATIENCE);
             s.ask("a descriptor beyond the queue", Completion::NeedsReset, outcome);
         }),
         ("Q2", |s| s.ask_request("an unknown type", 4, |s| s.driver.block(0), 1, Answer::Error)),
@@ -313,7 +314,7 @@ pub fn interview(device: Device) -> Vec<Answered> {
                 s.driver.make_available(&mut s.device.payload, 2 * n);
             }
             s.driver.kick(&mut s.device.payload);
-            let outcome = s.driver.completion(&mut s.device.payload, LOOKS);
+            let outcome = s.driver.completion(&mut s.device.payload, PATIENCE);
             s.ask("the last of eight in a kick", USED_10, outcome);
             let acknowledged = (0..8)
                 .filter(|n| answer(&mut s.device.payload, RESPONSE + 0x100 + n * 16) == Answer::Ack)
@@ -391,7 +392,7 @@ impl Interview {
         let address = address(self);
         write_request(&mut self.device.payload, REQUEST, kind, address, count);
         let chain = [(REQUEST, 24, false), (RESPONSE, 10, true)];
-        match self.driver.offer(&mut self.device.payload, &chain, LOOKS) {
+        match self.driver.offer(&mut self.device.payload, &chain, PATIENCE) {
             Completion::Used(_) => self.ask_response(question, wanted),
             outcome => {
                 self.tell(question, format!("{wanted:?}"), format!("{outcome:?}"));
@@ -440,7 +441,7 @@ impl Interview {
     /// Offers a chain, after making sure that what answer there is comes from it.
     fn offer(&mut self, question: &'static str, chain: &[(u64, u32, bool)], wanted: Completion) {
         self.device.payload.write(2, RESPONSE, NO_ANSWER);
-        let outcome = self.driver.offer(&mut self.device.payload, chain, LOOKS);
+        let outcome = self.driver.offer(&mut self.device.payload, chain, PATIENCE);
         self.ask(question, wanted, outcome);
     }
 

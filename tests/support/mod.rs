@@ -8,15 +8,14 @@ pub mod host_memory;
 pub mod kallsyms;
 pub mod linux;
 pub mod lspci;
-pub mod payload;
-pub mod virtio_mem_driver;
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use payload::Payload;
+use lab::payload::{self, Payload};
 use tempfile::TempDir;
 use vmm::boot::BootProtocol;
+use vmm::memory::backing::Backing;
 use vmm::{Enforcement, Machine, MachineConfig, MachineError, MemoryDeviceConfig, SerialEndpoint};
 
 pub const KIB: u64 = 1 << 10;
@@ -61,16 +60,18 @@ impl PayloadMachine {
     ) -> Result<Self, MachineError> {
         let directory = TempDir::new().unwrap();
         let kernel: PathBuf = directory.path().join("payload.elf");
+        let ram = directory.path().join("ram");
         payload::write_elf(&kernel);
         let (ours, theirs) = UnixStream::pair().unwrap();
         let machine = Machine::start(change(MachineConfig {
             protocol: BootProtocol::Pvh,
+            ram: Backing::File(ram.clone()).into(),
             agent: SerialEndpoint {
                 input: Some(Box::new(theirs.try_clone().unwrap())),
                 output: Box::new(theirs),
             },
             ..MachineConfig::new(kernel)
         }))?;
-        Ok(Self { machine, payload: Payload::connect(ours), _directory: directory })
+        Ok(Self { machine, payload: Payload::connect(ours, &ram), _directory: directory })
     }
 }

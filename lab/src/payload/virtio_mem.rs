@@ -1,6 +1,8 @@
 //! A virtio-mem driver whose every register access and memory write a bare-metal guest makes.
 
-use super::payload::Payload;
+use std::time::{Duration, Instant};
+
+use super::Payload;
 
 /// The first virtio-mmio device, which is the first virtio-mem device.
 const VIRTIO_MMIO: u64 = 0xd000_0000;
@@ -9,24 +11,29 @@ const SIZE: u16 = 64;
 const DESCRIPTORS: u64 = 0x50_0000;
 const AVAILABLE: u64 = 0x50_1000;
 const USED: u64 = 0x50_2000;
+/// Guest address of a request.
 pub const REQUEST: u64 = 0x50_3000;
+/// Guest address of the response to it.
 pub const RESPONSE: u64 = 0x50_4000;
 
-/// How long to look for an answer: each look goes through the guest, and a minute holds as many.
-const LOOKS: u32 = 100_000;
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where a register is, and how many bytes it has.
 #[derive(Debug, Clone, Copy)]
 pub struct Register {
+    /// Its guest address.
     pub address: u64,
     width: u8,
 }
 
 impl Register {
+    /// Reads it.
     pub fn read(self, payload: &mut Payload) -> u64 {
         payload.read(self.width, self.address)
     }
 
+    /// Posts a write.
     fn write(self, payload: &mut Payload, value: u64) {
         payload.post(self.width, self.address, value);
     }
@@ -37,6 +44,7 @@ impl Register {
 pub struct Registers {
     driver_features_select: Register,
     driver_features: Register,
+    /// The device's status.
     pub status: Register,
     queue_select: Register,
     queue_size: Register,
@@ -48,6 +56,7 @@ pub struct Registers {
     interrupt_status: Register,
     /// None where reading the status acknowledges it.
     interrupt_acknowledge: Option<Register>,
+    /// The generation of the configuration.
     pub generation: Register,
     /// The first byte of the device's configuration.
     pub config: Register,
@@ -94,13 +103,14 @@ impl Registers {
         let mut capability = payload.read(1, function + CAPABILITIES);
         while capability != 0 {
             let at = function + capability;
-            let kind = payload.read(1, at + 3) as usize;
-            if payload.read(1, at) == VENDOR_SPECIFIC && (1..structures.len()).contains(&kind) {
-                let bar = function + BARS + payload.read(1, at + 4) * 4;
-                let offset = payload.read(4, at + 8);
+            let fields = [(1, at), (1, at + 1), (1, at + 3), (1, at + 4), (4, at + 8)];
+            let [id, next, kind, bar, offset] = payload.read_each(fields);
+            let kind = kind as usize;
+            if id == VENDOR_SPECIFIC && (1..structures.len()).contains(&kind) {
+                let bar = function + BARS + bar * 4;
                 structures[kind] = bar_address(payload, bar, unassigned) + offset;
             }
-            capability = payload.read(1, at + 1);
+            capability = next;
         }
         payload.write(2, function + COMMAND, MEMORY_AND_BUS_MASTER);
         let [_, common, notify, isr, device] = structures;
@@ -138,30 +148,37 @@ impl Registers {
 
 /// The address of the BAR at `register`, which gets one if it has none.
 fn bar_address(payload: &mut Payload, register: u64, unassigned: u64) -> u64 {
-    let kind = payload.read(4, register) & 0xf;
-    if payload.read(4, register) & !0xf == 0 {
+    let both = [(4, register), (4, register + 4)];
+    if payload.read_each(both)[0] & !0xf == 0 {
         // A MiB for each, which is enough for all that a transport has.
-        payload.write(4, register, unassigned + ((register & 0x1c) << 18));
+        payload.post(4, register, unassigned + ((register & 0x1c) << 18));
     }
-    let low = payload.read(4, register) & !0xf;
-    let high = if kind & 0x6 == 0x4 { payload.read(4, register + 4) } else { 0 };
-    high << 32 | low
+    let [low, high] = payload.read_each(both);
+    let high = if low & 0x6 == 0x4 { high } else { 0 };
+    high << 32 | (low & !0xf)
 }
 
 /// How the device answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
+    /// It is done.
     Ack,
+    /// Not so much.
     Nack,
+    /// Not now.
     Busy,
+    /// It was no request that the driver may make.
     Error,
 }
 
 /// What STATE says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
+    /// All blocks are plugged.
     Plugged,
+    /// None is.
     Unplugged,
+    /// Some are.
     Mixed,
 }
 
@@ -176,17 +193,23 @@ pub enum Completion {
     Nothing,
 }
 
-/// Kinds of requests.
+/// A kind of request: to plug blocks.
 pub const PLUG: u64 = 0;
+/// To unplug them.
 pub const UNPLUG: u64 = 1;
+/// To unplug all there are.
 pub const UNPLUG_ALL: u64 = 2;
+/// To say which state they are in.
 pub const STATE: u64 = 3;
 
 /// The driver, set up.
 pub struct Driver {
+    /// The device's registers.
     pub registers: Registers,
     next: u16,
+    /// Guest address of the region.
     pub address: u64,
+    /// Bytes in a block.
     pub block_size: u64,
 }
 
@@ -227,9 +250,10 @@ impl Driver {
         payload.post(4, USED, 0);
         r.queue_ready.write(payload, 1);
         r.status.write(payload, DRIVER_OK);
-        assert_eq!(r.status.read(payload), DRIVER_OK);
-        let block_size = payload.read(8, r.config.address);
-        let address = payload.read(8, r.config.address + 16);
+        let config = r.config.address;
+        let [status, block_size, address] =
+            payload.read_each([(r.status.width, r.status.address), (8, config), (8, config + 16)]);
+        assert_eq!(status, DRIVER_OK);
         Some(Self { registers, next: 0, address, block_size })
     }
 
@@ -238,20 +262,24 @@ impl Driver {
         self.address + n * self.block_size
     }
 
+    /// Asks for `count` blocks to be plugged.
     pub fn plug(&mut self, payload: &mut Payload, first: u64, count: u16) -> Answer {
         let address = self.block(first);
         self.request(payload, PLUG, address, count).0
     }
 
+    /// Asks for them to be unplugged.
     pub fn unplug(&mut self, payload: &mut Payload, first: u64, count: u16) -> Answer {
         let address = self.block(first);
         self.request(payload, UNPLUG, address, count).0
     }
 
+    /// Asks for all to be unplugged.
     pub fn unplug_all(&mut self, payload: &mut Payload) -> Answer {
         self.request(payload, UNPLUG_ALL, 0, 0).0
     }
 
+    /// Asks which state they are in.
     pub fn state(&mut self, payload: &mut Payload, first: u64, count: u16) -> State {
         let address = self.block(first);
         let (answer, state) = self.request(payload, STATE, address, count);
@@ -269,24 +297,25 @@ impl Driver {
     ) -> (Answer, State) {
         write_request(payload, REQUEST, kind, address, count);
         self.submit(payload, &[(REQUEST, 24, false), (RESPONSE, 10, true)]);
-        (answer(payload, RESPONSE), state(payload, RESPONSE))
+        let [answer, state] = payload.read_each([(2, RESPONSE), (2, RESPONSE + 8)]);
+        (Answer::of(answer), State::of(state))
     }
 
     /// Makes a chain of (address, length, writable) available, and waits until it is used.
     /// Returns the length used.
     pub fn submit(&mut self, payload: &mut Payload, chain: &[(u64, u32, bool)]) -> u64 {
-        match self.offer(payload, chain, LOOKS) {
+        match self.offer(payload, chain, PATIENCE) {
             Completion::Used(length) => length,
             other => panic!("the device does not answer: {other:?}"),
         }
     }
 
-    /// The same, with any outcome within so many looks.
+    /// The same, with any outcome within this time.
     pub fn offer(
         &mut self,
         payload: &mut Payload,
         chain: &[(u64, u32, bool)],
-        looks: u32,
+        patience: Duration,
     ) -> Completion {
         const NEXT: u64 = 1;
         const WRITE: u64 = 2;
@@ -297,7 +326,7 @@ impl Driver {
         }
         self.make_available(payload, 0);
         self.kick(payload);
-        self.completion(payload, looks)
+        self.completion(payload, patience)
     }
 
     /// Makes the chain that starts at descriptor `head` available.
@@ -308,23 +337,30 @@ impl Driver {
         payload.post(2, AVAILABLE + 2, self.next.into());
     }
 
+    /// Notifies the device of what is available.
     pub fn kick(&mut self, payload: &mut Payload) {
         self.registers.queue_notify.write(payload, 0);
     }
 
-    /// What becomes of the chain that was made available last.
-    pub fn completion(&mut self, payload: &mut Payload, looks: u32) -> Completion {
+    /// What becomes, within this time, of the chain that was made available last.
+    pub fn completion(&mut self, payload: &mut Payload, patience: Duration) -> Completion {
         const NEEDS_RESET: u64 = 0x40;
-        for _ in 0..looks {
-            if payload.read(2, USED + 2) == u64::from(self.next) {
-                let slot = u64::from(self.next.wrapping_sub(1) % SIZE);
-                return Completion::Used(payload.read(4, USED + 4 + slot * 8 + 4));
+        let slot = u64::from(self.next.wrapping_sub(1) % SIZE);
+        let status = self.registers.status;
+        let places = [(2, USED + 2), (4, USED + 4 + slot * 8 + 4), (status.width, status.address)];
+        let start = Instant::now();
+        loop {
+            let [used, length, status] = payload.read_each(places);
+            if used == u64::from(self.next) {
+                return Completion::Used(length);
             }
-            if self.registers.status.read(payload) & NEEDS_RESET != 0 {
+            if status & NEEDS_RESET != 0 {
                 return Completion::NeedsReset;
             }
+            if start.elapsed() > patience {
+                return Completion::Nothing;
+            }
         }
-        Completion::Nothing
     }
 }
 
@@ -351,21 +387,28 @@ pub fn write_descriptor(
 
 /// The answer in a response.
 pub fn answer(payload: &mut Payload, response: u64) -> Answer {
-    match payload.read(2, response) {
-        0 => Answer::Ack,
-        1 => Answer::Nack,
-        2 => Answer::Busy,
-        3 => Answer::Error,
-        other => panic!("response type {other}"),
+    Answer::of(payload.read(2, response))
+}
+
+impl Answer {
+    fn of(kind: u64) -> Self {
+        match kind {
+            0 => Self::Ack,
+            1 => Self::Nack,
+            2 => Self::Busy,
+            3 => Self::Error,
+            other => panic!("response type {other}"),
+        }
     }
 }
 
-/// The state in a response.
-pub fn state(payload: &mut Payload, response: u64) -> State {
-    match payload.read(2, response + 8) {
-        0 => State::Plugged,
-        1 => State::Unplugged,
-        2 => State::Mixed,
-        other => panic!("state {other}"),
+impl State {
+    fn of(state: u64) -> Self {
+        match state {
+            0 => Self::Plugged,
+            1 => Self::Unplugged,
+            2 => Self::Mixed,
+            other => panic!("state {other}"),
+        }
     }
 }

@@ -1,10 +1,12 @@
-# A bare-metal guest: it does one register or memory access at a time, as told over ttyS1.
+# A bare-metal guest: it makes the register and memory accesses that it finds in its mailbox.
 #
 # Entered by PVH in 32-bit protected mode at LOAD, it maps the first 1.5 TiB onto themselves, in pages
-# of 2 MiB as far as 8 GiB and of 1 GiB beyond, and goes to long mode. The boot processor then obeys
-# commands of 18 bytes on the second serial port:
+# of 2 MiB as far as 8 GiB and of 1 GiB beyond, and goes to long mode. The boot processor sends READY
+# over the second serial port and sleeps until a byte comes from there. Then it obeys the commands at
+# MAILBOX and sends DONE:
 #
-#     operation u8, width u8, address u64, value u64     answered by     result u64
+#     count u64, and for each command     operation u8, width u8, 6 bytes of padding, address u64,
+#                                         value u64, over which the result is written
 #
 # The other processors, once started by INIT and SIPI at AP_TRAMPOLINE, hammer the memory that their
 # control block names.
@@ -18,9 +20,15 @@
     .set INTERRUPTS, 0x3fd000       # the interrupt descriptor table
     .set EXCEPTION, 0x3fe000        # vector, RIP, MCG_STATUS; of banks 0 and 1, STATUS and ADDR
     .set COPY, 0x520000             # where a copy goes
+    .set MAILBOX, 0x600000
     .set AP_COUNT, 0x3ff000         # how many have been started
     .set AP_TRAMPOLINE, 0x10000
     .set SERIAL, 0x2f8
+    .set READY, 'R'
+    .set DONE, 'D'
+    .set MASTER, 0x20               # the 8259 that IRQ 3, the serial port's, comes to
+    .set SLAVE, 0xa0
+    .set VECTORS, 0x20              # that of IRQ 0, and those that follow
 
     .code32
 moat_payload_start:
@@ -143,19 +151,38 @@ long_mode:
     movl $(LOAD + (machine_check - moat_payload_start)), %eax
     movl $18, %ecx
     call set_gate
+    movl $(LOAD + (serial_interrupt - moat_payload_start)), %eax
+    movl $(VECTORS + 3), %ecx
+    call set_gate
     lidt LOAD + (interrupts_pointer - moat_payload_start)
+    call listen
+    movb $READY, %al
+    call send_byte
 
-# The command loop. %r8 address, %r9 value, %r10 result; %bl operation, %bh width.
-    call send_ready
+# Interrupts are off but for the HLT, so none can come between the look and the sleep.
+sleep:
+    movw $(SERIAL + 5), %dx
+    inb %dx, %al
+    testb $1, %al
+    jnz wake
+    sti
+    hlt
+    cli
+    jmp sleep
+wake:
+    movw $SERIAL, %dx
+    inb %dx, %al
+
+# %r12 the command, %r13 how many there are from it on. %bl operation, %bh width, %r8 address, %r9
+# value, %r10 result.
+    movl $(MAILBOX + 8), %r12d
+    movq MAILBOX, %r13
 command:
-    call receive_byte
-    movb %al, %bl
-    call receive_byte
-    movb %al, %bh
-    call receive_quad
-    movq %r11, %r8
-    call receive_quad
-    movq %r11, %r9
+    testq %r13, %r13
+    jz done
+    movw (%r12), %bx
+    movq 8(%r12), %r8
+    movq 16(%r12), %r9
     xorl %r10d, %r10d
     cmpb $0, %bl
     je read
@@ -177,17 +204,20 @@ command:
     je add_vector
     cmpb $9, %bl
     je store_vector
-    hlt
+    cmpb $10, %bl
+    je drive_queue
+    ud2
 
 answer:
-    movq %r10, %rdi
-    movl $8, %ecx
-1:  movb %dil, %al
-    call send_byte
-    shrq $8, %rdi
-    decl %ecx
-    jnz 1b
+    movq %r10, 16(%r12)
+    addq $24, %r12
+    decq %r13
     jmp command
+
+done:
+    movb $DONE, %al
+    call send_byte
+    jmp sleep
 
 read:
     cmpb $1, %bh
@@ -280,6 +310,33 @@ store_vector:
     movlps %xmm0, (%r8)
     jmp answer
 
+# Drives a virtqueue: for each of %r9 chains, whose heads are in the available ring already, it makes
+# that chain available, notifies the device, and waits until one more is used. At %r8:
+#
+#     available ring u64, used ring u64, where to notify u64, what to write there u64
+#
+# and as many bytes of that are written as the command is wide. The result is how many were used.
+drive_queue:
+    movq (%r8), %rsi
+    movq 8(%r8), %rdi
+    movq 16(%r8), %rdx
+    movq 24(%r8), %rax
+    movzwl 2(%rdi), %ecx
+1:  cmpq %r9, %r10
+    jae answer
+    incw 2(%rsi)
+    cmpb $2, %bh
+    je 2f
+    movl %eax, (%rdx)
+    jmp 3f
+2:  movw %ax, (%rdx)
+3:  incw %cx
+4:  pause
+    cmpw %cx, 2(%rdi)
+    jne 4b
+    incq %r10
+    jmp 1b
+
 # Has interrupt %ecx go to %eax.
 set_gate:
     movzwl %ax, %edx
@@ -293,7 +350,7 @@ set_gate:
     ret
 
 interrupts_pointer:
-    .word 19 * 16 - 1
+    .word (VECTORS + 4) * 16 - 1
     .quad INTERRUPTS
 
 invalid_opcode:
@@ -331,30 +388,44 @@ take_register:
     wrmsr
     ret
 
-send_ready:
-    movb $0x52, %al
 send_byte:
     movw $SERIAL, %dx
     outb %al, %dx
     ret
 
-receive_byte:
-    movw $(SERIAL + 5), %dx
-1:  inb %dx, %al
-    testb $1, %al
-    jz 1b
-    movw $SERIAL, %dx
-    inb %dx, %al
+# Has the serial port raise IRQ 3 for what it receives, and the 8259s let nothing else through.
+listen:
+    movb $0x11, %al                 # edge-triggered, cascaded, and three words follow
+    outb %al, $MASTER
+    outb %al, $SLAVE
+    movb $VECTORS, %al
+    outb %al, $(MASTER + 1)
+    movb $(VECTORS + 8), %al
+    outb %al, $(SLAVE + 1)
+    movb $4, %al                    # the slave is at IRQ 2
+    outb %al, $(MASTER + 1)
+    movb $2, %al
+    outb %al, $(SLAVE + 1)
+    movb $1, %al                    # of an 8086
+    outb %al, $(MASTER + 1)
+    outb %al, $(SLAVE + 1)
+    movb $0xf7, %al
+    outb %al, $(MASTER + 1)
+    movb $0xff, %al
+    outb %al, $(SLAVE + 1)
+    movw $(SERIAL + 1), %dx         # received data
+    movb $1, %al
+    outb %al, %dx
+    movw $(SERIAL + 4), %dx         # OUT2 lets interrupts out
+    movb $0x0b, %al
+    outb %al, %dx
     ret
 
-receive_quad:
-    xorl %r11d, %r11d
-    movl $8, %ecx
-1:  call receive_byte
-    shrdq $8, %rax, %r11
-    decl %ecx
-    jnz 1b
-    ret
+# Only ever comes to the HLT, which has nothing in %rax.
+serial_interrupt:
+    movb $0x20, %al
+    outb %al, $MASTER
+    iretq
 
 # Control block: start u64, length u64, active u64, rounds u64, errors u64.
 # While active, reads every 512th byte, which must hold its own address, and writes it back.

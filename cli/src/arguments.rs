@@ -74,8 +74,8 @@ pub struct RunArguments {
     /// RAM, as in 512M or 8G
     #[arg(long, value_name = "SIZE", default_value_t = Size(512 << 20))]
     pub memory: Size,
-    /// What RAM is made of: [backing=anonymous|memfd|hugetlb-2m|hugetlb-1g][,huge-pages=on|off]
-    /// [,prealloc=on|off][,host-node=N]
+    /// What RAM is made of: [backing=anonymous|memfd|hugetlb-2m|hugetlb-1g|file:PATH]
+    /// [,huge-pages=on|off][,prealloc=on|off][,host-node=N]
     #[arg(long, value_name = "SETTINGS", default_value = "backing=anonymous")]
     pub memory_backing: RamOption,
     /// Add a virtio-mem device (mem0, mem1, …): size=8G[,requested=1G][,block-size=2M]

@@ -56,11 +56,7 @@ impl FromStr for RamOption {
                 return Err(format!("{key:?} is no setting of RAM; there are {KEYS}"));
             }
         }
-        match config.backing {
-            // Its pieces would need one each.
-            Backing::File(_) => Err("RAM cannot be in a file; use memfd or hugetlb-2m".into()),
-            _ => Ok(Self(config)),
-        }
+        Ok(Self(config))
     }
 }
 
@@ -79,7 +75,6 @@ mod tests {
             ("backing=stone", "stone"),
             ("backing=hugetlb-4k", "hugetlb-2m"),
             ("backing=file:", "file:PATH"),
-            ("backing=file:memory", "cannot be in a file"),
             ("prealloc=yes", "on or off"),
             ("host-node=65536", "host-node=65536"),
         ] {

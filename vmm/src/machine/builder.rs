@@ -162,13 +162,14 @@ impl<'a> Builder<'a> {
     }
 
     fn create_ram(&self) -> Result<Vec<(HostMemory, SlotId)>, MachineError> {
-        let create = |(start, size)| {
-            let memory = HostMemory::map(start, size, &self.config.ram)?;
+        let create = |memory: HostMemory| {
+            let size = memory.size();
             memory.populate(0..size).map_err(|source| MemoryError::Populate { size, source })?;
             let slot = self.slots.add(&memory, 0..size).map_err(MemoryError::Slot)?;
             Ok((memory, slot))
         };
-        layout::ram_ranges(self.config.memory).into_iter().map(create).collect()
+        let ranges = layout::ram_ranges(self.config.memory);
+        HostMemory::map_ranges(&ranges, &self.config.ram)?.into_iter().map(create).collect()
     }
 
     /// Keeps room for PCI's memory above 4 GiB, if there is to be any.

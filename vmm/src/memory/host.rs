@@ -61,6 +61,33 @@ impl HostMemory {
         size: u64,
         config: &HostMemoryConfig,
     ) -> Result<Self, MemoryError> {
+        let file = config.backing.open(size)?.map(Arc::new);
+        Self::map_piece(start, size, config, file, 0)
+    }
+
+    /// Maps ranges of guest addresses, each (start, size), of which a file has one after the other.
+    pub fn map_ranges(
+        ranges: &[(GuestAddress, u64)],
+        config: &HostMemoryConfig,
+    ) -> Result<Vec<Self>, MemoryError> {
+        let file = config.backing.open(ranges.iter().map(|(_, size)| size).sum())?.map(Arc::new);
+        let mut next = 0;
+        let map = |&(start, size): &(GuestAddress, u64)| {
+            let offset = next;
+            next += size;
+            Self::map_piece(start, size, config, file.clone(), offset)
+        };
+        ranges.iter().map(map).collect()
+    }
+
+    /// Maps what `file` has from `offset` on, if there is a file.
+    fn map_piece(
+        start: GuestAddress,
+        size: u64,
+        config: &HostMemoryConfig,
+        file: Option<Arc<MemoryFile>>,
+        offset: u64,
+    ) -> Result<Self, MemoryError> {
         let map_error =
             |source: MmapRegionError| MemoryError::Map { size, source: io::Error::other(source) };
         let length = usize::try_from(size).map_err(|_| MemoryError::TooLarge { size })?;
@@ -68,15 +95,14 @@ impl HostMemory {
         if !size.is_multiple_of(page_size) {
             return Err(MemoryError::NotPages { size, page_size });
         }
-        let file = config.backing.open(size)?.map(Arc::new);
         // NORESERVE: a region is as large as the guest might ever want, not as it is.
-        let (offset, flags) = match &file {
+        let (place, flags) = match &file {
             None => (None, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
-            Some(file) => (Some(FileOffset::from_arc(file.file(), 0)), libc::MAP_SHARED),
+            Some(file) => (Some(FileOffset::from_arc(file.file(), offset)), libc::MAP_SHARED),
         };
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let fences = Fences::around_aligned_hole(length);
-        let region = MmapRegion::build(offset, length, protection, flags | libc::MAP_NORESERVE)
+        let region = MmapRegion::build(place, length, protection, flags | libc::MAP_NORESERVE)
             .map_err(map_error)?;
         drop(fences);
         let mapping = GuestRegionMmap::new(region, start).ok_or(MemoryError::TooLarge { size })?;
@@ -190,7 +216,10 @@ impl HostMemory {
     pub fn discard(&self, offsets: Range<u64>) -> io::Result<()> {
         assert!(offsets.end <= self.size(), "discarding beyond the mapping");
         match &self.file {
-            Some(file) => file.punch_hole(offsets),
+            Some(file) => {
+                let start = self.mapping.file_offset().map_or(0, FileOffset::start);
+                file.punch_hole(start + offsets.start..start + offsets.end)
+            }
             None => self.advise(offsets, libc::MADV_DONTNEED),
         }
     }

@@ -54,6 +54,21 @@ fn first_words<const PAGES: usize>(memory: &HostMemory, page_size: u64) -> [u32;
 }
 
 #[test]
+fn ranges_are_in_one_file_one_after_the_other() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("memory");
+    let ranges = [(GuestAddress(0), 2 * MIB), (GuestAddress(1 << 32), MIB)];
+    let config = HostMemoryConfig::from(Backing::File(path.clone()));
+    let memory = HostMemory::map_ranges(&ranges, &config).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().len(), 3 * MIB);
+    memory.iter().for_each(fill);
+    let word = |offset: u64| fs::read(&path).unwrap()[offset as usize];
+    assert_eq!([0, 2 * MIB, 3 * MIB - 4096].map(word), [0xef; 3]);
+    memory[1].discard(0..4096).unwrap();
+    assert_eq!([0, 2 * MIB, 3 * MIB - 4096].map(word), [0xef, 0, 0xef]);
+}
+
+#[test]
 fn x4_discarded_memory_is_the_hosts_and_its_neighbours_keep_their_contents() {
     let directory = TempDir::new().unwrap();
     for backing in backings(&directory) {

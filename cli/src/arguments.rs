@@ -246,6 +246,8 @@ pub enum CheckedVmm {
     Moat,
     /// QEMU, which must be installed; with KVM where it works, else by emulation
     Qemu,
+    /// Likewise, with VT-d for IOMMU, for kernels that have no driver of virtio-iommu
+    QemuIntelIommu,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -14,7 +14,7 @@ use lab::report::{
 };
 use lab::runner::{self, Progress, Settings};
 use lab::scenarios::{self, Boot, CATALOGUE, Scenario};
-use lab::vm::{Accelerator, Vmm};
+use lab::vm::{Accelerator, Iommu, Vmm};
 
 use crate::arguments::{CheckArguments, CheckedVmm, ExpectWithout};
 use crate::output::answer;
@@ -48,6 +48,7 @@ pub fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
 /// What runs the guests. moat needs KVM; QEMU says what it does without.
 fn vmms(arguments: &CheckArguments) -> anyhow::Result<Vec<Vmm>> {
     let diagnosis = vmm::doctor::examine();
+    let accelerator = if diagnosis.usable { Accelerator::Kvm } else { Accelerator::Tcg };
     let mut vmms = Vec::new();
     for asked in &arguments.vmm {
         let vmm = match asked {
@@ -57,10 +58,10 @@ fn vmms(arguments: &CheckArguments) -> anyhow::Result<Vec<Vmm>> {
                  --vmm qemu does without",
                 diagnosis.reason
             ),
-            CheckedVmm::Qemu if diagnosis.usable => Vmm::Qemu(Accelerator::Kvm),
-            CheckedVmm::Qemu => Vmm::Qemu(Accelerator::Tcg),
+            CheckedVmm::Qemu => Vmm::Qemu(accelerator, Iommu::Virtio),
+            CheckedVmm::QemuIntelIommu => Vmm::Qemu(accelerator, Iommu::Intel),
         };
-        if let Vmm::Qemu(accelerator) = vmm {
+        if vmm != Vmm::Moat {
             let (name, reason) = (accelerator.name(), &diagnosis.reason);
             let _ = writeln!(io::stderr(), "QEMU runs guests with -accel {name}: {reason}");
         }

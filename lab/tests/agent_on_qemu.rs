@@ -10,7 +10,7 @@ use lab::{
     guest::{End, Errno, GuestError, Observe, OpenFlags, Signal, Width},
     initramfs::Initramfs,
     kernel::GuestKernel,
-    vm::{Accelerator, BUS, DRIVER, Special, Vm, VmConfig, VmError, Vmm},
+    vm::{Accelerator, BUS, DRIVER, Iommu, Special, Vm, VmConfig, VmError, Vmm},
 };
 
 const PAGE: u64 = 4096;
@@ -19,7 +19,7 @@ const MIB: u64 = 1 << 20;
 /// How long a crash kernel has to boot.
 const BOOT: Duration = Duration::from_secs(120);
 
-const QEMU: Vmm = Vmm::Qemu(Accelerator::Tcg);
+const QEMU: Vmm = Vmm::Qemu(Accelerator::Tcg, Iommu::Virtio);
 
 fn boot(initramfs: &Initramfs, parameters: &str) -> Vm {
     let config =

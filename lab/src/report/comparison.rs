@@ -97,7 +97,7 @@ mod tests {
     use crate::{
         guest::{Denial, Errno},
         scenarios::CATALOGUE,
-        vm::Accelerator,
+        vm::{Accelerator, Iommu},
     };
 
     fn report(vmm: Vmm, observed: &[(Kind, &str, Finding)]) -> KernelReport {
@@ -134,7 +134,7 @@ mod tests {
             ],
         );
         let qemu = report(
-            Vmm::Qemu(Accelerator::Tcg),
+            Vmm::Qemu(Accelerator::Tcg, Iommu::Virtio),
             &[
                 (Kind::Check, "the same", eperm),
                 (Kind::Check, "another", Finding::Done),

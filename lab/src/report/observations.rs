@@ -93,14 +93,20 @@ impl Observations {
     ) -> Result<(), GuestError> {
         let expected = expected.to_string();
         match counted {
-            Some(count) => self.check(tried, expected, count.to_string()),
-            None => {
-                let observed = "not counted by this monitor".into();
-                let (tried, expected) = (tried.into(), expected.into());
-                self.push(Kind::Unasked, tried, expected, observed, true);
-                Ok(())
-            }
+            Some(count) => self.check(tried, expected, count.to_string())?,
+            None => self.unasked(tried, expected, "not counted by this monitor"),
         }
+        Ok(())
+    }
+
+    /// What a monitor's guest cannot be asked, and why not.
+    pub fn unasked(
+        &mut self,
+        tried: impl Into<String>,
+        expected: impl Into<Finding>,
+        why: impl Into<Finding>,
+    ) {
+        self.push(Kind::Unasked, tried.into(), expected.into(), why.into(), true);
     }
 
     /// What should be, and `known` what every kernel does instead.

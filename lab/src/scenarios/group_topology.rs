@@ -11,7 +11,7 @@ use super::{
 use crate::{
     guest::{GuestError, Observe as _, PciFunction, VfioContainer, VfioGroup},
     report::{Finding, Observations},
-    vm::{Vm, VmError},
+    vm::{Feature, Vm, VmError},
 };
 
 /// G1: the functions of a device without access control share a group.
@@ -27,9 +27,20 @@ pub fn functions_of_a_device(vm: &Vm, seen: &mut Observations) -> Told {
 /// root port without access control. User space may have these groups: bridges do no DMA.
 /// Controls: a root port with access control; a group with a driver in it that does DMA.
 pub fn behind_bridges(vm: &Vm, seen: &mut Observations) -> Told {
+    match vm.vmm().lacks(Feature::ConventionalPci) {
+        None => behind_a_bridge(vm, seen)?,
+        Some(why) => seen.unasked(BEHIND_A_BRIDGE, TOGETHER, why),
+    }
+    for device in behind_root_ports(vm)? {
+        root_port(vm, seen, &device)?;
+    }
+    Ok(None)
+}
+
+fn behind_a_bridge(vm: &Vm, seen: &mut Observations) -> Result<(), VmError> {
     let pair = Pair::behind_a_bridge(vm)?;
     let Pair { claimed, sibling } = &pair;
-    seen.check("two devices behind a bridge", TOGETHER, placed(claimed, sibling)?)?;
+    seen.check(BEHIND_A_BRIDGE, TOGETHER, placed(claimed, sibling)?)?;
     let bridge = bridge_above(vm, claimed)?;
     seen.check("a device behind a bridge, and the bridge", TOGETHER, placed(claimed, &bridge)?)?;
     check_viable(vm, seen, "group of a bridge", claimed)?;
@@ -39,11 +50,7 @@ pub fn behind_bridges(vm: &Vm, seen: &mut Observations) -> Told {
         let tried = "group of a bridge, and of a driver";
         Ok(seen.control(tried, "not viable", viable_or_not(&group)?)?)
     })?;
-    pair.release()?;
-    for device in behind_root_ports(vm)? {
-        root_port(vm, seen, &device)?;
-    }
-    Ok(None)
+    Ok(pair.release()?)
 }
 
 /// The device alone in its group if its port has access control, and the port a member if it has none.
@@ -75,6 +82,7 @@ fn check_viable(
     Ok(device.unbind()?)
 }
 
+const BEHIND_A_BRIDGE: &str = "two devices behind a bridge";
 const TOGETHER: &str = "in one group";
 const APART: &str = "in two groups";
 

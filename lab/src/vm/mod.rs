@@ -85,8 +85,8 @@ impl VmConfig<'_> {
         // On KVM the kernel does not ask either whether its timer works. Emulated, on a busy machine, it
         // would find that it does not.
         let timer = match self.vmm {
-            Vmm::Qemu(Accelerator::Tcg) => "no_timer_check ",
-            Vmm::Moat | Vmm::Qemu(Accelerator::Kvm) => "",
+            Vmm::Qemu(Accelerator::Tcg, _) => "no_timer_check ",
+            Vmm::Moat | Vmm::Qemu(Accelerator::Kvm, _) => "",
         };
         format!("console=ttyS0 panic=-1 {timer}{}", self.parameters)
     }
@@ -241,7 +241,7 @@ impl Vm {
                 let (machine, agent) = Moat::start(kernel, initrd, &config)?;
                 (Box::new(machine), agent)
             }
-            Vmm::Qemu(accelerator) => {
+            Vmm::Qemu(accelerator, _) => {
                 let (machine, agent) =
                     Qemu::start(accelerator, kernel, initrd, &config).map_err(VmError::from)?;
                 (Box::new(machine), agent)

@@ -13,7 +13,7 @@ pub enum Vmm {
     /// moat, in this process.
     Moat,
     /// QEMU, the second opinion.
-    Qemu(Accelerator),
+    Qemu(Accelerator, Iommu),
 }
 
 /// What executes the instructions of QEMU's guests.
@@ -26,7 +26,7 @@ pub enum Accelerator {
 }
 
 /// An IOMMU's kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Iommu {
     /// virtio-iommu. It does not remap interrupts.
     Virtio,
@@ -42,6 +42,8 @@ pub enum Feature {
     Probe,
     /// DMA from one device to the registers of another.
     PeerToPeer,
+    /// Functions behind a bridge to conventional PCI, with the IOMMU above them.
+    ConventionalPci,
     /// Counters of what reaches the virtio-mem device and its unplugged memory.
     Witness,
 }
@@ -166,7 +168,8 @@ impl Vmm {
     pub fn name(self) -> &'static str {
         match self {
             Self::Moat => "moat",
-            Self::Qemu(_) => "QEMU",
+            Self::Qemu(_, Iommu::Virtio) => "QEMU",
+            Self::Qemu(_, Iommu::Intel) => "QEMU with VT-d",
         }
     }
 
@@ -177,21 +180,25 @@ impl Vmm {
                 Some("moat's devices reach memory by DMA, and no registers")
             }
             (Self::Moat, _) => None,
-            (Self::Qemu(_), Feature::PeerToPeer) => None,
-            (Self::Qemu(_), Feature::Witness) => {
+            (Self::Qemu(..), Feature::PeerToPeer) => None,
+            (Self::Qemu(_, Iommu::Virtio), Feature::ConventionalPci) => {
+                Some("QEMU's virtio-iommu has no endpoints behind a bridge to conventional PCI")
+            }
+            (Self::Qemu(_, Iommu::Intel), Feature::ConventionalPci) => None,
+            (Self::Qemu(..), Feature::Witness) => {
                 Some("QEMU does not count what reaches its virtio-mem device")
             }
-            (Self::Qemu(_), Feature::Probe) => {
+            (Self::Qemu(..), Feature::Probe) => {
                 Some("QEMU has no device with a ROM and resets that raises interrupts when told to")
             }
         }
     }
 
-    /// Whose driver a kernel must have for the IOMMU.
+    /// The IOMMU of its machines that have one.
     pub fn iommu(self) -> Iommu {
         match self {
             Self::Moat => Iommu::Virtio,
-            Self::Qemu(_) => Iommu::Intel,
+            Self::Qemu(_, iommu) => iommu,
         }
     }
 
@@ -204,7 +211,7 @@ impl Vmm {
                 // Its memory, plain bytes.
                 overlay: Endpoint { bar: 2, identity: ZEROS, scratch: 0, dma: None, ..PROBE },
             },
-            Self::Qemu(_) => Endpoints { driven: VIRTIO_RNG, idle: EDU, overlay: PCI_TESTDEV },
+            Self::Qemu(..) => Endpoints { driven: VIRTIO_RNG, idle: EDU, overlay: PCI_TESTDEV },
         }
     }
 }
@@ -223,7 +230,7 @@ impl fmt::Display for Vmm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Moat => f.write_str("moat"),
-            Self::Qemu(accelerator) => write!(f, "QEMU, {}", accelerator.name()),
+            Self::Qemu(accelerator, _) => write!(f, "{}, {}", self.name(), accelerator.name()),
         }
     }
 }

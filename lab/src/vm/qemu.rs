@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use vmm::Ending;
 
 use super::{
-    Accelerator, Machine, MemoryDevice, RAM, REGION_SIZE, Special, VmConfig, VmError,
+    Accelerator, Iommu, Machine, MemoryDevice, RAM, REGION_SIZE, Special, VmConfig, VmError,
     console::tail,
     qmp::{Qmp, QmpError},
 };
@@ -86,7 +86,7 @@ impl Qemu {
         fs::write(files.path("initramfs"), initrd)?;
         let agent = UnixListener::bind(files.path("agent"))?;
         let mut process = Command::new(PROGRAM)
-            .args(machine(accelerator, config.special))
+            .args(machine(accelerator, config))
             .args(["-smp", &config.vcpus.to_string()])
             .args(["-m", &format!("{RAM}B,maxmem=4G,slots=1")])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"])
@@ -180,15 +180,19 @@ fn end(process: &mut Child) {
 }
 
 /// The machine itself.
-fn machine(accelerator: Accelerator, special: Special) -> Vec<&'static str> {
+fn machine(accelerator: Accelerator, config: &VmConfig) -> Vec<&'static str> {
     let mut arguments = match accelerator {
         Accelerator::Kvm => vec!["-accel", "kvm", "-cpu", "host"],
         Accelerator::Tcg => vec!["-accel", "tcg", "-cpu", "max"],
     };
     arguments.push("-no-reboot");
-    arguments.extend(match special {
-        Special::None | Special::LargeBar => ["-machine", "q35"].as_slice(),
-        Special::Iommu => {
+    arguments.extend(match (config.special, config.vmm.iommu()) {
+        (Special::None | Special::LargeBar, _) => ["-machine", "q35"].as_slice(),
+        // Before all devices, which otherwise would not be behind it.
+        (Special::Iommu, Iommu::Virtio) => {
+            &["-machine", "q35", "-device", "virtio-iommu-pci,boot-bypass=off"]
+        }
+        (Special::Iommu, Iommu::Intel) => {
             &["-machine", "q35,kernel-irqchip=split", "-device", "intel-iommu,intremap=on"]
         }
     });

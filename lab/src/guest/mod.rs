@@ -46,7 +46,10 @@ pub use self::{
     outcome::{Denial, Observe, Outcome, Show},
     pci::{PciAddress, PciFunction, command_register},
     process::{File, Mapping, Polled, Polling, Process},
-    vfio::{VfioContainer, VfioDevice, VfioGroup, VfioInterrupt, VfioIommu, VfioRegion},
+    vfio::{
+        InContainer, Ioas, VfioContainer, VfioDevice, VfioGroup, VfioInterrupt, VfioIommu,
+        VfioRegion,
+    },
     writing::Writing,
 };
 

@@ -271,6 +271,15 @@ impl PciFunction {
         Err(GuestError::Denied { asked, denial: Errno::ENODEV.into() })
     }
 
+    /// The name of its own file under /dev/vfio/devices, while it is bound to vfio-pci.
+    pub fn vfio_device(&self) -> Result<String, GuestError> {
+        let names = self.clerk.list_directory(&self.file("vfio-dev"))?;
+        names.into_iter().next().ok_or_else(|| GuestError::Denied {
+            asked: format!("find the VFIO device of {}", self.address),
+            denial: Errno::ENODEV.into(),
+        })
+    }
+
     /// Has the kernel forget it, until the next rescan.
     pub fn remove(&self) -> Result<(), GuestError> {
         self.clerk.write_file(&self.file("remove"), "1").map(drop)

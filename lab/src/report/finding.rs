@@ -4,7 +4,10 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-use crate::guest::{Denial, Errno, File, GuestError, Mapping, Observe as _, Outcome, Polled};
+use crate::guest::{
+    Denial, Errno, File, GuestError, Ioas, Mapping, Observe as _, Outcome, Polled, VfioDevice,
+    VfioGroup,
+};
 
 /// What comes of something that is tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +98,7 @@ macro_rules! done {
     };
 }
 
-done!(() File Mapping Vec<u8>);
+done!(() File Mapping Vec<u8> VfioDevice<Ioas> VfioGroup);
 
 macro_rules! read {
     ($($number:ty)*) => {

@@ -46,7 +46,7 @@ pub enum Kind {
     UnprotectedControl,
     /// The protection should be there, and is not: every kernel that we know has this gap.
     KnownGap,
-    /// The monitor does not tell, or its machine does not have it.
+    /// The monitor does not tell, or there is no such thing in this guest.
     Unasked,
 }
 

@@ -99,7 +99,7 @@ impl Observations {
         Ok(())
     }
 
-    /// What a monitor's guest cannot be asked, and why not.
+    /// What this guest cannot be asked, and why not.
     pub fn unasked(
         &mut self,
         tried: impl Into<String>,

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     guest::{
-        GuestError, Mapping, PciFunction, Process, VfioDevice, VfioRegion,
+        GuestError, InContainer, Ioas, Mapping, PciFunction, Process, VfioDevice, VfioRegion,
         command_register::{self, BUS_MASTER, MEMORY},
     },
     report::Finding,
@@ -16,11 +16,11 @@ use crate::{
 
 /// The function, and who drives it.
 #[derive(Debug)]
-pub struct Assigned {
+pub struct Assigned<Access = InContainer> {
     /// The function, as its guest's kernel sees it.
     pub function: PciFunction,
     /// The function, as its user has it.
-    pub device: VfioDevice,
+    pub device: VfioDevice<Access>,
     /// Its user.
     pub user: Process,
     endpoint: Endpoint,
@@ -29,7 +29,7 @@ pub struct Assigned {
 /// Tells a story of a function that a process has open, and that decodes its BARs. Nobody else has to
 /// do with its group, and the process is the story's own.
 pub fn with_assigned(vm: &Vm, tell: impl FnOnce(&Assigned) -> Result<(), VmError>) -> Told {
-    with_assigned_of(vm, alone(vm)?, tell)
+    with_assigned_of(vm, alone(vm)?, VfioDevice::open, tell)
 }
 
 /// Likewise, of a function that is alone below a root port.
@@ -41,16 +41,25 @@ pub fn with_assigned_below_a_root_port(
     let below = behind_root_ports(vm)?.into_iter().next();
     let below = below.ok_or(VmError::Absent("PCI function below a root port"))?;
     below.unbind()?;
-    with_assigned_of(vm, below, tell)
+    with_assigned_of(vm, below, VfioDevice::open, tell)
 }
 
-fn with_assigned_of(
+/// Likewise, of a function that the process has by iommufd.
+pub fn with_assigned_by_iommufd(
+    vm: &Vm,
+    tell: impl FnOnce(&Assigned<Ioas>) -> Result<(), VmError>,
+) -> Told {
+    with_assigned_of(vm, alone(vm)?, VfioDevice::open_by_iommufd, tell)
+}
+
+fn with_assigned_of<Access>(
     vm: &Vm,
     function: PciFunction,
-    tell: impl FnOnce(&Assigned) -> Result<(), VmError>,
+    open: impl FnOnce(&Process, &PciFunction) -> Result<VfioDevice<Access>, GuestError>,
+    tell: impl FnOnce(&Assigned<Access>) -> Result<(), VmError>,
 ) -> Told {
     function.bind(VFIO_PCI)?;
-    with_user(vm, |user| tell(&Assigned::open(vm, user, &function)?))?;
+    with_user(vm, |user| tell(&Assigned::new(vm, user, &function, open(user, &function)?)?))?;
     function.unbind()?;
     Ok(None)
 }
@@ -58,7 +67,17 @@ fn with_assigned_of(
 impl Assigned {
     /// Has a process open a function that is bound to vfio-pci, and the function decode its BARs.
     pub fn open(vm: &Vm, user: &Process, function: &PciFunction) -> Result<Self, GuestError> {
-        let device = VfioDevice::open(user, function)?;
+        Self::new(vm, user, function, VfioDevice::open(user, function)?)
+    }
+}
+
+impl<Access> Assigned<Access> {
+    fn new(
+        vm: &Vm,
+        user: &Process,
+        function: &PciFunction,
+        device: VfioDevice<Access>,
+    ) -> Result<Self, GuestError> {
         let (function, user) = (function.clone(), user.clone());
         let assigned = Self { function, device, user, endpoint: vm.vmm().endpoints().idle };
         assigned.set_command(command_register::IO | MEMORY | BUS_MASTER)?;

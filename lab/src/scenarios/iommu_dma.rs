@@ -19,11 +19,11 @@ use crate::{
 };
 
 /// An address for devices that is no address of memory.
-const IOVA: u64 = 0xa000_0000;
+pub const IOVA: u64 = 0xa000_0000;
 
 /// What memory holds, and what DMA is to bring there.
-const BEFORE: u64 = 0x600d_0000_0000_600d;
-const AFTER: u64 = 0xbad0_0000_0000_0bad;
+pub const BEFORE: u64 = 0x600d_0000_0000_600d;
+pub const AFTER: u64 = 0xbad0_0000_0000_0bad;
 
 /// G9: a device that user space has reaches memory where it is mapped for it, and nothing else: memory
 /// is untouched, and the kernel's log has the fault. Control: where it is mapped, it is reached.
@@ -168,13 +168,13 @@ pub fn peer_to_peer(vm: &Vm, seen: &mut Observations) -> Told {
 }
 
 /// Two pages of a process: what is to be moved, and what it is to be moved over.
-struct Memory {
-    source: Mapping,
-    target: Mapping,
+pub struct Memory {
+    pub source: Mapping,
+    pub target: Mapping,
 }
 
 impl Memory {
-    fn allocate(process: &Process) -> Result<Self, GuestError> {
+    pub fn allocate(process: &Process) -> Result<Self, GuestError> {
         // Without children: one that is forked would share the pages, and the next store copy them.
         let page = || Ok(process.allocate(PAGE)?.in_process());
         let memory = Self { source: page()?, target: page()? };
@@ -183,11 +183,11 @@ impl Memory {
         Ok(memory)
     }
 
-    fn restore(&self) -> Result<(), GuestError> {
+    pub fn restore(&self) -> Result<(), GuestError> {
         self.target.poke_u64(0, BEFORE)
     }
 
-    fn look(&self) -> Result<u64, GuestError> {
+    pub fn look(&self) -> Result<u64, GuestError> {
         self.target.peek_u64(0)
     }
 
@@ -209,7 +209,7 @@ impl Memory {
 }
 
 /// A device's DMA engine, and a mapping of its registers.
-struct Engine<'a> {
+pub struct Engine<'a> {
     vm: &'a Vm,
     engine: DmaEngine,
     registers: Mapping,
@@ -218,7 +218,7 @@ struct Engine<'a> {
 }
 
 impl<'a> Engine<'a> {
-    fn new(vm: &'a Vm, function: &PciFunction, registers: &Mapping) -> Result<Self, VmError> {
+    pub fn new(vm: &'a Vm, function: &PciFunction, registers: &Mapping) -> Result<Self, VmError> {
         let engine = vm.vmm().endpoints().idle.dma;
         let engine = engine.ok_or(VmError::Absent("DMA engine that its machine should have"))?;
         function.be_bus_master()?;
@@ -226,12 +226,12 @@ impl<'a> Engine<'a> {
     }
 
     /// Has the device read memory.
-    fn load(&self, address: u64) -> Result<(), VmError> {
+    pub fn load(&self, address: u64) -> Result<(), VmError> {
         self.transfer(Direction::FromMemory, address)
     }
 
     /// Has the device write to memory what it read last.
-    fn store(&self, address: u64) -> Result<(), VmError> {
+    pub fn store(&self, address: u64) -> Result<(), VmError> {
         self.transfer(Direction::ToMemory, address)
     }
 

@@ -19,6 +19,7 @@ mod group_ownership;
 mod group_topology;
 mod groups;
 mod iommu_dma;
+mod iommufd;
 mod need;
 mod oracle;
 mod overlay;
@@ -419,7 +420,10 @@ pub static CATALOGUE: &[Scenario] = &[
         id: "F14",
         title: "DMA can be directed to a BAR by VFIO only while it is decoded",
         needs: &[Need::Vfio, Need::Iommu],
-        stories: &[Guest(Boot::Iommu, vfio_dma::to_a_bar)],
+        stories: &[
+            Guest(Boot::Plain, vfio_dma::without_an_iommu),
+            Guest(Boot::Iommu, vfio_dma::to_a_bar),
+        ],
     },
     Scenario {
         id: "F15",
@@ -438,6 +442,12 @@ pub static CATALOGUE: &[Scenario] = &[
         title: "a function that user space uses by VFIO is not taken from it",
         needs: &[Need::Vfio],
         stories: &[Last(Boot::Iommu, vfio_unbind::unbind)],
+    },
+    Scenario {
+        id: "F18",
+        title: "a BAR that is not decoded cannot be reached by VFIO without groups either",
+        needs: IOMMUFD,
+        stories: &[Guest(Boot::Iommu, iommufd::not_decoded)],
     },
     Scenario {
         id: "G1",
@@ -508,6 +518,18 @@ pub static CATALOGUE: &[Scenario] = &[
         needs: GROUPS,
         stories: &[Guest(Boot::Iommu, group_orders::every_order)],
     },
+    Scenario {
+        id: "G13",
+        title: "a group has one owner, if user space has a member of it by iommufd",
+        needs: &[Need::Iommu, Need::Vfio, Need::Iommufd, Need::UioPciGeneric],
+        stories: &[Guest(Boot::Iommu, iommufd::one_owner)],
+    },
+    Scenario {
+        id: "G14",
+        title: "a device that user space has by iommufd reaches memory that is mapped for it only",
+        needs: IOMMUFD,
+        stories: &[Guest(Boot::Iommu, iommufd::mapped_memory_only)],
+    },
 ];
 
 /// What scenarios about a BAR need that virtio-pci claims.
@@ -515,6 +537,9 @@ const BARS: &[Need] = &[Need::DevMem, Need::VirtioPci];
 
 /// What scenarios about IOMMU groups need.
 const GROUPS: &[Need] = &[Need::Iommu, Need::Vfio, Need::UioPciGeneric];
+
+/// What scenarios need in which user space has a function by iommufd.
+const IOMMUFD: &[Need] = &[Need::Iommu, Need::Vfio, Need::Iommufd];
 
 /// What scenarios need in which a function is to do things that not every one can.
 const PROBE: &[Need] = &[Need::Vfio, Need::Monitor(Feature::Probe)];

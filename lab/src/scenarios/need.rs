@@ -35,6 +35,8 @@ pub enum Need {
     Iommu,
     /// vfio-pci, with an IOMMU or without.
     Vfio,
+    /// VFIO by files of functions and iommufd, besides groups and containers.
+    Iommufd,
     /// Something that not every monitor has.
     Monitor(Feature),
 }
@@ -87,6 +89,7 @@ impl Need {
             }),
             Self::Monitor(feature) => vmm.lacks(feature).map(str::to_owned),
             Self::AcpiTables => off("ACPI_TABLE_UPGRADE"),
+            Self::Iommufd => off("VFIO_DEVICE_CDEV"),
             Self::DevMem => off("DEVMEM"),
             Self::IoStrictDevmem => {
                 off("IO_STRICT_DEVMEM").map(|why| format!("{why}: nothing is left to relax"))
@@ -142,6 +145,7 @@ mod tests {
             (Need::UioPciGeneric, "no module uio_pci_generic"),
             (Need::Vfio, "no module"),
             (Need::Iommu, "no module"),
+            (Need::Iommufd, "VFIO_DEVICE_CDEV is off"),
         ] {
             let why = need.missing_in(&kernel, Vmm::Moat).unwrap();
             assert!(why.contains(named), "{why}");

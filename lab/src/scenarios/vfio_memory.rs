@@ -138,10 +138,10 @@ pub fn write_on_event(vm: &Vm, seen: &mut Observations) -> Told {
 }
 
 /// All ways to the BAR are closed.
-pub fn check_denied(
+pub fn check_denied<Access>(
     seen: &mut Observations,
     when: &str,
-    assigned: &Assigned,
+    assigned: &Assigned<Access>,
     held: &Mapping,
 ) -> Result<(), GuestError> {
     let load = assigned.load(held);
@@ -155,11 +155,11 @@ pub fn check_denied(
 }
 
 /// The host has seen no access since. One that VFIO lets pass it does see.
-pub fn check_unreached(
+pub fn check_unreached<Access>(
     vm: &Vm,
     seen: &mut Observations,
     when: &str,
-    assigned: &Assigned,
+    assigned: &Assigned<Access>,
     before: Option<BarAccesses>,
 ) -> Result<(), VmError> {
     if TORN_DOWN.iter().any(|&protection| seen.lacks(protection)) {

@@ -1,7 +1,7 @@
 //! The IOMMU groups and DMA mappings of VFIO: Linux's Documentation/driver-api/vfio.rst and
 //! include/uapi/linux/vfio.h.
 
-use super::vfio;
+use super::{VfioDevice, vfio};
 use crate::guest::{File, GuestError, Mapping, OpenFlags, PciFunction, Process};
 
 const SET_IOMMU: u32 = vfio(2);
@@ -10,6 +10,7 @@ const GROUP_SET_CONTAINER: u32 = vfio(4);
 const GROUP_GET_DEVICE_FD: u32 = vfio(6);
 const IOMMU_MAP_DMA: u32 = vfio(13);
 const IOMMU_UNMAP_DMA: u32 = vfio(14);
+const DEVICE_PCI_HOT_RESET: u32 = vfio(13);
 
 /// How a container's devices reach memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,13 +109,57 @@ impl VfioGroup {
         self.process.adopt(descriptor)
     }
 
-    /// The number of its descriptor, for ioctls that want it.
-    pub(super) fn descriptor(&self) -> u32 {
-        self.file.descriptor()
-    }
-
     /// Closes it. Members that are open keep it in use.
     pub fn close(self) -> Result<(), GuestError> {
         self.file.close()
+    }
+}
+
+/// A group, and the container that it is in.
+#[derive(Debug)]
+pub struct InContainer {
+    group: VfioGroup,
+    container: VfioContainer,
+}
+
+impl VfioDevice {
+    /// Opens a function that is bound to vfio-pci, and in a viable group.
+    pub fn open(process: &Process, function: &PciFunction) -> Result<Self, GuestError> {
+        let container = VfioContainer::open(process)?;
+        let group = VfioGroup::open(process, function)?;
+        group.set_container(&container)?;
+        container.set_iommu(group.iommu())?;
+        Ok(Self { device: group.open_device(function)?, access: InContainer { group, container } })
+    }
+
+    /// Its group.
+    pub fn group(&self) -> &VfioGroup {
+        &self.access.group
+    }
+
+    /// Its container, and so its DMA mappings.
+    pub fn container(&self) -> &VfioContainer {
+        &self.access.container
+    }
+
+    /// Resets the bus that it is on. All other functions there must be of its group.
+    pub fn hot_reset(&self) -> Result<(), GuestError> {
+        /// `struct vfio_pci_hot_reset`: 32-bit argsz, flags and count, and one file of a group.
+        const SIZE: u32 = 16;
+        let group = self.group().file.descriptor();
+        let reset = [SIZE, 0, 1, group].map(u32::to_le_bytes).concat();
+        self.device.exchange(DEVICE_PCI_HOT_RESET, reset).map(drop)
+    }
+
+    /// Closes its group and container; gives the function that is still open.
+    pub fn leave_group(self) -> Result<File, GuestError> {
+        self.access.group.close()?;
+        self.access.container.close()?;
+        Ok(self.device)
+    }
+
+    /// Closes it. Mappings keep it in use.
+    pub fn close(self) -> Result<(), GuestError> {
+        self.leave_group()?.close()
     }
 }

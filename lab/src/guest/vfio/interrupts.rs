@@ -23,7 +23,7 @@ pub enum VfioInterrupt {
     Request = 4,
 }
 
-impl VfioDevice {
+impl<Access> VfioDevice<Access> {
     /// Has the first vectors tell these eventfds.
     pub fn enable_interrupts(
         &self,

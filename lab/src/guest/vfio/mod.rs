@@ -3,12 +3,14 @@
 
 mod group;
 mod interrupts;
+mod iommufd;
 
 pub use self::{
-    group::{VfioContainer, VfioGroup, VfioIommu},
+    group::{InContainer, VfioContainer, VfioGroup, VfioIommu},
     interrupts::VfioInterrupt,
+    iommufd::Ioas,
 };
-use super::{EventFd, File, GuestError, Mapping, PciFunction, Process, Protection, Sharing};
+use super::{EventFd, File, GuestError, Mapping, Protection, Sharing};
 
 const fn vfio(number: u32) -> u32 {
     const TYPE: u32 = b';' as u32;
@@ -17,7 +19,6 @@ const fn vfio(number: u32) -> u32 {
 
 const DEVICE_GET_REGION_INFO: u32 = vfio(8);
 const DEVICE_RESET: u32 = vfio(11);
-const DEVICE_PCI_HOT_RESET: u32 = vfio(13);
 const DEVICE_IOEVENTFD: u32 = vfio(16);
 
 /// A part of a function that its file gives access to.
@@ -41,41 +42,14 @@ impl VfioRegion {
     }
 }
 
-/// The function, and what must be open while it is.
+/// The function, and what must be open while it is: its group and container, or an I/O address space.
 #[derive(Debug)]
-pub struct VfioDevice {
+pub struct VfioDevice<Access = InContainer> {
     device: File,
-    group: VfioGroup,
-    container: VfioContainer,
+    access: Access,
 }
 
-impl VfioDevice {
-    /// Opens a function that is bound to vfio-pci, and in a viable group.
-    pub fn open(process: &Process, function: &PciFunction) -> Result<Self, GuestError> {
-        let container = VfioContainer::open(process)?;
-        let group = VfioGroup::open(process, function)?;
-        group.set_container(&container)?;
-        container.set_iommu(group.iommu())?;
-        Ok(Self { device: group.open_device(function)?, group, container })
-    }
-
-    /// Its group.
-    pub fn group(&self) -> &VfioGroup {
-        &self.group
-    }
-
-    /// Its container, and so its DMA mappings.
-    pub fn container(&self) -> &VfioContainer {
-        &self.container
-    }
-
-    /// Closes its group and container; gives the function that is still open.
-    pub fn leave_group(self) -> Result<File, GuestError> {
-        self.group.close()?;
-        self.container.close()?;
-        Ok(self.device)
-    }
-
+impl<Access> VfioDevice<Access> {
     /// Maps the first bytes of a BAR.
     pub fn map(&self, bar: usize, length: u64) -> Result<Mapping, GuestError> {
         self.map_as(VfioRegion::Bar(bar), length, Sharing::Shared)
@@ -142,14 +116,6 @@ impl VfioDevice {
         self.device.ioctl(DEVICE_RESET, 0).map(drop)
     }
 
-    /// Resets the bus that it is on. All other functions there must be of its group.
-    pub fn hot_reset(&self) -> Result<(), GuestError> {
-        /// `struct vfio_pci_hot_reset`: 32-bit argsz, flags and count, and one file of a group.
-        const SIZE: u32 = 16;
-        let reset = [SIZE, 0, 1, self.group.descriptor()].map(u32::to_le_bytes).concat();
-        self.device.exchange(DEVICE_PCI_HOT_RESET, reset).map(drop)
-    }
-
     /// From now on an event has these 4 bytes written to a BAR, without a process.
     pub fn write_on_event(
         &self,
@@ -167,13 +133,6 @@ impl VfioDevice {
         let write = [offset, value.into()].map(u64::to_le_bytes).concat();
         let event = [event.descriptor(), 0].map(u32::to_le_bytes).concat();
         self.device.exchange(DEVICE_IOEVENTFD, [head, write, event].concat()).map(drop)
-    }
-
-    /// Closes it. Mappings keep it in use.
-    pub fn close(self) -> Result<(), GuestError> {
-        self.device.close()?;
-        self.group.close()?;
-        self.container.close()
     }
 }
 

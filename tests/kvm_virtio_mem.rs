@@ -7,9 +7,10 @@ use std::io::{self, Read};
 use std::num::NonZeroU64;
 use std::os::unix::net::UnixStream;
 use std::thread;
+use std::time::Duration;
 
 use lab::payload;
-use lab::payload::virtio_mem::{Answer, Driver, State};
+use lab::payload::virtio_mem::{Answer, Completion, Driver, State, write_descriptor};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use support::host_memory::{HugePagePool, in_use};
 use support::{GIB, MIB, PayloadMachine, resident, rounds};
@@ -17,6 +18,7 @@ use tempfile::TempDir;
 use vmm::boot::BootProtocol;
 use vmm::memory::backing::{Backing, HugePageSize};
 use vmm::memory::host::HostMemoryConfig;
+use vmm::memory::refusals::Chain;
 use vmm::memory::violations::{GuestAccess, Offender, Operation, Target, ViolationCounters};
 use vmm::{
     Ending, Enforcement, Machine, MachineConfig, MemoryDeviceConfig, OnReset, SerialEndpoint,
@@ -445,11 +447,17 @@ fn q1_requests_that_live_in_unplugged_memory_are_not_carried_out() {
     // No request to be read: that is an error, and there is room to say so.
     assert_eq!(driver.submit(payload, &[(unplugged, 24, false), (somewhere, 10, true)]), 10);
     assert_eq!(payload.read(2, somewhere), 3);
-    let expected = ViolationCounters { dma: 2, ..Default::default() };
+    write_descriptor(payload, 3, unplugged, 24, 1, 4);
+    write_descriptor(payload, 4, somewhere, 10, 2, 0);
+    driver.make_available(payload, 3);
+    driver.kick(payload);
+    assert_eq!(driver.completion(payload, Duration::from_secs(60)), Completion::Used(10));
+    let expected = ViolationCounters { dma: 3, ..Default::default() };
     assert_eq!(violations(&vm), expected);
     let refused = &vm.machine.control().status().memory_devices[0].refused_devices;
     let [device] = &refused[..] else { panic!("{refused:?}") };
-    assert_eq!((device.device.as_str(), device.count), ("virtio-mmio at 0xd0000000", 2));
+    assert_eq!((device.device.as_str(), device.count), ("virtio-mmio at 0xd0000000", 3));
+    assert_eq!(device.chain, Some(Chain { queue: 0, descriptor: 3 }));
     assert_eq!((device.address, device.size, device.block), (unplugged, 24, 5));
 }
 

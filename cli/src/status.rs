@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use comfy_table::{Table, presets};
 use hyper::Method;
 use vmm::machine::{IommuStatus, PciStatus};
+use vmm::memory::refusals::Chain;
 use vmm::memory::violations::{Offender, Violation};
 use vmm::{MachineStatus, MemoryDeviceStatus};
 
@@ -100,11 +101,20 @@ fn print_offenders(offenders: &[&Offender]) -> std::io::Result<()> {
 /// Which devices were told to access unplugged blocks.
 fn print_refused_devices(memory_devices: &[MemoryDeviceStatus]) -> std::io::Result<()> {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["refused device", "at", "of", "times"]);
+    table.load_style(presets::NOTHING).set_header([
+        "refused device",
+        "working on",
+        "at",
+        "of",
+        "times",
+    ]);
     for device in memory_devices {
         for refused in &device.refused_devices {
             table.add_row([
                 refused.device.clone(),
+                refused.chain.map_or_else(String::new, |Chain { queue, descriptor }| {
+                    format!("queue {queue}, descriptor {descriptor}")
+                }),
                 format!("{:#x}, {} bytes", refused.address, refused.size),
                 format!("{}: unplugged block {}", device.id, refused.block),
                 refused.count.to_string(),

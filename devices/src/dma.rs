@@ -10,7 +10,7 @@
 //! so none goes away between the question and the access.
 
 use std::iter::FusedIterator;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 use vm_memory::bitmap::BS;
@@ -27,8 +27,26 @@ pub trait Reachability: Send + Sync {
     fn permits(&self, offset: u64, len: usize) -> bool;
 
     /// Takes note that an access was not permitted: a device's attempt to touch memory that is not
-    /// there. Who it was is known of all devices that have a [`DmaPath`].
-    fn refused(&self, _requester: Option<u32>, _offset: u64, _len: usize) {}
+    /// there. Whose it was is known of all devices that have a [`DmaPath`].
+    fn refused(&self, _origin: Option<DmaOrigin>, _offset: u64, _len: usize) {}
+}
+
+/// Whose access it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DmaOrigin {
+    /// What it carries to say who makes it; see [`Requester::id`].
+    pub requester: u32,
+    /// What it is made for, unless it is for the rings or the device has none.
+    pub chain: Option<ChainId>,
+}
+
+/// A chain of descriptors that a driver has made available.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChainId {
+    /// The queue's number.
+    pub queue: u16,
+    /// The first descriptor's index.
+    pub head: u16,
 }
 
 /// A piece of guest memory, and whether it is all there.
@@ -36,19 +54,18 @@ pub trait Reachability: Send + Sync {
 pub struct DmaRegion {
     mapping: Arc<GuestRegionMmap>,
     reachability: Option<Arc<dyn Reachability>>,
-    /// Who accesses it.
-    requester: Option<Arc<dyn Requester>>,
+    initiator: Option<Arc<Initiator>>,
 }
 
 impl DmaRegion {
     /// Memory that is always there.
     pub fn fixed(mapping: Arc<GuestRegionMmap>) -> Self {
-        Self { mapping, reachability: None, requester: None }
+        Self { mapping, reachability: None, initiator: None }
     }
 
     /// Memory of which only what `reachability` permits is there.
     pub fn partial(mapping: Arc<GuestRegionMmap>, reachability: Arc<dyn Reachability>) -> Self {
-        Self { mapping, reachability: Some(reachability), requester: None }
+        Self { mapping, reachability: Some(reachability), initiator: None }
     }
 }
 
@@ -73,8 +90,8 @@ impl GuestMemoryRegion for DmaRegion {
         let slice = self.mapping.get_slice(offset, count)?;
         match &self.reachability {
             Some(reachability) if !reachability.permits(offset.0, count) => {
-                let requester = self.requester.as_ref().map(|requester| requester.id());
-                reachability.refused(requester, offset.0, count);
+                let origin = self.initiator.as_ref().map(|initiator| initiator.origin());
+                reachability.refused(origin, offset.0, count);
                 Err(GuestMemoryError::HostAddressNotAvailable)
             }
             _ => Ok(slice),
@@ -127,6 +144,24 @@ impl Requester for FixedRequester {
     }
 }
 
+/// Who makes the accesses of a view.
+struct Initiator {
+    requester: Arc<dyn Requester>,
+    /// What they are made for at this moment.
+    chain: Mutex<Option<ChainId>>,
+}
+
+impl Initiator {
+    fn origin(&self) -> DmaOrigin {
+        let chain = *self.chain.lock().unwrap_or_else(PoisonError::into_inner);
+        DmaOrigin { requester: self.requester.id(), chain }
+    }
+
+    fn set_chain(&self, chain: Option<ChainId>) {
+        *self.chain.lock().unwrap_or_else(PoisonError::into_inner) = chain;
+    }
+}
+
 /// The way from a device to memory: straight, or through an IOMMU.
 #[derive(Clone)]
 pub struct DmaPath {
@@ -147,15 +182,15 @@ impl DmaPath {
 
     /// What `requester` gets to see.
     pub fn view(&self, requester: Arc<dyn Requester>) -> DmaView {
+        let initiator = Arc::new(Initiator { requester, chain: Mutex::default() });
         let regions = self
             .memory
             .memory
             .iter()
-            .map(|region| DmaRegion { requester: Some(Arc::clone(&requester)), ..region.clone() });
+            .map(|region| DmaRegion { initiator: Some(Arc::clone(&initiator)), ..region.clone() });
         let memory = GuestRegionCollection::from_regions(regions.collect())
             .expect("regions stay sorted and disjoint");
-        let translation = self.iommu.clone().map(|iommu| Translation { iommu, requester });
-        DmaView { memory, translation }
+        DmaView { memory, way: Some(Way { initiator, iommu: self.iommu.clone() }) }
     }
 }
 
@@ -163,25 +198,33 @@ impl DmaPath {
 #[derive(Clone, Default)]
 pub struct DmaView {
     memory: GuestRegionCollection<DmaRegion>,
-    translation: Option<Translation>,
+    /// Nothing for a view that is no device's.
+    way: Option<Way>,
 }
 
 #[derive(Clone)]
-struct Translation {
-    iommu: Arc<dyn Iommu>,
-    requester: Arc<dyn Requester>,
+struct Way {
+    initiator: Arc<Initiator>,
+    iommu: Option<Arc<dyn Iommu>>,
 }
 
 impl DmaView {
     /// A view of `regions`, which must be sorted by address and disjoint, without an IOMMU.
     pub fn new(regions: Vec<DmaRegion>) -> Result<Self, GuestRegionCollectionError> {
         let memory = GuestRegionCollection::from_regions(regions)?;
-        Ok(Self { memory, translation: None })
+        Ok(Self { memory, way: None })
     }
 
     /// Whether an IOMMU translates the device's accesses.
     pub fn is_translated(&self) -> bool {
-        self.translation.is_some()
+        self.way.as_ref().is_some_and(|way| way.iommu.is_some())
+    }
+
+    /// Says what accesses are made for until this is called again.
+    pub fn work_on(&self, chain: Option<ChainId>) {
+        if let Some(way) = &self.way {
+            way.initiator.set_chain(chain);
+        }
     }
 }
 
@@ -203,13 +246,12 @@ impl GuestMemory for DmaView {
     ) -> GuestMemoryResult<impl GuestMemorySliceIterator<'a, ()>> {
         let slices = |address, count| GuestMemoryBackend::get_slices(&self.memory, address, count);
         // Who accesses nothing does nothing wrong.
-        let Some(Translation { iommu, requester }) =
-            self.translation.as_ref().filter(|_| count > 0)
+        let Some(Way { initiator, iommu: Some(iommu) }) = self.way.as_ref().filter(|_| count > 0)
         else {
             return Ok(Slices::Direct(slices(address, count)));
         };
         let pieces = iommu
-            .translate(requester.id(), address.0, count, access)
+            .translate(initiator.requester.id(), address.0, count, access)
             .map_err(|Refused| GuestMemoryError::InvalidGuestAddress(address))?;
         let translated = pieces
             .into_iter()

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestRegionMmap, Permissions};
 
 use crate::dma::{
-    DmaPath, DmaRegion, DmaView, FixedRequester, Iommu, PhysicalRange, Reachability, Refused,
-    Requester,
+    ChainId, DmaOrigin, DmaPath, DmaRegion, DmaView, FixedRequester, Iommu, PhysicalRange,
+    Reachability, Refused, Requester,
 };
 
 const RAM: u64 = 0x10000;
@@ -130,6 +130,39 @@ fn memory_that_is_not_there_is_not_there_behind_an_iommu() {
     assert_eq!(data, [1; 0x20]);
     assert!(view.write_slice(&data, GuestAddress(0xfe0)).is_ok());
     assert_eq!(memory.read_obj::<u8>(GuestAddress(RAM + 0xfff)).unwrap(), 1);
+}
+
+/// Nothing is there. Keeps who wanted it.
+#[derive(Default)]
+struct Nowhere(Mutex<Vec<Option<DmaOrigin>>>);
+
+impl Reachability for Nowhere {
+    fn permits(&self, _: u64, _: usize) -> bool {
+        false
+    }
+
+    fn refused(&self, origin: Option<DmaOrigin>, _: u64, _: usize) {
+        self.0.lock().unwrap().push(origin);
+    }
+}
+
+#[test]
+fn what_is_not_there_is_told_with_who_wanted_it_and_for_what() {
+    let nowhere = Arc::new(Nowhere::default());
+    let memory = DmaView::new(vec![DmaRegion::partial(ram(), nowhere.clone())]).unwrap();
+    let path = DmaPath::direct(memory.clone());
+    let [one, other] = [1, 2].map(|id| path.view(Arc::new(FixedRequester(id))));
+    let chain = ChainId { queue: 1, head: 5 };
+    one.work_on(Some(chain));
+    for view in [&memory, &one, &one.clone(), &other] {
+        assert!(view.read_obj::<u8>(GuestAddress(RAM)).is_err());
+    }
+    one.work_on(None);
+    assert!(one.read_obj::<u8>(GuestAddress(RAM)).is_err());
+    let origin = |requester, chain| Some(DmaOrigin { requester, chain });
+    let working = origin(1, Some(chain));
+    let expected = [None, working, working, origin(2, None), origin(1, None)];
+    assert_eq!(*nowhere.0.lock().unwrap(), expected);
 }
 
 #[test]

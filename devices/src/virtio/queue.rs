@@ -11,7 +11,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestAddress;
 
 use super::{Chain, VirtioDevice};
-use crate::dma::DmaView;
+use crate::dma::{ChainId, DmaView};
 
 /// The driver broke the ring itself: only a device reset mends it.
 #[derive(Debug, Error)]
@@ -108,11 +108,13 @@ impl Virtqueue {
             }
             if let Some(chain) = next_chain(ring, memory)? {
                 let head = chain.head_index();
+                memory.work_on(Some(ChainId { queue: index, head }));
                 // A driver must not make a chain longer than the queue (section 2.7.5.3.1), and
                 // an indirect table has room for 65535 descriptors.
                 let too_long = chain.clone().nth(ring.size().into()).is_some();
                 let used_bytes =
                     if too_long { 0 } else { device.process_chain(index, memory, chain) };
+                memory.work_on(None);
                 ring.add_used(memory, head, used_bytes)?;
                 used_any = true;
             } else {

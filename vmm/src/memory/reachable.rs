@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use devices::dma::Reachability;
+use devices::dma::{DmaOrigin, Reachability};
 use devices::virtio::mem::{BlockRange, Region};
 
 use super::refusals::{Refusals, RefusedDevice};
@@ -78,18 +78,21 @@ impl Reachability for ReachableBlocks {
             .all(|block| block < self.region.block_count() && self.contains(block))
     }
 
-    fn refused(&self, requester: Option<u32>, offset: u64, len: usize) {
+    fn refused(&self, origin: Option<DmaOrigin>, offset: u64, len: usize) {
         self.refused.fetch_add(1, Ordering::Relaxed);
-        if let Some(requester) = requester {
+        if let Some(origin) = origin {
             let address = self.region.address() + offset;
             let block = offset / self.region.block_size();
-            self.refusals.keep(requester, address, len as u64, block);
+            self.refusals.keep(origin, address, len as u64, block);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use devices::dma::ChainId;
+
+    use super::super::refusals::Chain;
     use super::*;
 
     #[test]
@@ -111,16 +114,20 @@ mod tests {
         let region = Region::new(0x10_0000, 16 * 0x1000, 0x1000, 0x1000).unwrap();
         let blocks = ReachableBlocks::none(region);
         blocks.refused(None, 0, 1);
-        for (requester, offset) in [(0x10, 0x2008), (0x1_0000, 0x3000), (0x10, 0x4010)] {
-            blocks.refused(Some(requester), offset, 16);
+        let chain = Some(ChainId { queue: 1, head: 7 });
+        for (requester, chain, offset) in
+            [(0x10, None, 0x2008), (0x1_0000, None, 0x3000), (0x10, chain, 0x4010)]
+        {
+            blocks.refused(Some(DmaOrigin { requester, chain }), offset, 16);
         }
         assert_eq!(blocks.refusal_count(), 4);
         let devices: Vec<_> = blocks
             .refused_devices()
             .into_iter()
-            .map(|device| (device.device, device.count, device.address, device.block))
+            .map(|device| (device.device, device.count, device.chain, device.address, device.block))
             .collect();
-        let mmio = ("virtio-mmio at 0xd0000000".to_owned(), 1, 0x10_3000, 3);
-        assert_eq!(devices, [mmio, ("00:02.0".to_owned(), 2, 0x10_4010, 4)]);
+        let mmio = ("virtio-mmio at 0xd0000000".to_owned(), 1, None, 0x10_3000, 3);
+        let chain = Some(Chain { queue: 1, descriptor: 7 });
+        assert_eq!(devices, [mmio, ("00:02.0".to_owned(), 2, chain, 0x10_4010, 4)]);
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
+use devices::dma::DmaOrigin;
 use serde::{Deserialize, Serialize};
 
 use super::violations::now_ms;
@@ -21,12 +22,23 @@ pub struct RefusedDevice {
     pub first_time_ms: u64,
     /// When last.
     pub time_ms: u64,
+    /// What the latest access was made for, unless it was for a ring, or the device has none.
+    pub chain: Option<Chain>,
     /// Guest address of the latest access.
     pub address: u64,
     /// Bytes of it.
     pub size: u64,
     /// The block that it starts in.
     pub block: u64,
+}
+
+/// A chain of descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chain {
+    /// The queue's number.
+    pub queue: u16,
+    /// The first descriptor's index.
+    pub descriptor: u16,
 }
 
 /// The latest accesses that were refused, by device.
@@ -37,8 +49,10 @@ impl Refusals {
     /// As many devices are kept, the latest ones.
     const KEPT: usize = 64;
 
-    /// Keeps an access of `requester` to `block`.
-    pub fn keep(&self, requester: u32, address: u64, size: u64, block: u64) {
+    /// Keeps an access to `block`.
+    pub fn keep(&self, origin: DmaOrigin, address: u64, size: u64, block: u64) {
+        let DmaOrigin { requester, chain } = origin;
+        let chain = chain.map(|chain| Chain { queue: chain.queue, descriptor: chain.head });
         let mut devices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let time_ms = now_ms();
         let known = devices.iter().position(|device| device.requester == requester);
@@ -56,6 +70,7 @@ impl Refusals {
             count,
             first_time_ms,
             time_ms,
+            chain,
             address,
             size,
             block,

@@ -262,6 +262,8 @@ pub enum ExpectWithout {
     VfioMemoryCheck,
     /// Older than Linux 5.8, or with a vfio-pci that leaves mappings of BARs that are not decoded
     VfioZap,
+    /// Older than Linux 5.19: user space reaches functions that sleep
+    VfioPowerCheck,
     /// Older than Linux 5.19, or binding drivers in IOMMU groups that user space owns
     GroupOwnership,
     /// Older than Linux 5.19: user space may take an IOMMU group in which a driver has bound

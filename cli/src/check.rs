@@ -77,6 +77,7 @@ fn protection(lacking: ExpectWithout) -> Protection {
         ExpectWithout::ExclusiveRegion => Protection::ExclusiveRegion,
         ExpectWithout::VfioMemoryCheck => Protection::VfioMemoryCheck,
         ExpectWithout::VfioZap => Protection::VfioZap,
+        ExpectWithout::VfioPowerCheck => Protection::VfioPowerCheck,
         ExpectWithout::GroupOwnership => Protection::GroupOwnership,
         ExpectWithout::GroupClaim => Protection::GroupClaim,
     }

@@ -25,3 +25,19 @@ pub fn with_verdict(output: &Output, verdict: &str) -> Vec<String> {
         .map(|scenario| scenario["id"].as_str().unwrap().to_owned())
         .collect()
 }
+
+/// Of these scenarios exactly the first fail on a monitor, and all hold when one knows what the kernel
+/// lacks.
+#[track_caller]
+pub fn assert_fails_on(vmm: &str, kernel: &str, lacks: &str, failing: &[&str], passing: &[&str]) {
+    let only = [failing, passing].concat().join(",");
+    let output = check(kernel, &["--vmm", vmm, "--only", &only]);
+    assert_eq!(with_verdict(&output, "failed"), failing, "{kernel}");
+    assert_eq!(with_verdict(&output, "passed"), passing, "{kernel}");
+    assert_eq!(output.status.code(), Some(1), "{kernel}");
+    let arguments = ["--vmm", vmm, "--only", &only, "--expect-without", lacks];
+    let output = check(kernel, &arguments);
+    assert_eq!(with_verdict(&output, "failed"), [""; 0], "{kernel} without {lacks}");
+    assert_eq!(with_verdict(&output, "skipped"), [""; 0], "{kernel} without {lacks}");
+    assert_eq!(output.status.code(), Some(0), "{kernel} without {lacks}");
+}

@@ -17,6 +17,8 @@ pub enum Protection {
     VfioMemoryCheck,
     /// VFIO tears mappings of BARs down when they are no longer decoded: Linux 5.8.
     VfioZap,
+    /// VFIO denies accesses to functions that sleep: Linux 5.19.
+    VfioPowerCheck,
     /// No driver binds in an IOMMU group that user space owns: Linux 5.19.
     GroupOwnership,
     /// User space is refused a group in which a driver has bound: Linux 5.19.

@@ -3,7 +3,7 @@
 use super::{
     PAGE, Told,
     group_topology::behind_root_ports,
-    groups::{VFIO_PCI, alone, load_vfio, with_user},
+    groups::{VFIO_PCI, alone, load_iommufd, load_vfio, with_user},
 };
 use crate::{
     guest::{
@@ -29,7 +29,7 @@ pub struct Assigned<Access = InContainer> {
 /// Tells a story of a function that a process has open, and that decodes its BARs. Nobody else has to
 /// do with its group, and the process is the story's own.
 pub fn with_assigned(vm: &Vm, tell: impl FnOnce(&Assigned) -> Result<(), VmError>) -> Told {
-    with_assigned_of(vm, alone(vm)?, VfioDevice::open, tell)
+    with_assigned_of(vm, alone(vm)?, idle(vm), VfioDevice::open, tell)
 }
 
 /// Likewise, of a function that is alone below a root port.
@@ -41,7 +41,17 @@ pub fn with_assigned_below_a_root_port(
     let below = behind_root_ports(vm)?.into_iter().next();
     let below = below.ok_or(VmError::Absent("PCI function below a root port"))?;
     below.unbind()?;
-    with_assigned_of(vm, below, VfioDevice::open, tell)
+    with_assigned_of(vm, below, idle(vm), VfioDevice::open, tell)
+}
+
+/// Likewise, of a function with MSI-X, a ROM and power management.
+pub fn with_equipped(vm: &Vm, tell: impl FnOnce(&Assigned) -> Result<(), VmError>) -> Told {
+    load_vfio(vm)?;
+    let equipped = vm.vmm().endpoints().equipped;
+    let function = vm.guest.pci_function(equipped.vendor, equipped.device)?;
+    let function = function.ok_or(VmError::Absent("PCI function with MSI-X and a ROM"))?;
+    function.unbind()?;
+    with_assigned_of(vm, function, equipped, VfioDevice::open, tell)
 }
 
 /// Likewise, of a function that the process has by iommufd.
@@ -49,37 +59,43 @@ pub fn with_assigned_by_iommufd(
     vm: &Vm,
     tell: impl FnOnce(&Assigned<Ioas>) -> Result<(), VmError>,
 ) -> Told {
-    with_assigned_of(vm, alone(vm)?, VfioDevice::open_by_iommufd, tell)
+    load_iommufd(vm)?;
+    with_assigned_of(vm, alone(vm)?, idle(vm), VfioDevice::open_by_iommufd, tell)
 }
 
 fn with_assigned_of<Access>(
     vm: &Vm,
     function: PciFunction,
+    endpoint: Endpoint,
     open: impl FnOnce(&Process, &PciFunction) -> Result<VfioDevice<Access>, GuestError>,
     tell: impl FnOnce(&Assigned<Access>) -> Result<(), VmError>,
 ) -> Told {
     function.bind(VFIO_PCI)?;
-    with_user(vm, |user| tell(&Assigned::new(vm, user, &function, open(user, &function)?)?))?;
+    with_user(vm, |user| tell(&Assigned::new(user, &function, endpoint, open(user, &function)?)?))?;
     function.unbind()?;
     Ok(None)
 }
 
+fn idle(vm: &Vm) -> Endpoint {
+    vm.vmm().endpoints().idle
+}
+
 impl Assigned {
-    /// Has a process open a function that is bound to vfio-pci, and the function decode its BARs.
+    /// Has a process open an idle function that is bound to vfio-pci, and the function decode its BARs.
     pub fn open(vm: &Vm, user: &Process, function: &PciFunction) -> Result<Self, GuestError> {
-        Self::new(vm, user, function, VfioDevice::open(user, function)?)
+        Self::new(user, function, idle(vm), VfioDevice::open(user, function)?)
     }
 }
 
 impl<Access> Assigned<Access> {
     fn new(
-        vm: &Vm,
         user: &Process,
         function: &PciFunction,
+        endpoint: Endpoint,
         device: VfioDevice<Access>,
     ) -> Result<Self, GuestError> {
         let (function, user) = (function.clone(), user.clone());
-        let assigned = Self { function, device, user, endpoint: vm.vmm().endpoints().idle };
+        let assigned = Self { function, device, user, endpoint };
         assigned.set_command(command_register::IO | MEMORY | BUS_MASTER)?;
         Ok(assigned)
     }
@@ -181,6 +197,13 @@ impl<Access> Assigned<Access> {
     /// Writes there by pwrite(2).
     pub fn write(&self) -> Result<(), GuestError> {
         self.device.write(self.bar(), self.scratch(), &[0; 4])
+    }
+
+    /// Asserts INTx, or does so no longer.
+    pub fn assert_intx(&self, is_asserted: bool) -> Result<(), VmError> {
+        let write = self.endpoint.intx.ok_or(VmError::Absent("INTx of an idle function"))?;
+        let (register, value) = write(is_asserted);
+        Ok(self.device.write(self.bar(), register, &value.to_le_bytes())?)
     }
 
     /// What of it the monitor has counted accesses to.

@@ -106,11 +106,16 @@ pub fn functions(vm: &Vm) -> Result<Vec<PciFunction>, GuestError> {
 /// Loads VFIO; what is loaded already is there. Machines of ours may be without interrupt remapping,
 /// and kernels without a driver for the IOMMU, or without that parameter, which they then ignore.
 pub fn load_vfio(vm: &Vm) -> Result<(), GuestError> {
-    vm.guest.load_module("iommufd", "allow_unsafe_interrupts=1").outcome()?;
     vm.guest.load_module("vfio", "enable_unsafe_noiommu_mode=1").outcome()?;
     vm.guest.load_module("vfio_iommu_type1", "allow_unsafe_interrupts=1").outcome()?;
     vm.guest.load_module("vfio_pci", "").outcome()?;
     Ok(())
+}
+
+/// Loads VFIO, and with it iommufd, which is to accept the same.
+pub fn load_iommufd(vm: &Vm) -> Result<(), GuestError> {
+    load_vfio(vm)?;
+    vm.guest.write_file("/sys/module/iommufd/parameters/allow_unsafe_interrupts", "Y").map(drop)
 }
 
 /// What becomes of a driver that is to bind in a group that user space owns: EBUSY. A kernel that

@@ -4,9 +4,9 @@
 use super::{
     PAGE, Told,
     assigned::with_assigned_by_iommufd,
-    groups::{Pair, UIO_PCI_GENERIC, VFIO_PCI, alone, check_refused, with_user},
+    groups::{Pair, UIO_PCI_GENERIC, VFIO_PCI, alone, check_refused, load_iommufd, with_user},
     iommu_dma::{AFTER, BEFORE, Engine, IOVA, Memory},
-    vfio_memory::{ASKED, TORN_DOWN, check_denied, check_unreached},
+    vfio_memory::{ASKED, NOT_DECODED, TORN_DOWN, check_denied, check_unreached},
 };
 use crate::{
     guest::{Denial, Errno, VfioDevice, VfioGroup, command_register::MEMORY},
@@ -23,7 +23,7 @@ pub fn not_decoded(vm: &Vm, seen: &mut Observations) -> Told {
         seen.control("decoded: pread(2)", assigned.identity(), assigned.read())?;
         assigned.disable_memory()?;
         let before = assigned.accesses(vm);
-        check_denied(seen, "not decoded", assigned, &held)?;
+        check_denied(seen, "not decoded", NOT_DECODED, assigned, &held)?;
         let load = assigned.load(&assigned.map()?);
         let tried = "mapped while not decoded: load";
         seen.check_with(ASKED, tried, Denial::SIGBUS, Finding::Done, load)?;
@@ -41,6 +41,7 @@ pub fn not_decoded(vm: &Vm, seen: &mut Observations) -> Told {
 /// somebody has opened the group, EBUSY. As long as it has the function drivers are refused the group,
 /// EBUSY, and so is everybody else. Controls: before and afterwards, OK.
 pub fn one_owner(vm: &Vm, seen: &mut Observations) -> Told {
+    load_iommufd(vm)?;
     let pair = Pair::of_one_device(vm)?;
     pair.claimed.bind(VFIO_PCI)?;
     let bind = || pair.sibling.bind(UIO_PCI_GENERIC);
@@ -76,6 +77,7 @@ pub fn one_owner(vm: &Vm, seen: &mut Observations) -> Told {
 /// G14: a device that user space has by iommufd reaches memory that is mapped for it, and no other.
 /// Control: what is mapped it does reach.
 pub fn mapped_memory_only(vm: &Vm, seen: &mut Observations) -> Told {
+    load_iommufd(vm)?;
     let function = alone(vm)?;
     function.bind(VFIO_PCI)?;
     with_user(vm, |user| {

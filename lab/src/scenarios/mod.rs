@@ -365,13 +365,13 @@ pub static CATALOGUE: &[Scenario] = &[
     Scenario {
         id: "F5",
         title: "VFIO does not show the MSI-X table, and what is beside it as any BAR",
-        needs: PROBE,
+        needs: &[Need::Vfio],
         stories: &[Guest(Boot::Iommu, vfio_regions::msix_table)],
     },
     Scenario {
         id: "F6",
         title: "VFIO programs the MSI-X table while its BAR is not decoded",
-        needs: PROBE,
+        needs: &[Need::Vfio],
         stories: &[Guest(Boot::Iommu, vfio_interrupts::set_up_while_not_decoded)],
     },
     Scenario {
@@ -383,7 +383,7 @@ pub static CATALOGUE: &[Scenario] = &[
     Scenario {
         id: "F8",
         title: "VFIO does not read a ROM while memory is not decoded, and tells its size",
-        needs: PROBE,
+        needs: &[Need::Vfio],
         stories: &[Guest(Boot::Iommu, vfio_regions::rom)],
     },
     Scenario {
@@ -407,7 +407,7 @@ pub static CATALOGUE: &[Scenario] = &[
     Scenario {
         id: "F12",
         title: "a BAR of a function that sleeps cannot be reached by VFIO",
-        needs: PROBE,
+        needs: &[Need::Vfio],
         stories: &[Guest(Boot::Iommu, vfio_memory::asleep)],
     },
     Scenario {
@@ -434,7 +434,7 @@ pub static CATALOGUE: &[Scenario] = &[
     Scenario {
         id: "F16",
         title: "VFIO masks INTx when it is raised, until its user unmasks it",
-        needs: PROBE,
+        needs: &[Need::Vfio],
         stories: &[Guest(Boot::Iommu, vfio_interrupts::level_triggered)],
     },
     Scenario {

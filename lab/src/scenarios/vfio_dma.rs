@@ -2,7 +2,7 @@
 
 use super::{PAGE, Told, assigned::with_assigned, groups::load_vfio, vfio_memory::ASKED};
 use crate::{
-    guest::Errno,
+    guest::{Errno, Observe as _, Outcome},
     report::{Finding, Observations},
     vm::Vm,
 };
@@ -35,8 +35,8 @@ pub fn to_a_bar(vm: &Vm, seen: &mut Observations) -> Told {
 pub fn without_an_iommu(vm: &Vm, seen: &mut Observations) -> Told {
     const TRIED: &str = "no IOMMU, decoded: MAP_DMA of a mapping of a BAR";
     load_vfio(vm)?;
-    let parameters = vm.guest.list_directory("/sys/module/vfio/parameters")?;
-    if !parameters.iter().any(|name| name == "enable_unsafe_noiommu_mode") {
+    let parameter = vm.guest.read_file("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode");
+    if let Outcome::Denied(_) = parameter.outcome()? {
         seen.unasked(TRIED, Errno::ENOTTY, "VFIO_NOIOMMU is off in this kernel");
         return Ok(None);
     }

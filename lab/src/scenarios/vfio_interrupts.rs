@@ -2,7 +2,7 @@
 
 use super::{
     PAGE, Told,
-    assigned::{Assigned, MsixTable, with_assigned},
+    assigned::{Assigned, MsixTable, with_assigned, with_equipped},
 };
 use crate::{
     guest::{
@@ -18,7 +18,7 @@ use crate::{
 /// F6: MSI-X can be turned on and off while memory is not decoded: VFIO has it decoded as long as it
 /// programs the table, and no longer. Control: before, no entry is programmed.
 pub fn set_up_while_not_decoded(vm: &Vm, seen: &mut Observations) -> Told {
-    with_assigned(vm, |assigned| {
+    with_equipped(vm, |assigned| {
         let table = assigned.msix_table()?;
         let held = assigned.device.map(table.bar, PAGE)?;
         let vector_control = || held.peek_u32(table.offset + MsixTable::VECTOR_CONTROL);
@@ -88,26 +88,20 @@ pub fn level_triggered(vm: &Vm, seen: &mut Observations) -> Told {
         assigned.device.enable_interrupts(Intx, &[&event])?;
         seen.control("before: INTx", "enabled", disabled()?)?;
         seen.control("before: events", 0_u64, event.count())?;
-        assert_intx(assigned, true)?;
+        assigned.assert_intx(true)?;
         seen.check("asserted: events", 1_u64, event.wait())?;
         seen.check("asserted, masked by VFIO: INTx", "disabled", disabled()?)?;
         seen.check("asserted, masked by VFIO: further events", 0_u64, event.count())?;
         assigned.device.unmask_intx()?;
         seen.check("asserted, unmasked: events", 1_u64, event.wait())?;
-        assert_intx(assigned, false)?;
+        assigned.assert_intx(false)?;
         assigned.device.unmask_intx()?;
         seen.control("deasserted, unmasked: events", 0_u64, event.count())?;
         assigned.set_command(command | INTX_DISABLE)?;
-        assert_intx(assigned, true)?;
+        assigned.assert_intx(true)?;
         seen.check("asserted, disabled by its user: events", 0_u64, event.count())?;
         assigned.set_command(command)?;
         seen.check("asserted, enabled by its user: events", 1_u64, event.wait())?;
-        Ok(assert_intx(assigned, false)?)
+        assigned.assert_intx(false)
     })
-}
-
-/// docs/probe.md: the level of INTx.
-fn assert_intx(assigned: &Assigned, level: bool) -> Result<(), GuestError> {
-    const INTX: u64 = 0x104;
-    assigned.device.write(VfioRegion::Bar(0), INTX, &u32::from(level).to_le_bytes())
 }

@@ -8,7 +8,7 @@
 
 use super::{
     Told,
-    assigned::{Assigned, PowerState, with_assigned},
+    assigned::{Assigned, PowerState, with_assigned, with_equipped},
 };
 use crate::{
     guest::{Denial, Errno, GuestError, Mapping, OpenFlags, command_register::MEMORY},
@@ -20,6 +20,24 @@ use crate::{
 pub const ASKED: &[Protection] = &[Protection::VfioMemoryCheck];
 /// What denies one by a mapping that has been used before.
 pub const TORN_DOWN: &[Protection] = &[Protection::VfioMemoryCheck, Protection::VfioZap];
+
+/// What denies accesses to a BAR: by a mapping that has been used before, and by pread(2) and pwrite(2).
+#[derive(Clone, Copy)]
+pub struct DeniedBy {
+    mapping: &'static [Protection],
+    call: &'static [Protection],
+}
+
+/// When the BAR is not decoded.
+pub const NOT_DECODED: DeniedBy = DeniedBy { mapping: TORN_DOWN, call: ASKED };
+/// When its function sleeps.
+const ASLEEP: DeniedBy = {
+    use Protection::{VfioMemoryCheck, VfioPowerCheck, VfioZap};
+    DeniedBy {
+        mapping: &[VfioMemoryCheck, VfioPowerCheck, VfioZap],
+        call: &[VfioMemoryCheck, VfioPowerCheck],
+    }
+};
 
 /// F1: by a mapping SIGBUS, by pread(2) and pwrite(2) EIO, by read(2) into a mapping EFAULT; nothing
 /// reaches the device. Control: as long as the BAR is decoded, OK.
@@ -35,7 +53,7 @@ pub fn not_decoded(vm: &Vm, seen: &mut Observations) -> Told {
         seen.control("decoded: read(2) into the mapping", 4_u64, read_into())?;
         assigned.disable_memory()?;
         let before = assigned.accesses(vm);
-        check_denied(seen, "not decoded", assigned, &held)?;
+        check_denied(seen, "not decoded", NOT_DECODED, assigned, &held)?;
         let (tried, read) = ("not decoded: read(2) into the mapping", read_into());
         seen.check_with(TORN_DOWN, tried, Errno::EFAULT, 4_u64, read)?;
         check_unreached(vm, seen, "not decoded", assigned, before)
@@ -98,12 +116,12 @@ pub fn widths(vm: &Vm, seen: &mut Observations) -> Told {
 /// F12: a function that sleeps decodes nothing either ("vfio/pci: Invalidate mmaps and block the access
 /// in D3hot power state", Linux 5.19). Controls: awake, before and after, OK.
 pub fn asleep(vm: &Vm, seen: &mut Observations) -> Told {
-    with_assigned(vm, |assigned| {
+    with_equipped(vm, |assigned| {
         let held = assigned.map_and_use()?;
         seen.control("D0: load", assigned.identity(), assigned.load(&held))?;
         assigned.set_power_state(PowerState::D3Hot)?;
         let before = assigned.accesses(vm);
-        check_denied(seen, "D3hot", assigned, &held)?;
+        check_denied(seen, "D3hot", ASLEEP, assigned, &held)?;
         check_unreached(vm, seen, "D3hot", assigned, before)?;
         assigned.set_power_state(PowerState::D0)?;
         seen.control("D0 again: load", assigned.identity(), assigned.load(&held))?;
@@ -141,17 +159,18 @@ pub fn write_on_event(vm: &Vm, seen: &mut Observations) -> Told {
 pub fn check_denied<Access>(
     seen: &mut Observations,
     when: &str,
+    by: DeniedBy,
     assigned: &Assigned<Access>,
     held: &Mapping,
 ) -> Result<(), GuestError> {
     let load = assigned.load(held);
-    seen.check_with(TORN_DOWN, format!("{when}: load"), Denial::SIGBUS, Finding::Done, load)?;
+    seen.check_with(by.mapping, format!("{when}: load"), Denial::SIGBUS, Finding::Done, load)?;
     let store = assigned.store(held);
-    seen.check_with(TORN_DOWN, format!("{when}: store"), Denial::SIGBUS, Finding::Done, store)?;
+    seen.check_with(by.mapping, format!("{when}: store"), Denial::SIGBUS, Finding::Done, store)?;
     let read = assigned.read();
-    seen.check_with(ASKED, format!("{when}: pread(2)"), Errno::EIO, Finding::Done, read)?;
+    seen.check_with(by.call, format!("{when}: pread(2)"), Errno::EIO, Finding::Done, read)?;
     let write = assigned.write();
-    seen.check_with(ASKED, format!("{when}: pwrite(2)"), Errno::EIO, Finding::Done, write)
+    seen.check_with(by.call, format!("{when}: pwrite(2)"), Errno::EIO, Finding::Done, write)
 }
 
 /// The host has seen no access since. One that VFIO lets pass it does see.

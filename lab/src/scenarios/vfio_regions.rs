@@ -2,7 +2,7 @@
 
 use super::{
     PAGE, Told,
-    assigned::{MsixTable, with_assigned},
+    assigned::{MsixTable, with_assigned, with_equipped},
     vfio_memory::{ASKED, TORN_DOWN},
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
 /// is beside it in its BAR is like any other BAR, and so is the table by a mapping.
 /// Control: decoded, the rest of that BAR reads.
 pub fn msix_table(vm: &Vm, seen: &mut Observations) -> Told {
-    with_assigned(vm, |assigned| {
+    with_equipped(vm, |assigned| {
         let table = assigned.msix_table()?;
         let bar = VfioRegion::Bar(table.bar);
         let read = |offset| assigned.device.read_u32(bar, offset);
@@ -37,7 +37,7 @@ pub fn msix_table(vm: &Vm, seen: &mut Observations) -> Told {
 /// decoding stays as it is; it cannot be mapped, EINVAL. Control: decoded, its signature reads.
 pub fn rom(vm: &Vm, seen: &mut Observations) -> Told {
     const SIGNATURE: u16 = 0xaa55;
-    with_assigned(vm, |assigned| {
+    with_equipped(vm, |assigned| {
         let signature = || {
             let bytes = assigned.device.read(VfioRegion::Rom, 0, 2)?;
             Ok(bytes.iter().rev().fold(0_u16, |value, &byte| value << 8 | u16::from(byte)))

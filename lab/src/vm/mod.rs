@@ -76,7 +76,8 @@ pub enum Special {
     /// A PCI endpoint has a 64-bit BAR that is as large as the virtio-mem region.
     LargeBar,
     /// It has an IOMMU, and more functions like the idle one: two in one slot, two behind a bridge to
-    /// conventional PCI, and one behind each of two root ports, without access control and with.
+    /// conventional PCI, and one behind each of two root ports, without access control and with. Some
+    /// function has MSI-X, a ROM and power management.
     Iommu,
 }
 

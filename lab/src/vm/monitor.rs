@@ -37,8 +37,7 @@ pub enum Iommu {
 /// What not every monitor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feature {
-    /// An idle function that can be told to raise interrupts, and has MSI-X, INTx, a ROM, power
-    /// management and a reset of its own.
+    /// A function that raises MSI-X when it is told to, and has a reset of its own.
     Probe,
     /// DMA from one device to the registers of another.
     PeerToPeer,
@@ -63,6 +62,8 @@ pub struct Endpoint {
     pub scratch: u64,
     /// Its DMA engine, with registers in that BAR.
     pub dma: Option<DmaEngine>,
+    /// Which register of 32 bits in that BAR is to be written for INTx to be asserted or not, and what.
+    pub intx: Option<fn(is_asserted: bool) -> (u64, u32)>,
 }
 
 /// A device's DMA engine, which moves bytes between memory and a buffer of the device's.
@@ -101,8 +102,10 @@ pub struct Register {
 pub struct Endpoints {
     /// A virtio function, which virtio-pci drives and claims the BAR of.
     pub driven: Endpoint,
-    /// One that no driver claims, with a DMA engine.
+    /// One that no driver claims, with a DMA engine and INTx.
     pub idle: Endpoint,
+    /// One that no driver claims, with MSI-X, a ROM and power management, in a machine with an IOMMU.
+    pub equipped: Endpoint,
     /// One whose 64-bit BAR is as large as the virtio-mem region.
     pub overlay: Endpoint,
 }
@@ -116,6 +119,7 @@ const VIRTIO_RNG: Endpoint = Endpoint {
     identity: Register { offset: 0x12, width: Width::Word, value: 1 },
     scratch: 0,
     dma: None,
+    intx: None,
 };
 
 /// QEMU's docs/specs/edu.rst: its identification, and the register that inverts what is written.
@@ -126,6 +130,7 @@ const EDU: Endpoint = Endpoint {
     identity: Register { offset: 0, width: Width::Long, value: 0x0100_00ed },
     scratch: 4,
     dma: Some(DmaEngine { start: edu_transfer, status: 0x98, busy: (1, 1) }),
+    intx: Some(|is_asserted| (if is_asserted { 0x60 } else { 0x64 }, 1)),
 };
 
 /// Source, destination, number of bytes and command: 1 starts, and 2 is for DMA to memory.
@@ -140,9 +145,27 @@ fn edu_transfer(direction: Direction, address: u32, length: u32) -> [(u64, u32);
 
 const ZEROS: Register = Register { offset: 0, width: Width::Long, value: 0 };
 
+/// Intel 82574: the VLAN ethertype, which reset sets, and the flow control timer.
+const E1000E: Endpoint = Endpoint {
+    vendor: 0x8086,
+    device: 0x10d3,
+    bar: 0,
+    identity: Register { offset: 0x38, width: Width::Long, value: 0x8100 },
+    scratch: 0x170,
+    dma: None,
+    intx: None,
+};
+
 /// QEMU's docs/specs/pci-testdev.rst: with `membar`, plain memory.
-const PCI_TESTDEV: Endpoint =
-    Endpoint { vendor: 0x1b36, device: 0x0005, bar: 2, identity: ZEROS, scratch: 0, dma: None };
+const PCI_TESTDEV: Endpoint = Endpoint {
+    vendor: 0x1b36,
+    device: 0x0005,
+    bar: 2,
+    identity: ZEROS,
+    scratch: 0,
+    dma: None,
+    intx: None,
+};
 
 /// docs/probe.md: its registers, with a magic number and an area without a meaning.
 const PROBE: Endpoint = Endpoint {
@@ -152,6 +175,7 @@ const PROBE: Endpoint = Endpoint {
     identity: Register { offset: 0, width: Width::Long, value: 0x7461_6f6d },
     scratch: 0x200,
     dma: Some(DmaEngine { start: probe_transfer, status: 0x008, busy: (u32::MAX, 1) }),
+    intx: Some(|is_asserted| (0x104, is_asserted.into())),
 };
 
 /// Address, its high half, length and command.
@@ -189,7 +213,7 @@ impl Vmm {
                 Some("QEMU does not count what reaches its virtio-mem device")
             }
             (Self::Qemu(..), Feature::Probe) => {
-                Some("QEMU has no device with a ROM and resets that raises interrupts when told to")
+                Some("QEMU has no device with a reset of its own that raises MSI-X when told to")
             }
         }
     }
@@ -208,10 +232,13 @@ impl Vmm {
             Self::Moat => Endpoints {
                 driven: Endpoint { bar: 0, ..VIRTIO_RNG },
                 idle: PROBE,
+                equipped: PROBE,
                 // Its memory, plain bytes.
                 overlay: Endpoint { bar: 2, identity: ZEROS, scratch: 0, dma: None, ..PROBE },
             },
-            Self::Qemu(..) => Endpoints { driven: VIRTIO_RNG, idle: EDU, overlay: PCI_TESTDEV },
+            Self::Qemu(..) => {
+                Endpoints { driven: VIRTIO_RNG, idle: EDU, equipped: E1000E, overlay: PCI_TESTDEV }
+            }
         }
     }
 }

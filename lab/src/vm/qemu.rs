@@ -204,8 +204,9 @@ const EDU: &str = "edu,dma_mask=0xffffffff";
 
 /// What [`Special::Iommu`] promises. Linux takes a function that it finds late for one of several only
 /// if its own header says so, and not just that of function 0.
-fn engines() -> Vec<String> {
+fn more_functions() -> Vec<String> {
     vec![
+        "e1000e".to_owned(),
         format!("{EDU},addr=10.0,multifunction=on"),
         format!("{EDU},addr=10.1,multifunction=on"),
         "pcie-pci-bridge,id=conventional,addr=11".to_owned(),
@@ -231,7 +232,7 @@ fn devices(config: &VmConfig) -> Vec<String> {
     match config.special {
         Special::None => {}
         Special::LargeBar => devices.push(format!("pci-testdev,membar={REGION_SIZE}")),
-        Special::Iommu => devices.extend(engines()),
+        Special::Iommu => devices.extend(more_functions()),
     }
     let backing = format!("memory-backend-ram,id=backing,size={REGION_SIZE}");
     let devices = devices.into_iter().flat_map(|device| ["-device".to_owned(), device]);

@@ -30,6 +30,34 @@
     .set SLAVE, 0xa0
     .set VECTORS, 0x20              # that of IRQ 0, and those that follow
 
+# Has the first \count entries of \table map pages of 2^\bits bytes onto themselves.
+    .macro identity_map table, bits, count
+    xorl %ecx, %ecx
+1:  movl %ecx, %eax
+    shll $\bits, %eax
+    orl $0x83, %eax
+    movl %eax, (\table)(, %ecx, 8)
+    movl %ecx, %eax
+    shrl $(32 - \bits), %eax
+    movl %eax, (\table + 4)(, %ecx, 8)
+    incl %ecx
+    cmpl $(\count), %ecx
+    jne 1b
+    .endm
+
+# Has the first \count entries of \table point to the tables at \lower.
+    .macro link_tables table, lower, count
+    xorl %ecx, %ecx
+1:  movl %ecx, %eax
+    shll $12, %eax
+    addl $(\lower + 3), %eax
+    movl %eax, (\table)(, %ecx, 8)
+    movl $0, (\table + 4)(, %ecx, 8)
+    incl %ecx
+    cmpl $(\count), %ecx
+    jne 1b
+    .endm
+
     .code32
 moat_payload_start:
     cld
@@ -37,45 +65,10 @@ moat_payload_start:
     xorl %eax, %eax
     movl $(12 * 1024), %ecx
     rep stosl
-    xorl %ecx, %ecx
-1:  movl %ecx, %eax
-    shll $12, %eax
-    addl $(TABLES + 0x1003), %eax
-    movl %eax, TABLES(, %ecx, 8)
-    incl %ecx
-    cmpl $3, %ecx
-    jne 1b
-    xorl %ecx, %ecx
-2:  movl %ecx, %eax
-    shll $30, %eax
-    orl $0x83, %eax
-    movl %eax, (TABLES + 0x1000)(, %ecx, 8)
-    movl %ecx, %eax
-    shrl $2, %eax
-    movl %eax, (TABLES + 0x1004)(, %ecx, 8)
-    incl %ecx
-    cmpl $(3 * 512), %ecx
-    jne 2b
-    xorl %ecx, %ecx
-3:  movl %ecx, %eax
-    shll $12, %eax
-    addl $(TABLES + 0x4003), %eax
-    movl %eax, (TABLES + 0x1000)(, %ecx, 8)
-    movl $0, (TABLES + 0x1004)(, %ecx, 8)
-    incl %ecx
-    cmpl $8, %ecx
-    jne 3b
-    xorl %ecx, %ecx
-4:  movl %ecx, %eax
-    shll $21, %eax
-    orl $0x83, %eax
-    movl %eax, (TABLES + 0x4000)(, %ecx, 8)
-    movl %ecx, %eax
-    shrl $11, %eax
-    movl %eax, (TABLES + 0x4004)(, %ecx, 8)
-    incl %ecx
-    cmpl $4096, %ecx
-    jne 4b
+    identity_map TABLES + 0x1000, 30, 3 * 512
+    identity_map TABLES + 0x4000, 21, 8 * 512
+    link_tables TABLES, TABLES + 0x1000, 3
+    link_tables TABLES + 0x1000, TABLES + 0x4000, 8
     # The trampoline for the other processors.
     movl $(LOAD + (ap_start - moat_payload_start)), %esi
     movl $AP_TRAMPOLINE, %edi

@@ -5,12 +5,13 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::time::Duration;
 
-use super::{GIB, MIB};
 use lab::payload::Payload;
 use lab::payload::virtio_mem::{
-    Answer, Completion, Driver, PLUG, REQUEST, RESPONSE, Registers, STATE, State, UNPLUG,
-    UNPLUG_ALL, answer, write_descriptor, write_request,
+    Answer, Completion, Driver, PLUG, QUEUE_SIZE, REQUEST, RESPONSE, Registers, STATE, State,
+    UNPLUG, UNPLUG_ALL, answer, write_descriptor, write_request,
 };
+
+use super::{GIB, MIB};
 
 /// Bytes of the region.
 pub const REGION: u64 = GIB;
@@ -298,7 +299,7 @@ pub fn interview(device: Device) -> Vec<Answered> {
             let outcome = s.driver.completion(&mut s.device.payload, PATIENCE);
             s.ask("a chain without an end", true, outcome != Completion::Nothing);
             s.reset();
-            s.driver.make_available(&mut s.device.payload, 64);
+            s.driver.make_available(&mut s.device.payload, QUEUE_SIZE.into());
             s.driver.kick(&mut s.device.payload);
             let outcome = s.driver.completion(&mut s.device.payload, PATIENCE);
             s.ask("a descriptor beyond the queue", Completion::NeedsReset, outcome);

@@ -166,20 +166,12 @@ impl Payload {
     pub const COPY: u64 = 0x52_0000;
 
     /// Waits for the payload at the other end of `stream`, with its RAM in the file `ram`, to be ready.
-    pub fn connect(stream: UnixStream, ram: &Path) -> Self {
+    pub fn connect(mut stream: UnixStream, ram: &Path) -> Self {
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a minute is a timeout");
+        assert_eq!(listen(&mut stream), READY);
         let mut options = OpenOptions::new();
         let ram = options.read(true).write(true).open(ram).expect("the machine's RAM is a file");
-        let mut payload = Self { stream, ram, posted: Vec::new() };
-        assert_eq!(payload.listen(), READY);
-        payload
-    }
-
-    /// The next byte that the guest sends.
-    fn listen(&mut self) -> u8 {
-        let mut byte = [0];
-        self.stream.read_exact(&mut byte).expect("the payload answers");
-        byte[0]
+        Self { stream, ram, posted: Vec::new() }
     }
 
     /// Has the guest begin with all that is posted. Returns how many commands that is.
@@ -194,7 +186,7 @@ impl Payload {
     /// Has the guest do all that is posted. Returns the result of each.
     fn run(&mut self) -> Vec<u64> {
         let mut answered = vec![Answered::new_zeroed(); self.begin()];
-        assert_eq!(self.listen(), DONE);
+        assert_eq!(listen(&mut self.stream), DONE);
         self.read_ram(MAILBOX + 8, answered.as_mut_bytes());
         answered.into_iter().map(|command| command.result).collect()
     }
@@ -325,7 +317,7 @@ impl Payload {
         self.posted.push(Command::new(Operation::Out, 1, RESET_PORT, 1));
         self.begin();
         // It may get as far as being done.
-        while self.listen() != READY {}
+        while listen(&mut self.stream) != READY {}
     }
 
     /// Starts all other processors by INIT and SIPI.
@@ -352,6 +344,13 @@ impl Payload {
         let [rounds, errors] = self.read_each([(8, block + 24), (8, block + 32)]);
         Hammered { rounds, errors }
     }
+}
+
+/// The next byte that the guest sends.
+fn listen(stream: &mut UnixStream) -> u8 {
+    let mut byte = [0];
+    stream.read_exact(&mut byte).expect("the payload answers");
+    byte[0]
 }
 
 /// A command that the guest has obeyed.

@@ -2,12 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use super::Payload;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::{Payload, Queue};
 
 /// The first virtio-mmio device, which is the first virtio-mem device.
 const VIRTIO_MMIO: u64 = 0xd000_0000;
 
-const SIZE: u16 = 64;
+/// Number of descriptors in the queue.
+pub const QUEUE_SIZE: u16 = 128;
 const DESCRIPTORS: u64 = 0x50_0000;
 const AVAILABLE: u64 = 0x50_1000;
 const USED: u64 = 0x50_2000;
@@ -15,6 +18,18 @@ const USED: u64 = 0x50_2000;
 pub const REQUEST: u64 = 0x50_3000;
 /// Guest address of the response to it.
 pub const RESPONSE: u64 = 0x50_4000;
+
+// Where many of them are.
+const REQUESTS: u64 = 0x54_0000;
+const REQUEST_BYTES: u64 = 32;
+const RESPONSES: u64 = 0x55_0000;
+const RESPONSE_BYTES: u64 = 16;
+/// No response has this type.
+const NO_ANSWER: u16 = 0xffff;
+
+// Flags of a descriptor.
+const NEXT: u64 = 1;
+const WRITE: u64 = 2;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -202,6 +217,17 @@ pub const UNPLUG_ALL: u64 = 2;
 /// To say which state they are in.
 pub const STATE: u64 = 3;
 
+/// A request that blocks be plugged, or another one about blocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Request {
+    /// [`PLUG`], [`UNPLUG`], [`UNPLUG_ALL`] or [`STATE`].
+    pub kind: u64,
+    /// Guest address of the first block.
+    pub address: u64,
+    /// Number of blocks.
+    pub blocks: u16,
+}
+
 /// The driver, set up.
 pub struct Driver {
     /// The device's registers.
@@ -214,6 +240,9 @@ pub struct Driver {
 }
 
 impl Driver {
+    /// Each takes two descriptors.
+    pub const MOST_REQUESTS: usize = QUEUE_SIZE as usize / 2;
+
     /// Negotiates VERSION_1, and UNPLUGGED_INACCESSIBLE if asked to, and sets the queue up, on
     /// virtio-mmio.
     pub fn start(payload: &mut Payload, inaccessible: bool) -> Self {
@@ -242,7 +271,7 @@ impl Driver {
             return None;
         }
         r.queue_select.write(payload, 0);
-        r.queue_size.write(payload, SIZE.into());
+        r.queue_size.write(payload, QUEUE_SIZE.into());
         r.queue_descriptors.write(payload, DESCRIPTORS);
         r.queue_driver.write(payload, AVAILABLE);
         r.queue_device.write(payload, USED);
@@ -287,6 +316,47 @@ impl Driver {
         state
     }
 
+    /// Lays many requests out, no more than [`Self::MOST_REQUESTS`], for [`Self::make_requests`].
+    pub fn lay_out_requests(&mut self, payload: &Payload, requests: &[Request]) {
+        assert!(requests.len() <= Self::MOST_REQUESTS);
+        for (n, request) in (0_u16..).zip(requests) {
+            let (head, at) = (2 * n, REQUESTS + u64::from(n) * REQUEST_BYTES);
+            let Request { kind, address, blocks } = *request;
+            payload.write_ram(at, [kind, address, blocks.into()].as_bytes());
+            payload.write_ram(response(n), NO_ANSWER.as_bytes());
+            let read = [at, descriptor_rest(24, NEXT, u64::from(head) + 1)];
+            let written = [response(n), descriptor_rest(10, WRITE, 0)];
+            payload.write_ram(DESCRIPTORS + u64::from(head) * 16, [read, written].as_bytes());
+            let slot = u64::from(self.next.wrapping_add(n) % QUEUE_SIZE);
+            payload.write_ram(AVAILABLE + 4 + slot * 2, head.as_bytes());
+        }
+    }
+
+    /// Has the guest make the first `count` requests that are laid out, one after the other, without
+    /// the host's help.
+    pub fn make_requests(&mut self, payload: &mut Payload, count: u16) {
+        let notify = self.registers.queue_notify;
+        let queue = Queue {
+            available: AVAILABLE,
+            used: USED,
+            notify: notify.address,
+            notify_width: notify.width,
+            number: 0,
+        };
+        assert_eq!(payload.drive_queue(&queue, count), u64::from(count));
+        self.next = self.next.wrapping_add(count);
+    }
+
+    /// What the device has answered to the first `count` of them.
+    pub fn answers(&self, payload: &Payload, count: u16) -> Vec<Answer> {
+        let answer = |n| {
+            let mut kind = u16::new_zeroed();
+            payload.read_ram(response(n), kind.as_mut_bytes());
+            Answer::of(kind.into())
+        };
+        (0..count).map(answer).collect()
+    }
+
     /// The answer to any request. The state in it means something for STATE only.
     pub fn request(
         &mut self,
@@ -317,8 +387,6 @@ impl Driver {
         chain: &[(u64, u32, bool)],
         patience: Duration,
     ) -> Completion {
-        const NEXT: u64 = 1;
-        const WRITE: u64 = 2;
         for (index, (address, length, writable)) in (0..).zip(chain) {
             let last = index + 1 == chain.len() as u64;
             let flags = (u64::from(!last) * NEXT) | (u64::from(*writable) * WRITE);
@@ -331,7 +399,7 @@ impl Driver {
 
     /// Makes the chain that starts at descriptor `head` available.
     pub fn make_available(&mut self, payload: &mut Payload, head: u64) {
-        let slot = u64::from(self.next % SIZE);
+        let slot = u64::from(self.next % QUEUE_SIZE);
         payload.post(2, AVAILABLE + 4 + slot * 2, head);
         self.next = self.next.wrapping_add(1);
         payload.post(2, AVAILABLE + 2, self.next.into());
@@ -345,7 +413,7 @@ impl Driver {
     /// What becomes, within this time, of the chain that was made available last.
     pub fn completion(&mut self, payload: &mut Payload, patience: Duration) -> Completion {
         const NEEDS_RESET: u64 = 0x40;
-        let slot = u64::from(self.next.wrapping_sub(1) % SIZE);
+        let slot = u64::from(self.next.wrapping_sub(1) % QUEUE_SIZE);
         let status = self.registers.status;
         let places = [(2, USED + 2), (4, USED + 4 + slot * 8 + 4), (status.width, status.address)];
         let start = Instant::now();
@@ -381,8 +449,17 @@ pub fn write_descriptor(
     next: u64,
 ) {
     payload.post(8, DESCRIPTORS + index * 16, address);
-    let rest = u64::from(length) | flags << 32 | next << 48;
-    payload.post(8, DESCRIPTORS + index * 16 + 8, rest);
+    payload.post(8, DESCRIPTORS + index * 16 + 8, descriptor_rest(length, flags, next));
+}
+
+/// What is in a descriptor after the address.
+fn descriptor_rest(length: u32, flags: u64, next: u64) -> u64 {
+    u64::from(length) | flags << 32 | next << 48
+}
+
+/// Guest address of the response to request `n` of many.
+fn response(n: u16) -> u64 {
+    RESPONSES + u64::from(n) * RESPONSE_BYTES
 }
 
 /// The answer in a response.

@@ -5,13 +5,10 @@ use std::{
     process::Command,
 };
 
+use lab::payload::{Payload, virtio_mem::Registers};
+
 /// RAM of every guest.
 pub const RAM_MIB: u64 = 512;
-
-/// Size of the virtio-mem region, where there is one.
-const REGION: &str = "3G";
-/// Where moat puts the region; QEMU is told to put it there too.
-const REGION_ADDRESS: u64 = 4 << 30;
 
 /// Movable, or a shrink could fail for what the guest has put there.
 const CMDLINE: &str = "console=ttyS0 panic=-1 memhp_default_state=online_movable";
@@ -23,6 +20,45 @@ pub struct Programs {
     pub qemu_firmware: Option<PathBuf>,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
+    pub payload: PathBuf,
+}
+
+/// What a VM is to be.
+#[derive(Clone, Copy)]
+pub struct Setup {
+    pub guest: Guest,
+    pub vcpus: u32,
+    pub memory_device: Option<MemoryDevice>,
+}
+
+/// What runs in a VM.
+#[derive(Clone, Copy)]
+pub enum Guest {
+    /// Linux, with the agent at the second serial port.
+    Linux,
+    /// The bare-metal guest that drives devices as it is told to.
+    Payload,
+}
+
+/// A virtio-mem device.
+#[derive(Clone, Copy)]
+pub struct MemoryDevice {
+    /// Bytes of its region.
+    pub size: u64,
+    /// Bytes requested at first.
+    pub requested: u64,
+    pub backing: Backing,
+}
+
+/// What plugged memory is made of.
+#[derive(Clone, Copy)]
+pub enum Backing {
+    Anonymous,
+    Memfd,
+    /// Pages of 2 MiB.
+    Hugetlb,
+    /// Beside the VM's sockets.
+    File,
 }
 
 /// One way to run a guest.
@@ -53,6 +89,16 @@ impl Place<'_> {
     pub fn control(&self) -> PathBuf {
         self.0.join("control")
     }
+
+    /// RAM of a payload.
+    pub fn ram(&self) -> PathBuf {
+        self.0.join("ram")
+    }
+
+    /// Plugged memory that is in a file.
+    fn region(&self) -> PathBuf {
+        self.0.join("region")
+    }
 }
 
 impl Contender {
@@ -75,46 +121,89 @@ impl Contender {
         matches!(self.vmm, Vmm::Qemu { .. })
     }
 
-    /// The command that boots a guest, with a virtio-mem device or without.
-    pub fn command(self, programs: &Programs, place: &Place, virtio_mem: bool) -> Command {
+    /// The registers of its virtio-mem device, which `payload` is to drive.
+    pub fn registers(self, payload: &mut Payload) -> Registers {
+        // Where nothing has an address yet.
+        const UNASSIGNED: u64 = 0xc000_0000;
         match self.vmm {
-            Vmm::Moat { options } => moat(programs, place, virtio_mem, options),
-            Vmm::Qemu { machine } => qemu(programs, place, virtio_mem, machine),
+            Vmm::Qemu { .. } => Registers::pci(payload, 0xb000_0000, UNASSIGNED),
+            Vmm::Moat { options } if options.contains(&"pci") => {
+                Registers::pci(payload, 0xe000_0000, UNASSIGNED)
+            }
+            Vmm::Moat { .. } => Registers::mmio(),
+        }
+    }
+
+    /// The command that starts a VM.
+    pub fn command(self, programs: &Programs, place: &Place, setup: &Setup) -> Command {
+        match self.vmm {
+            Vmm::Moat { options } => moat(programs, place, setup, options),
+            Vmm::Qemu { machine } => qemu(programs, place, setup, machine),
         }
     }
 }
 
-fn moat(programs: &Programs, place: &Place, virtio_mem: bool, options: &[&str]) -> Command {
-    let mut command = Command::new(&programs.moat);
+/// A command without arguments yet.
+///
+/// A payload keeps its vCPU busy while it waits for its device. The CPUs of an emulated host take turns
+/// on a real one, milliseconds long, and a device that is served on another CPU would wait for its turn.
+/// There, a payload's VMM has one CPU.
+fn vmm(program: &Path, setup: &Setup) -> Command {
+    match setup.guest {
+        Guest::Payload if host_is_emulated() => {
+            let mut command = Command::new("taskset");
+            command.args(["--cpu-list", "0"]).arg(program);
+            command
+        }
+        _ => Command::new(program),
+    }
+}
+
+/// Whether scripts/kvm-host has emulated one.
+pub fn host_is_emulated() -> bool {
+    std::env::var("MOAT_KVM_HOST").is_ok_and(|kind| kind == "emulated")
+}
+
+fn moat(programs: &Programs, place: &Place, setup: &Setup, options: &[&str]) -> Command {
+    let mut command = vmm(&programs.moat, setup);
     command
-        .args(["run", "--cpus", "1", "--memory", &format!("{RAM_MIB}M"), "--cmdline", CMDLINE])
-        .arg("--kernel")
-        .arg(&programs.kernel)
-        .arg("--initrd")
-        .arg(&programs.initramfs)
+        .args(["run", "--cpus", &setup.vcpus.to_string(), "--memory", &format!("{RAM_MIB}M")])
         .args(["--serial", &format!("file:{}", place.console().display())])
         .args(["--serial2", &format!("unix:{}", place.agent().display())])
         .arg("--api-socket")
         .arg(place.control())
         .args(options);
-    if virtio_mem {
-        command.args(["--virtio-mem", &format!("size={REGION}")]);
+    match setup.guest {
+        Guest::Linux => {
+            command.args(["--cmdline", CMDLINE]).arg("--kernel").arg(&programs.kernel);
+            command.arg("--initrd").arg(&programs.initramfs);
+        }
+        Guest::Payload => {
+            command.arg("--kernel").arg(&programs.payload);
+            let ram = format!("backing=file:{}", place.ram().display());
+            command.args(["--memory-backing", &ram]);
+        }
+    }
+    if let Some(MemoryDevice { size, requested, backing }) = setup.memory_device {
+        let backing = match backing {
+            Backing::Anonymous => "anonymous".to_owned(),
+            Backing::Memfd => "memfd".to_owned(),
+            Backing::Hugetlb => "hugetlb-2m".to_owned(),
+            Backing::File => format!("file:{}", place.region().display()),
+        };
+        let device = format!("size={size},requested={requested},backing={backing}");
+        command.args(["--virtio-mem", &device]);
     }
     command
 }
 
-fn qemu(programs: &Programs, place: &Place, virtio_mem: bool, machine: &str) -> Command {
+fn qemu(programs: &Programs, place: &Place, setup: &Setup, machine: &str) -> Command {
     let socket = |path: PathBuf| format!("path={},server=on,wait=off", path.display());
-    let mut command = Command::new(&programs.qemu);
+    let mut command = vmm(&programs.qemu, setup);
     command
-        .args(["-machine", machine, "-accel", "kvm", "-cpu", "host", "-smp", "1"])
+        .args(["-accel", "kvm", "-cpu", "host", "-smp", &setup.vcpus.to_string()])
         // No more than it is told to have: no disk controller's media, no network, no display.
         .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
-        .arg("-kernel")
-        .arg(&programs.kernel)
-        .arg("-initrd")
-        .arg(&programs.initramfs)
-        .args(["-append", CMDLINE])
         .args(["-serial", &format!("file:{}", place.console().display())])
         .args(["-chardev", &format!("socket,id=agent,{}", socket(place.agent()))])
         // Where -serial would be heeded once only, as by microvm.
@@ -124,11 +213,38 @@ fn qemu(programs: &Programs, place: &Place, virtio_mem: bool, machine: &str) -> 
     if let Some(directory) = &programs.qemu_firmware {
         command.arg("-L").arg(directory);
     }
-    if virtio_mem {
-        let device = format!("virtio-mem-pci,id=mem0,memdev=memory,memaddr={REGION_ADDRESS}");
+    match setup.guest {
+        Guest::Linux => {
+            command.args(["-machine", machine, "-append", CMDLINE]);
+            command.arg("-kernel").arg(&programs.kernel).arg("-initrd").arg(&programs.initramfs);
+        }
+        Guest::Payload => {
+            let path = place.ram();
+            let ram = format!("id=ram,share=on,size={RAM_MIB}M,mem-path={}", path.display());
+            command
+                .args(["-machine", &format!("{machine},memory-backend=ram")])
+                .args(["-object", &format!("memory-backend-file,{ram}")])
+                .arg("-kernel")
+                .arg(&programs.payload);
+        }
+    }
+    if let Some(MemoryDevice { size, requested, backing }) = setup.memory_device {
+        let backing = match backing {
+            // Like moat, it promises more than the host has.
+            Backing::Anonymous => "memory-backend-ram,reserve=off".to_owned(),
+            Backing::Memfd => "memory-backend-memfd,reserve=off".to_owned(),
+            Backing::Hugetlb => "memory-backend-memfd,hugetlb=on,reserve=off".to_owned(),
+            Backing::File => {
+                format!("memory-backend-file,share=on,mem-path={}", place.region().display())
+            }
+        };
+        let most = (RAM_MIB << 20) + size;
+        // It goes to where moat puts it: to 4 GiB, unless it is too large for that on a processor of
+        // AMD's, which has a hole below 1 TiB.
+        let device = format!("virtio-mem-pci,id=mem0,memdev=memory,requested-size={requested}");
         command
-            .args(["-m", &format!("{RAM_MIB}M,maxmem=4G,slots=1")])
-            .args(["-object", &format!("memory-backend-ram,id=memory,size={REGION}")])
+            .args(["-m", &format!("{RAM_MIB}M,maxmem={most}B,slots=1")])
+            .args(["-object", &format!("{backing},id=memory,size={size}")])
             .args(["-device", &device]);
     } else {
         command.args(["-m", &format!("{RAM_MIB}M")]);

@@ -14,9 +14,8 @@ use crate::{
     vm::Vm,
 };
 
-pub const TOTAL: Figure = Figure { name: "resident memory, idle at /init", unit: Unit::Mebibytes };
-pub const NOT_GUEST_MEMORY: Figure =
-    Figure { name: "of it not guest memory", unit: Unit::Mebibytes };
+pub const TOTAL: Figure = Figure::new("resident memory, idle at /init", Unit::Mebibytes);
+pub const NOT_GUEST_MEMORY: Figure = Figure::new("of it not guest memory", Unit::Mebibytes);
 
 /// MiB.
 #[derive(Default)]

@@ -2,7 +2,7 @@
 //!
 //! `scripts/bench` builds all that is needed and runs this where KVM works. Every VMM is a process of
 //! its own, started from its own binary (`moat run`, `qemu-system-x86_64`), and every guest has 1 vCPU
-//! and 512 MiB. The VMMs take turns in every round, so that whatever else the host does meets them
+//! and 512 MiB, unless a section says otherwise. The VMMs take turns in every round, so that whatever else the host does meets them
 //! alike. Nothing is asserted here: figures are for people to read, and a figure of one run on one
 //! host says little without the ratio beside it.
 
@@ -10,18 +10,23 @@ mod contender;
 mod control;
 mod footprint;
 mod report;
+mod requests;
 mod resize;
+mod spread;
 mod start;
+mod subject;
+mod touched;
 mod vm;
+mod withdrawal;
 
 use std::{fs, path::PathBuf};
 
 use anyhow::Context;
-use clap::Parser;
-use lab::{initramfs::Initramfs, kernel::GuestKernel};
+use clap::{Parser, ValueEnum};
+use lab::{initramfs::Initramfs, kernel::GuestKernel, payload};
 use tempfile::TempDir;
 
-use contender::{Contender, Programs};
+use contender::Programs;
 use report::Report;
 
 /// Measures moat beside QEMU.
@@ -42,12 +47,32 @@ struct Arguments {
     /// How often everything is measured, after a first time that does not count
     #[arg(long, value_name = "N", default_value_t = 5)]
     runs: usize,
+    /// A section to be measured, and not all of them
+    #[arg(long, value_enum, value_name = "SECTION")]
+    only: Vec<Section>,
     /// Where the samples are kept
     #[arg(long, value_name = "PATH")]
     json: Option<PathBuf>,
     /// Given by cargo bench, and not by cargo test, which has nothing to find out here
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+/// What is measured together.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Section {
+    /// From process start to /init, and memory that a VM costs
+    Start,
+    /// How long Linux takes to grow and to shrink
+    Resize,
+    /// virtio-mem requests
+    Requests,
+    /// The same in a region of 1 TiB
+    Spread,
+    /// UNPLUG of touched memory, by what it is made of
+    Touched,
+    /// The first touch of unplugged memory, by the number of vCPUs
+    Withdrawal,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -66,48 +91,31 @@ fn main() -> anyhow::Result<()> {
     fs::write(&initramfs, Initramfs::new().with_modules(modules).build())?;
     let image = directory.path().join("bzImage");
     fs::copy(kernel.image(), &image)?;
+    let bare_metal = directory.path().join("payload");
+    payload::write_elf(&bare_metal);
     let programs = Programs {
         moat: arguments.moat,
         qemu: arguments.qemu,
         qemu_firmware: arguments.qemu_firmware,
         kernel: image,
         initramfs,
+        payload: bare_metal,
     };
 
     let mut report = Report::new(&programs, kernel.release(), arguments.runs)?;
-    for round in 0..=arguments.runs {
-        eprintln!("round {round} of {}: start and footprint", arguments.runs);
-        let startable =
-            [Contender::MOAT, Contender::MOAT_PCI, Contender::QEMU_MICROVM, Contender::QEMU_Q35];
-        for contender in startable {
-            let (vm, started) = start::measure(&programs, contender)?;
-            let footprint = footprint::measure(&vm)?;
-            // The first time warms the host's caches.
-            if round > 0 {
-                report.add(start::FIGURE, contender, started);
-                report.add(footprint::TOTAL, contender, footprint.total);
-                report.add(footprint::NOT_GUEST_MEMORY, contender, footprint.not_guest_memory);
-            }
+    for section in Section::value_variants() {
+        if !arguments.only.is_empty() && !arguments.only.contains(section) {
+            continue;
         }
-    }
-    let resizable = [Contender::MOAT, Contender::MOAT_UNENFORCED, Contender::QEMU_Q35];
-    let mut subjects = Vec::new();
-    for contender in resizable {
-        eprintln!("booting {} to resize it", contender.name);
-        subjects.push((contender, resize::Subject::boot(&programs, contender)?));
-    }
-    for round in 0..=arguments.runs {
-        eprintln!("round {round} of {}: grow and shrink", arguments.runs);
-        for (contender, subject) in &mut subjects {
-            let (grown, shrunk) = (subject.grow()?, subject.shrink()?);
-            if round > 0 {
-                report.add(resize::GROW, *contender, grown);
-                report.add(resize::SHRINK, *contender, shrunk);
-            }
-        }
-    }
-    for figure in [resize::GROW, resize::SHRINK] {
-        report.not_supported(figure, Contender::QEMU_MICROVM);
+        let measure = match section {
+            Section::Start => start::section,
+            Section::Resize => resize::section,
+            Section::Requests => requests::section,
+            Section::Spread => spread::section,
+            Section::Touched => touched::section,
+            Section::Withdrawal => withdrawal::section,
+        };
+        measure(&programs, arguments.runs, &mut report)?;
     }
     println!("{report}");
     if let Some(path) = arguments.json {

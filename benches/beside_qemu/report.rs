@@ -6,19 +6,49 @@ use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use crate::contender::{Contender, Programs};
+use crate::contender::{Contender, Programs, host_is_emulated};
 
 /// Something that is measured; less is better.
 #[derive(Clone, Copy)]
 pub struct Figure {
-    pub name: &'static str,
-    pub unit: Unit,
+    name: &'static str,
+    unit: Unit,
+    remark: Remark,
+}
+
+/// What else a figure's median says.
+#[derive(Clone, Copy)]
+enum Remark {
+    Nothing,
+    /// How many requests a second that is, and how many bytes, with so many bytes a request.
+    Rate {
+        bytes: u64,
+    },
+    /// How many times the other figure, of the same VMM, that is.
+    Times(&'static str),
+}
+
+impl Figure {
+    pub const fn new(name: &'static str, unit: Unit) -> Self {
+        Self { name, unit, remark: Remark::Nothing }
+    }
+
+    /// The time of a request about so many bytes.
+    pub const fn request(name: &'static str, bytes: u64) -> Self {
+        Self { name, unit: Unit::Microseconds, remark: Remark::Rate { bytes } }
+    }
+
+    /// To be compared with another figure too.
+    pub const fn beside(self, other: &Self) -> Self {
+        Self { remark: Remark::Times(other.name), ..self }
+    }
 }
 
 #[derive(Clone, Copy, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unit {
     Seconds,
+    Microseconds,
     Mebibytes,
 }
 
@@ -26,6 +56,7 @@ impl Unit {
     fn show(self, value: f64) -> String {
         match self {
             Self::Seconds => format!("{value:.3}"),
+            Self::Microseconds => format!("{value:.1}"),
             Self::Mebibytes => format!("{value:.1}"),
         }
     }
@@ -33,6 +64,7 @@ impl Unit {
     fn symbol(self) -> &'static str {
         match self {
             Self::Seconds => "s",
+            Self::Microseconds => "µs",
             Self::Mebibytes => "MiB",
         }
     }
@@ -60,6 +92,8 @@ struct Host {
 struct Row {
     name: &'static str,
     unit: Unit,
+    #[serde(skip)]
+    remark: Remark,
     samples: BTreeMap<&'static str, Samples>,
 }
 
@@ -67,7 +101,7 @@ struct Row {
 #[serde(rename_all = "snake_case", untagged)]
 enum Samples {
     Taken(Vec<f64>),
-    NotSupported(&'static str),
+    NotSupported(String),
 }
 
 impl Report {
@@ -82,7 +116,7 @@ impl Report {
             processor: model.map_or("unknown processor", |(_, name)| name).to_owned(),
             processors: std::thread::available_parallelism()?.get(),
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
-            emulated: std::env::var("MOAT_KVM_HOST").is_ok_and(|kind| kind == "emulated"),
+            emulated: host_is_emulated(),
             qemu: String::from_utf8_lossy(&version).lines().next().unwrap_or_default().to_owned(),
         };
         Ok(Self { host, guest_kernel: guest_kernel.to_owned(), runs, figures: Vec::new() })
@@ -96,16 +130,17 @@ impl Report {
         }
     }
 
-    /// A figure that a VMM cannot have.
-    pub fn not_supported(&mut self, figure: Figure, contender: Contender) {
-        self.row(figure).insert(contender.name, Samples::NotSupported("not supported"));
+    /// A figure that a VMM cannot have, and why.
+    pub fn not_supported(&mut self, figure: Figure, contender: Contender, reason: &str) {
+        let text = format!("not supported: {reason}");
+        self.row(figure).insert(contender.name, Samples::NotSupported(text));
     }
 
     fn row(&mut self, figure: Figure) -> &mut BTreeMap<&'static str, Samples> {
         let known = self.figures.iter().position(|row| row.name == figure.name);
         let at = known.unwrap_or_else(|| {
-            let Figure { name, unit } = figure;
-            self.figures.push(Row { name, unit, samples: BTreeMap::new() });
+            let Figure { name, unit, remark } = figure;
+            self.figures.push(Row { name, unit, remark, samples: BTreeMap::new() });
             self.figures.len() - 1
         });
         &mut self.figures[at].samples
@@ -131,7 +166,7 @@ impl Samples {
                 let most = samples.iter().copied().fold(0.0, f64::max);
                 format!("{} ({} - {})", unit.show(median), unit.show(least), unit.show(most))
             }
-            (Self::NotSupported(text), _) => (*text).to_owned(),
+            (Self::NotSupported(text), _) => text.clone(),
             (Self::Taken(_), None) => String::new(),
         }
     }
@@ -154,10 +189,29 @@ impl Row {
     }
 }
 
+impl Report {
+    /// What else is to be said of what a VMM has.
+    fn remark(&self, row: &Row, contender: Contender) -> Option<String> {
+        let median = |row: &Row| row.samples.get(contender.name)?.median();
+        match row.remark {
+            Remark::Nothing => None,
+            Remark::Rate { bytes } => {
+                let requests = 1e6 / median(row)?;
+                let gibibytes = requests * bytes as f64 / f64::from(1 << 30);
+                Some(format!("{requests:.0} requests/s, {gibibytes:.1} GiB/s"))
+            }
+            Remark::Times(other) => {
+                let other = self.figures.iter().find(|row| row.name == other)?;
+                Some(format!("{:.2} times {}", median(row)? / median(other)?, other.name))
+            }
+        }
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Host { processor, processors, kernel, emulated, qemu } = &self.host;
-        writeln!(f, "Guest: Linux {}, 1 vCPU, 512 MiB. {qemu}.", self.guest_kernel)?;
+        writeln!(f, "Guests: Linux {} or bare metal, 512 MiB, 1 vCPU. {qemu}.", self.guest_kernel)?;
         writeln!(f, "Host: {processors} x {processor}, Linux {kernel}.")?;
         if *emulated {
             writeln!(f, "The host is emulated: compare the ratios, not the seconds.")?;
@@ -168,7 +222,8 @@ impl fmt::Display for Report {
             self.runs
         )?;
         let mut table = Table::new();
-        table.load_style(presets::UTF8_FULL_CONDENSED).set_header(["", "", "", "moat is"]);
+        let header = ["", "", "", "moat is", "that is"];
+        table.load_style(presets::UTF8_FULL_CONDENSED).set_header(header);
         for row in &self.figures {
             let mut name = format!("{}, {}", row.name, row.unit.symbol());
             for contender in Contender::ALL {
@@ -179,6 +234,7 @@ impl fmt::Display for Report {
                         contender.name.to_owned(),
                         value,
                         ratio,
+                        self.remark(row, contender).unwrap_or_default(),
                     ]);
                 }
             }

@@ -10,18 +10,22 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
-use lab::guest::Guest;
+use lab::guest::Guest as Agent;
 
 use crate::{
-    contender::{Contender, Programs},
+    contender::{Backing, Contender, Guest, MemoryDevice, Programs, Setup},
     control::Control,
-    report::{Figure, Unit},
+    report::{Figure, Report, Unit},
     vm::Vm,
 };
 
-pub const GROW: Figure = Figure { name: "grow by 2 GiB", unit: Unit::Seconds };
-pub const SHRINK: Figure = Figure { name: "shrink by 2 GiB", unit: Unit::Seconds };
+const GROW: Figure = Figure::new("grow by 2 GiB", Unit::Seconds);
+const SHRINK: Figure = Figure::new("shrink by 2 GiB", Unit::Seconds);
 
+const CONTENDERS: [Contender; 3] =
+    [Contender::MOAT, Contender::MOAT_UNENFORCED, Contender::QEMU_Q35];
+
+const REGION: u64 = 3 << 30;
 const CHANGE: u64 = 2 << 30;
 /// The guest's addresses below its RAM's end and the region's start, in blocks of Linux.
 const REGION_BLOCK: u64 = 32;
@@ -32,18 +36,44 @@ const BOOT: Duration = Duration::from_secs(120);
 /// Far more than any VMM needs, in any host.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Resizes them all in turn.
+pub fn section(programs: &Programs, runs: usize, report: &mut Report) -> anyhow::Result<()> {
+    let mut subjects = Vec::new();
+    for contender in CONTENDERS {
+        eprintln!("booting {} to resize it", contender.name);
+        subjects.push((contender, Subject::boot(programs, contender)?));
+    }
+    for round in 0..=runs {
+        eprintln!("round {round} of {runs}: grow and shrink");
+        for (contender, subject) in &mut subjects {
+            let (grown, shrunk) = (subject.grow()?, subject.shrink()?);
+            if round > 0 {
+                report.add(GROW, *contender, grown);
+                report.add(SHRINK, *contender, shrunk);
+            }
+        }
+    }
+    for figure in [GROW, SHRINK] {
+        report.not_supported(figure, Contender::QEMU_MICROVM, "it has no place for virtio-mem");
+    }
+    Ok(())
+}
+
 /// A VM with a virtio-mem device whose driver is loaded and has plugged nothing yet.
-pub struct Subject {
+struct Subject {
     control: Control,
-    guest: Guest,
+    guest: Agent,
     vm: Vm,
 }
 
 impl Subject {
     /// Boots it.
-    pub fn boot(programs: &Programs, contender: Contender) -> anyhow::Result<Self> {
-        let (mut vm, agent) = Vm::start(programs, contender, true)?;
-        let guest = Guest::connect(agent, BOOT).map_err(|error| vm.trouble(error))?;
+    fn boot(programs: &Programs, contender: Contender) -> anyhow::Result<Self> {
+        let backing = Backing::Anonymous;
+        let memory_device = Some(MemoryDevice { size: REGION, requested: 0, backing });
+        let setup = Setup { guest: Guest::Linux, vcpus: 1, memory_device };
+        let (mut vm, agent) = Vm::start(programs, contender, &setup)?;
+        let guest = Agent::connect(agent, BOOT).map_err(|error| vm.trouble(error))?;
         let bus = if contender.is_qemu() { "virtio_pci" } else { "virtio_mmio" };
         guest.load_module(bus, "")?;
         guest.load_module("virtio_mem", "")?;
@@ -51,7 +81,7 @@ impl Subject {
     }
 
     /// Seconds to 2 GiB plugged and in use.
-    pub fn grow(&mut self) -> anyhow::Result<f64> {
+    fn grow(&mut self) -> anyhow::Result<f64> {
         let before = self.guest.meminfo()?.total();
         let start = Instant::now();
         self.change(CHANGE, start)?;
@@ -67,7 +97,7 @@ impl Subject {
     }
 
     /// Seconds to nothing plugged.
-    pub fn shrink(&mut self) -> anyhow::Result<f64> {
+    fn shrink(&mut self) -> anyhow::Result<f64> {
         let start = Instant::now();
         self.change(0, start)?;
         Ok(start.elapsed().as_secs_f64())

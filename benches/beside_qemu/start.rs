@@ -10,17 +10,40 @@ use std::time::Instant;
 use agent_protocol::{FrameReader, Hello};
 
 use crate::{
-    contender::{Contender, Programs},
-    report::{Figure, Unit},
+    contender::{Contender, Guest, Programs, Setup},
+    footprint,
+    report::{Figure, Report, Unit},
     vm::Vm,
 };
 
-pub const FIGURE: Figure = Figure { name: "process start to /init", unit: Unit::Seconds };
+const FIGURE: Figure = Figure::new("process start to /init", Unit::Seconds);
+
+const CONTENDERS: [Contender; 4] =
+    [Contender::MOAT, Contender::MOAT_PCI, Contender::QEMU_MICROVM, Contender::QEMU_Q35];
+
+/// Starts them all in turn, and has a look at their footprint.
+pub fn section(programs: &Programs, runs: usize, report: &mut Report) -> anyhow::Result<()> {
+    for round in 0..=runs {
+        eprintln!("round {round} of {runs}: start and footprint");
+        for contender in CONTENDERS {
+            let (vm, started) = measure(programs, contender)?;
+            let footprint = footprint::measure(&vm)?;
+            // The first time warms the host's caches.
+            if round > 0 {
+                report.add(FIGURE, contender, started);
+                report.add(footprint::TOTAL, contender, footprint.total);
+                report.add(footprint::NOT_GUEST_MEMORY, contender, footprint.not_guest_memory);
+            }
+        }
+    }
+    Ok(())
+}
 
 /// A VM that has just started, and how many seconds that took.
-pub fn measure(programs: &Programs, contender: Contender) -> anyhow::Result<(Vm, f64)> {
+fn measure(programs: &Programs, contender: Contender) -> anyhow::Result<(Vm, f64)> {
     let start = Instant::now();
-    let (vm, agent) = Vm::start(programs, contender, false)?;
+    let setup = Setup { guest: Guest::Linux, vcpus: 1, memory_device: None };
+    let (vm, agent) = Vm::start(programs, contender, &setup)?;
     let mut frames = FrameReader::new(agent);
     frames
         .skip_to_magic()

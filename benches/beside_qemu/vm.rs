@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     os::unix::net::UnixStream,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Stdio},
     time::Duration,
 };
@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use tempfile::TempDir;
 
 use crate::{
-    contender::{Contender, Place, Programs},
+    contender::{Contender, Place, Programs, Setup},
     control::Control,
 };
 
@@ -28,15 +28,15 @@ pub struct Vm {
 
 impl Vm {
     /// Starts the VMM, and connects to the far end of the guest's second serial port, where the
-    /// agent will say hello.
+    /// agent will say hello, or the payload that it is ready.
     pub fn start(
         programs: &Programs,
         contender: Contender,
-        virtio_mem: bool,
+        setup: &Setup,
     ) -> anyhow::Result<(Self, UnixStream)> {
         let directory = TempDir::new()?;
         let process = contender
-            .command(programs, &Place(directory.path()), virtio_mem)
+            .command(programs, &Place(directory.path()), setup)
             .stdin(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot run {}", contender.name))?;
@@ -49,6 +49,11 @@ impl Vm {
     /// The VMM's process id.
     pub fn id(&self) -> u32 {
         self.process.id()
+    }
+
+    /// The file that RAM of a payload is in.
+    pub fn ram(&self) -> PathBuf {
+        Place(self.directory.path()).ram()
     }
 
     /// Its control socket.

@@ -1,0 +1,91 @@
+//! A VM in which the bare-metal guest drives a virtio-mem device: no operating system stands between
+//! the clock and the VMM.
+//!
+//! The guest makes a batch of requests by itself, each when the one before is answered, and waits by
+//! looking at the used ring. The clock is the host's, and starts and stops with a byte on a serial
+//! port. How long that takes with nothing to do is measured beside each batch and taken off.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use lab::payload::{
+    Payload,
+    virtio_mem::{Answer, Driver, Request},
+};
+
+use crate::{
+    contender::{Contender, Guest, MemoryDevice, Programs, Setup},
+    vm::Vm,
+};
+
+/// A VM whose driver has plugged nothing yet.
+pub struct Subject {
+    pub payload: Payload,
+    pub driver: Driver,
+    _vm: Vm,
+}
+
+impl Subject {
+    /// Starts it.
+    pub fn start(
+        programs: &Programs,
+        contender: Contender,
+        vcpus: u32,
+        device: MemoryDevice,
+    ) -> anyhow::Result<Self> {
+        let setup = Setup { guest: Guest::Payload, vcpus, memory_device: Some(device) };
+        let (vm, stream) = Vm::start(programs, contender, &setup)?;
+        let mut payload = Payload::connect(stream, &vm.ram());
+        let registers = contender.registers(&mut payload);
+        let driver = Driver::start_on(&mut payload, registers, true)
+            .context("the device does not take UNPLUGGED_INACCESSIBLE")?;
+        Ok(Self { payload, driver, _vm: vm })
+    }
+
+    /// Requests of one kind, for so many bytes from every block of `firsts` on.
+    pub fn requests(
+        &self,
+        kind: u64,
+        firsts: impl Iterator<Item = u64>,
+        bytes: u64,
+    ) -> Vec<Request> {
+        let blocks = (bytes / self.driver.block_size) as u16;
+        firsts.map(|first| Request { kind, address: self.driver.block(first), blocks }).collect()
+    }
+
+    /// Microseconds that a request takes, all of which have to be acknowledged.
+    pub fn clock(&mut self, requests: &[Request]) -> anyhow::Result<f64> {
+        let mut total = Duration::ZERO;
+        for batch in requests.chunks(Driver::MOST_REQUESTS) {
+            let count = batch.len() as u16;
+            self.driver.lay_out_requests(&self.payload, batch);
+            let nothing = self.clock_batch(0);
+            total += self.clock_batch(count).saturating_sub(nothing);
+            let answers = self.driver.answers(&self.payload, count);
+            let refused = answers.iter().position(|answer| *answer != Answer::Ack);
+            ensure!(
+                refused.is_none(),
+                "request {:?} of {batch:x?} was answered otherwise: {answers:?}",
+                refused
+            );
+        }
+        Ok(microseconds(total) / requests.len() as f64)
+    }
+
+    /// How long the first requests take that are laid out.
+    fn clock_batch(&mut self, count: u16) -> Duration {
+        let start = Instant::now();
+        self.driver.make_requests(&mut self.payload, count);
+        start.elapsed()
+    }
+
+    /// Microseconds from the host's byte to the guest's, with nothing to do.
+    pub fn clock_nothing(&mut self) -> f64 {
+        microseconds(self.clock_batch(0))
+    }
+}
+
+/// A duration in that unit.
+pub fn microseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
+}

@@ -1,0 +1,119 @@
+//! What it costs a guest to touch an unplugged block, by its number of vCPUs.
+//!
+//! moat leaves unplugged blocks in their memory slots until one is touched. Then every vCPU has to be
+//! out of the guest while the slots change, which the first touch pays for. From then on a touch is an
+//! exit like that to a register. QEMU has nothing of the kind: it lets the guest have the memory.
+//!
+//! The other vCPUs sleep, never started, or write to plugged memory all the time.
+
+use std::time::Instant;
+
+use anyhow::ensure;
+use lab::payload::virtio_mem::Answer;
+
+use crate::{
+    contender::{Backing, Contender, MemoryDevice, Programs},
+    report::{Figure, Report, Unit},
+    subject::{Subject, microseconds},
+};
+
+const REGION: u64 = 1 << 30;
+const REQUESTED: u64 = 128 << 20;
+
+/// A machine, and what is measured in it.
+struct Case {
+    vcpus: u32,
+    /// Whether all but one write.
+    others_write: bool,
+    first: Figure,
+    another: Figure,
+}
+
+impl Case {
+    const fn new(
+        vcpus: u32,
+        others_write: bool,
+        first: &'static str,
+        another: &'static str,
+    ) -> Self {
+        let unit = Unit::Microseconds;
+        let (first, another) = (Figure::new(first, unit), Figure::new(another, unit));
+        Self { vcpus, others_write, first, another }
+    }
+}
+
+const CASES: [Case; 7] = [
+    Case::new(1, false, "first touch, 1 vCPU", "another touch, 1 vCPU"),
+    Case::new(2, false, "first touch, 1 vCPU asleep", "another touch, 1 vCPU asleep"),
+    Case::new(4, false, "first touch, 3 vCPUs asleep", "another touch, 3 vCPUs asleep"),
+    Case::new(8, false, "first touch, 7 vCPUs asleep", "another touch, 7 vCPUs asleep"),
+    Case::new(2, true, "first touch, 1 vCPU writing", "another touch, 1 vCPU writing"),
+    Case::new(4, true, "first touch, 3 vCPUs writing", "another touch, 3 vCPUs writing"),
+    Case::new(8, true, "first touch, 7 vCPUs writing", "another touch, 7 vCPUs writing"),
+];
+
+/// How many first touches a run has.
+const TIMES: u32 = 10;
+/// How many others come after each, in one batch.
+const OTHERS: usize = 64;
+
+/// One machine after the other, for those that write never rest.
+pub fn section(programs: &Programs, runs: usize, report: &mut Report) -> anyhow::Result<()> {
+    let device = MemoryDevice { size: REGION, requested: REQUESTED, backing: Backing::Anonymous };
+    for Case { vcpus, others_write, first, another } in CASES {
+        eprintln!("touching unplugged memory, {vcpus} vCPUs, others write: {others_write}");
+        let mut subject = Subject::start(programs, Contender::MOAT, vcpus, device)?;
+        prepare(&mut subject, u64::from(vcpus) - 1, others_write)?;
+        for round in 0..=runs {
+            let (one, more) = touch(&mut subject)?;
+            if round > 0 {
+                report.add(first, Contender::MOAT, one);
+                report.add(another, Contender::MOAT, more);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The block that comes and goes, between two that stay.
+const HOLE: u64 = 1;
+
+/// Plugs a block on each side of the hole, and one for each of the others.
+fn prepare(subject: &mut Subject, others: u64, others_write: bool) -> anyhow::Result<()> {
+    let Subject { payload, driver, .. } = subject;
+    let blocks = HOLE + 2 + others;
+    ensure!(driver.plug(payload, 0, blocks as u16) == Answer::Ack, "no blocks");
+    payload.fill(driver.address, blocks * driver.block_size);
+    if others_write {
+        payload.start_processors();
+        for n in 0..others {
+            payload.hammer(n, driver.block(HOLE + 2 + n), driver.block_size);
+        }
+    }
+    Ok(())
+}
+
+/// Microseconds of a first touch, and of another one.
+fn touch(subject: &mut Subject) -> anyhow::Result<(f64, f64)> {
+    let (mut firsts, mut others) = (0.0, 0.0);
+    for _ in 0..TIMES {
+        let address = subject.driver.block(HOLE);
+        let answer = subject.driver.unplug(&mut subject.payload, HOLE, 1);
+        ensure!(answer == Answer::Ack, "UNPLUG is answered {answer:?}");
+        let nothing = subject.clock_nothing();
+        let mut clock = |touch: &mut dyn FnMut(&mut Subject)| {
+            let start = Instant::now();
+            touch(subject);
+            microseconds(start.elapsed()) - nothing
+        };
+        firsts += clock(&mut |subject| {
+            subject.payload.read(8, address);
+        });
+        others += clock(&mut |subject| {
+            subject.payload.read_each([(8, address); OTHERS]);
+        }) / OTHERS as f64;
+        let answer = subject.driver.plug(&mut subject.payload, HOLE, 1);
+        ensure!(answer == Answer::Ack, "PLUG is answered {answer:?}");
+    }
+    Ok((firsts / f64::from(TIMES), others / f64::from(TIMES)))
+}

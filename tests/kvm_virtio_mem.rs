@@ -21,7 +21,8 @@ use vmm::memory::host::HostMemoryConfig;
 use vmm::memory::refusals::Chain;
 use vmm::memory::violations::{GuestAccess, Offender, Operation, Target, ViolationCounters};
 use vmm::{
-    Ending, Enforcement, Machine, MachineConfig, MemoryDeviceConfig, OnReset, SerialEndpoint,
+    Ending, Enforcement, Machine, MachineConfig, MachineError, MemoryDeviceConfig, OnReset,
+    SerialEndpoint,
 };
 
 fn device(requested: u64) -> MemoryDeviceConfig {
@@ -363,14 +364,23 @@ fn u8_neighbours_are_reachable_throughout_under_load_from_other_vcpus() {
 
 #[test]
 fn l2_u8_a_region_of_a_tib_under_load_from_8_vcpus() {
-    // A host's guests may have no more than 40 bits of address, of which RAM takes the first 4 GiB.
-    const REGION: u64 = 1020 * GIB;
-    let device = MemoryDeviceConfig { requested: 64 * MIB, ..MemoryDeviceConfig::new(REGION) };
-    let mut vm = PayloadMachine::start(8, vec![device]);
-    vm.machine.control().resize("mem0", REGION).unwrap();
+    let start = |size| {
+        let device = MemoryDeviceConfig { requested: 64 * MIB, ..MemoryDeviceConfig::new(size) };
+        let memory_devices = vec![device];
+        PayloadMachine::start_as(|config| MachineConfig { vcpus: 8, memory_devices, ..config })
+    };
+    let mut region = 1024 * GIB;
+    let mut vm = loop {
+        match start(region) {
+            // Some processors have no more than 39 bits of address.
+            Err(MachineError::AddressSpace { .. }) => region /= 2,
+            started => break started.unwrap(),
+        }
+    };
+    vm.machine.control().resize("mem0", region).unwrap();
     let payload = &mut vm.payload;
     let mut driver = Driver::start(payload, true);
-    let last = REGION / driver.block_size - 1;
+    let last = region / driver.block_size - 1;
     // Neighbours of holes to be, all over the region.
     let plugged: Vec<u64> = (0..7).map(|n| n * (last / 7)).chain([last - 2]).collect();
     payload.start_processors();

@@ -143,29 +143,8 @@ impl Contender {
     }
 }
 
-/// A command without arguments yet.
-///
-/// A payload keeps its vCPU busy while it waits for its device. The CPUs of an emulated host take turns
-/// on a real one, milliseconds long, and a device that is served on another CPU would wait for its turn.
-/// There, a payload's VMM has one CPU.
-fn vmm(program: &Path, setup: &Setup) -> Command {
-    match setup.guest {
-        Guest::Payload if host_is_emulated() => {
-            let mut command = Command::new("taskset");
-            command.args(["--cpu-list", "0"]).arg(program);
-            command
-        }
-        _ => Command::new(program),
-    }
-}
-
-/// Whether scripts/kvm-host has emulated one.
-pub fn host_is_emulated() -> bool {
-    std::env::var("MOAT_KVM_HOST").is_ok_and(|kind| kind == "emulated")
-}
-
 fn moat(programs: &Programs, place: &Place, setup: &Setup, options: &[&str]) -> Command {
-    let mut command = vmm(&programs.moat, setup);
+    let mut command = Command::new(&programs.moat);
     command
         .args(["run", "--cpus", &setup.vcpus.to_string(), "--memory", &format!("{RAM_MIB}M")])
         .args(["--serial", &format!("file:{}", place.console().display())])
@@ -199,7 +178,7 @@ fn moat(programs: &Programs, place: &Place, setup: &Setup, options: &[&str]) -> 
 
 fn qemu(programs: &Programs, place: &Place, setup: &Setup, machine: &str) -> Command {
     let socket = |path: PathBuf| format!("path={},server=on,wait=off", path.display());
-    let mut command = vmm(&programs.qemu, setup);
+    let mut command = Command::new(&programs.qemu);
     command
         .args(["-accel", "kvm", "-cpu", "host", "-smp", &setup.vcpus.to_string()])
         // No more than it is told to have: no disk controller's media, no network, no display.

@@ -24,10 +24,11 @@ use std::{fs, path::PathBuf};
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use lab::{initramfs::Initramfs, kernel::GuestKernel, payload};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use tempfile::TempDir;
 
 use contender::Programs;
-use report::Report;
+use report::{Report, host_is_emulated};
 
 /// Measures moat beside QEMU.
 #[derive(Parser)]
@@ -75,6 +76,23 @@ enum Section {
     Withdrawal,
 }
 
+impl Section {
+    /// Whether guests are not Linux. These sections come last.
+    fn is_bare_metal(self) -> bool {
+        !matches!(self, Self::Start | Self::Resize)
+    }
+}
+
+/// Keeps this program, and whatever it starts from now on, on one CPU.
+///
+/// A bare-metal guest keeps its vCPU busy while it waits for a device. The CPUs of an emulated host take
+/// turns on a real one, milliseconds long, and whoever is woken on another CPU would wait for its turn.
+fn share_one_cpu() -> anyhow::Result<()> {
+    let mut one = CpuSet::new();
+    one.set(0);
+    sched_setaffinity(None, &one).context("cannot stay on one CPU")
+}
+
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     if !arguments.bench {
@@ -115,6 +133,9 @@ fn main() -> anyhow::Result<()> {
             Section::Touched => touched::section,
             Section::Withdrawal => withdrawal::section,
         };
+        if section.is_bare_metal() && host_is_emulated() {
+            share_one_cpu()?;
+        }
         measure(&programs, arguments.runs, &mut report)?;
     }
     println!("{report}");

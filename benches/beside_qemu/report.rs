@@ -6,7 +6,7 @@ use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use crate::contender::{Contender, Programs, host_is_emulated};
+use crate::contender::{Contender, Programs};
 
 /// Something that is measured; less is better.
 #[derive(Clone, Copy)]
@@ -68,6 +68,11 @@ impl Unit {
             Self::Mebibytes => "MiB",
         }
     }
+}
+
+/// Whether scripts/kvm-host has emulated this host.
+pub fn host_is_emulated() -> bool {
+    std::env::var("MOAT_KVM_HOST").is_ok_and(|kind| kind == "emulated")
 }
 
 /// All that was measured.

@@ -13,6 +13,9 @@ pub const RAM_MIB: u64 = 512;
 /// Movable, or a shrink could fail for what the guest has put there.
 const CMDLINE: &str = "console=ttyS0 panic=-1 memhp_default_state=online_movable";
 
+/// QEMU's entropy device, which goes through an IOMMU if there is one.
+const ENTROPY: &str = "virtio-rng-pci,disable-legacy=on,iommu_platform=on";
+
 /// What is run.
 pub struct Programs {
     pub moat: PathBuf,
@@ -71,7 +74,7 @@ pub struct Contender {
 #[derive(Clone, Copy)]
 enum Vmm {
     Moat { options: &'static [&'static str] },
-    Qemu { machine: &'static str },
+    Qemu { machine: &'static str, devices: &'static [&'static str] },
 }
 
 /// Files and sockets of one VM.
@@ -109,8 +112,26 @@ impl Contender {
         Self { name: "moat --enforce off", vmm: Vmm::Moat { options: &["--enforce", "off"] } };
     // It has no place for memory devices: virtio-mem-pci starts with pcie=on, but has no address.
     pub const QEMU_MICROVM: Self =
-        Self { name: "QEMU microvm", vmm: Vmm::Qemu { machine: "microvm" } };
-    pub const QEMU_Q35: Self = Self { name: "QEMU q35", vmm: Vmm::Qemu { machine: "q35" } };
+        Self { name: "QEMU microvm", vmm: Vmm::Qemu { machine: "microvm", devices: &[] } };
+    pub const QEMU_Q35: Self =
+        Self { name: "QEMU q35", vmm: Vmm::Qemu { machine: "q35", devices: &[] } };
+
+    /// moat and QEMU with an entropy device and an idle function on PCI.
+    pub const ON_PCI: [Self; 2] = [
+        Self { vmm: Vmm::Moat { options: &["--transport", "pci", "--probe"] }, ..Self::MOAT },
+        Self { vmm: Vmm::Qemu { machine: "q35", devices: &[ENTROPY, "edu"] }, ..Self::QEMU_Q35 },
+    ];
+    /// The same, behind an IOMMU.
+    pub const BEHIND_IOMMU: [Self; 2] = [
+        Self {
+            vmm: Vmm::Moat { options: &["--transport", "pci", "--probe", "--iommu", "virtio"] },
+            ..Self::MOAT
+        },
+        Self {
+            vmm: Vmm::Qemu { machine: "q35", devices: &["virtio-iommu-pci", ENTROPY, "edu"] },
+            ..Self::QEMU_Q35
+        },
+    ];
 
     /// In the order of the report.
     pub const ALL: [Self; 5] =
@@ -138,7 +159,7 @@ impl Contender {
     pub fn command(self, programs: &Programs, place: &Place, setup: &Setup) -> Command {
         match self.vmm {
             Vmm::Moat { options } => moat(programs, place, setup, options),
-            Vmm::Qemu { machine } => qemu(programs, place, setup, machine),
+            Vmm::Qemu { machine, devices } => qemu(programs, place, setup, machine, devices),
         }
     }
 }
@@ -176,7 +197,13 @@ fn moat(programs: &Programs, place: &Place, setup: &Setup, options: &[&str]) -> 
     command
 }
 
-fn qemu(programs: &Programs, place: &Place, setup: &Setup, machine: &str) -> Command {
+fn qemu(
+    programs: &Programs,
+    place: &Place,
+    setup: &Setup,
+    machine: &str,
+    devices: &[&str],
+) -> Command {
     let socket = |path: PathBuf| format!("path={},server=on,wait=off", path.display());
     let mut command = Command::new(&programs.qemu);
     command
@@ -206,6 +233,9 @@ fn qemu(programs: &Programs, place: &Place, setup: &Setup, machine: &str) -> Com
                 .arg("-kernel")
                 .arg(&programs.payload);
         }
+    }
+    for device in devices {
+        command.args(["-device", device]);
     }
     if let Some(MemoryDevice { size, requested, backing }) = setup.memory_device {
         let backing = match backing {

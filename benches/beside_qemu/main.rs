@@ -9,6 +9,7 @@
 mod contender;
 mod control;
 mod footprint;
+mod iommu;
 mod report;
 mod requests;
 mod resize;
@@ -74,18 +75,21 @@ enum Section {
     Touched,
     /// The first touch of unplugged memory, by the number of vCPUs
     Withdrawal,
+    /// virtio-iommu requests, and DMA through it
+    Iommu,
 }
 
 impl Section {
-    /// Whether guests are not Linux. These sections come last.
-    fn is_bare_metal(self) -> bool {
+    /// Whether guests look for a device's answers without a rest, as the bare-metal one does, and Linux's
+    /// driver of virtio-iommu. These sections come last.
+    fn has_polling_guests(self) -> bool {
         !matches!(self, Self::Start | Self::Resize)
     }
 }
 
 /// Keeps this program, and whatever it starts from now on, on one CPU.
 ///
-/// A bare-metal guest keeps its vCPU busy while it waits for a device. The CPUs of an emulated host take
+/// A guest that polls keeps its vCPU busy while it waits for a device. The CPUs of an emulated host take
 /// turns on a real one, milliseconds long, and whoever is woken on another CPU would wait for its turn.
 fn share_one_cpu() -> anyhow::Result<()> {
     let mut one = CpuSet::new();
@@ -102,7 +106,14 @@ fn main() -> anyhow::Result<()> {
     let kernel =
         arguments.kernel.context("name the guests' kernel, as scripts/bench does: --kernel DIR")?;
     let kernel = GuestKernel::open(&kernel)?;
-    let modules = kernel.modules(&["virtio_pci", "virtio_mmio", "virtio_mem"])?;
+    let modules = kernel.modules(&[
+        "virtio_pci",
+        "virtio_mmio",
+        "virtio_mem",
+        "virtio_rng",
+        "vfio_pci",
+        "vfio_iommu_type1",
+    ])?;
     // Memory, wherever it can be had: a disk is not what is measured.
     let directory = TempDir::new()?;
     let initramfs = directory.path().join("initramfs");
@@ -132,8 +143,9 @@ fn main() -> anyhow::Result<()> {
             Section::Spread => spread::section,
             Section::Touched => touched::section,
             Section::Withdrawal => withdrawal::section,
+            Section::Iommu => iommu::section,
         };
-        if section.is_bare_metal() && host_is_emulated() {
+        if section.has_polling_guests() && host_is_emulated() {
             share_one_cpu()?;
         }
         measure(&programs, arguments.runs, &mut report)?;

@@ -14,7 +14,7 @@ use lab::report::{
 };
 use lab::runner::{self, Progress, Settings};
 use lab::scenarios::{self, Boot, CATALOGUE, Scenario};
-use lab::vm::{Accelerator, Iommu, Vmm};
+use lab::vm::{Accelerator, Iommu, Special, Vmm};
 
 use crate::arguments::{CheckArguments, CheckedVmm, ExpectWithout};
 use crate::output::answer;
@@ -142,7 +142,11 @@ fn print_for_people(report: &Report) -> io::Result<()> {
 fn print_kernel(kernel: &KernelReport) -> io::Result<()> {
     answer(format_args!("Linux {} on {}, {}", kernel.release, kernel.vmm, kernel.image.display()))?;
     for boot in kernel.boots() {
-        answer(format_args!("  {} guest: {boot}", boot.name()))?;
+        let behind = match boot.special() {
+            Special::Iommu => format!(", behind {}", kernel.vmm.iommu()),
+            Special::None | Special::LargeBar => String::new(),
+        };
+        answer(format_args!("  {} guest: {boot}{behind}", boot.name()))?;
     }
     answer(format_args!("\n{}\n", table(kernel)))?;
     for (scenario, why) in unfinished(kernel) {

@@ -253,6 +253,15 @@ impl Accelerator {
     }
 }
 
+impl fmt::Display for Iommu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Virtio => "virtio-iommu",
+            Self::Intel => "VT-d",
+        })
+    }
+}
+
 impl fmt::Display for Vmm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -182,6 +182,8 @@ fn moat(programs: &Programs, place: &Place, setup: &Setup, options: &[&str]) -> 
             command.arg("--kernel").arg(&programs.payload);
             let ram = format!("backing=file:{}", place.ram().display());
             command.args(["--memory-backing", &ram]);
+            // Nobody has to be warned of violations that are measured.
+            command.env("RUST_LOG", "error");
         }
     }
     if let Some(MemoryDevice { size, requested, backing }) = setup.memory_device {

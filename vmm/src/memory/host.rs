@@ -61,8 +61,7 @@ impl HostMemory {
         size: u64,
         config: &HostMemoryConfig,
     ) -> Result<Self, MemoryError> {
-        let file = config.backing.open(size)?.map(Arc::new);
-        Self::map_piece(start, size, config, file, 0)
+        Ok(Self::map_ranges(&[(start, size)], config)?.remove(0))
     }
 
     /// Maps ranges of guest addresses, each (start, size), of which a file has one after the other.
@@ -70,7 +69,12 @@ impl HostMemory {
         ranges: &[(GuestAddress, u64)],
         config: &HostMemoryConfig,
     ) -> Result<Vec<Self>, MemoryError> {
-        let file = config.backing.open(ranges.iter().map(|(_, size)| size).sum())?.map(Arc::new);
+        let page_size = config.backing.page_size();
+        let sizes = ranges.iter().map(|(_, size)| *size);
+        if let Some(size) = sizes.clone().find(|size| !size.is_multiple_of(page_size)) {
+            return Err(MemoryError::NotPages { size, page_size });
+        }
+        let file = config.backing.open(sizes.sum())?.map(Arc::new);
         let mut next = 0;
         let map = |&(start, size): &(GuestAddress, u64)| {
             let offset = next;
@@ -92,9 +96,6 @@ impl HostMemory {
             |source: MmapRegionError| MemoryError::Map { size, source: io::Error::other(source) };
         let length = usize::try_from(size).map_err(|_| MemoryError::TooLarge { size })?;
         let page_size = config.backing.page_size();
-        if !size.is_multiple_of(page_size) {
-            return Err(MemoryError::NotPages { size, page_size });
-        }
         // NORESERVE: a region is as large as the guest might ever want, not as it is.
         let (place, flags) = match &file {
             None => (None, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),

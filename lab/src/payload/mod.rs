@@ -11,7 +11,7 @@ use std::{
     io::{Read, Write},
     os::unix::{fs::FileExt, net::UnixStream},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
@@ -30,6 +30,9 @@ unsafe extern "C" {
 }
 
 const LOAD_ADDRESS: u64 = 0x20_0000;
+
+/// A guest that does not do in this time what it is to do never will.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where the control blocks of the hammering processors lie.
 const CONTROL: u64 = 0x40_0000;
@@ -167,7 +170,7 @@ impl Payload {
 
     /// Waits for the payload at the other end of `stream`, with its RAM in the file `ram`, to be ready.
     pub fn connect(mut stream: UnixStream, ram: &Path) -> Self {
-        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a minute is a timeout");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a minute is a timeout");
         assert_eq!(listen(&mut stream), READY);
         let mut options = OpenOptions::new();
         let ram = options.read(true).write(true).open(ram).expect("the machine's RAM is a file");
@@ -338,8 +341,21 @@ impl Payload {
         self.write(8, block + 16, 1);
     }
 
-    /// What processor `n` has seen so far.
-    pub fn hammered(&mut self, n: u64) -> Hammered {
+    /// Waits until processor `n` has been through its range once more. Returns what it has seen so far.
+    pub fn wait_for_hammer(&mut self, n: u64) -> Hammered {
+        let before = self.hammered(n).rounds;
+        let start = Instant::now();
+        loop {
+            let hammered = self.hammered(n);
+            if hammered.rounds > before {
+                return hammered;
+            }
+            assert!(start.elapsed() < PATIENCE, "processor {n} does not run");
+        }
+    }
+
+    /// What it has seen so far.
+    fn hammered(&mut self, n: u64) -> Hammered {
         let block = CONTROL + 64 * n;
         let [rounds, errors] = self.read_each([(8, block + 24), (8, block + 32)]);
         Hammered { rounds, errors }

@@ -13,7 +13,7 @@ use super::{
     bars::{Bar, Way},
 };
 use crate::{
-    guest::{Denial, GuestError, PciAddress, Process, Width},
+    guest::Denial,
     report::{Finding, Observations, Protection},
     vm::{Vm, VmError},
 };
@@ -72,9 +72,10 @@ fn over_region(vm: &Vm) -> Result<Bar, VmError> {
     if bar.range.start == region.start {
         return Ok(bar);
     }
-    let address = bar.function.address();
+    // Behind the kernel's back, which then finds it there.
+    let register = 0x10 + 4 * endpoint.bar as u64;
+    bar.function.write_config(register, &region.start.to_le_bytes())?;
     bar.function.remove()?;
-    move_bar(&vm.guest.spawn()?, address, endpoint.bar, region.start)?;
     vm.guest.rescan_pci()?;
     let bar = Bar::of(vm, endpoint)?;
     bar.function.decode_memory()?;
@@ -84,23 +85,4 @@ fn over_region(vm: &Vm) -> Result<Bar, VmError> {
             Err(VmError::Absent("BAR that stays over the region when the bus is scanned again"))
         }
     }
-}
-
-/// Writes a 64-bit BAR by PCI's configuration mechanism #1, behind the kernel's back.
-fn move_bar(
-    process: &Process,
-    function: PciAddress,
-    bar: usize,
-    address: u64,
-) -> Result<(), GuestError> {
-    const ADDRESS: u16 = 0xcf8;
-    const DATA: u16 = 0xcfc;
-    let register = 0x10 + 4 * bar as u32;
-    let PciAddress { bus, device, function } = function;
-    let place = 1 << 31 | u32::from(bus) << 16 | u32::from(device) << 11 | u32::from(function) << 8;
-    for (offset, value) in [(0, address as u32), (4, (address >> 32) as u32)] {
-        process.write_port(ADDRESS, Width::Long, place | (register + offset))?;
-        process.write_port(DATA, Width::Long, value)?;
-    }
-    Ok(())
 }

@@ -156,22 +156,6 @@ pub enum Action {
         /// How long to wait; may be zero.
         milliseconds: u16,
     },
-    /// Read an I/O port; answers with what it gave.
-    ReadPort {
-        /// Which.
-        port: u16,
-        /// How wide, up to 4 bytes.
-        width: Width,
-    },
-    /// Write an I/O port.
-    WritePort {
-        /// Which.
-        port: u16,
-        /// How wide, up to 4 bytes.
-        width: Width,
-        /// What.
-        value: u32,
-    },
     /// Read a whole file; answers with its bytes.
     ReadFile(String),
     /// Write a file that exists with one write(2), as sysfs wants it; answers with the number of
@@ -284,12 +268,6 @@ impl fmt::Display for Action {
             Self::Signal(file) => write!(f, "signal {file}"),
             Self::TakeEvents { file, milliseconds } => {
                 write!(f, "take events of {file}, waiting for at most {milliseconds} ms")
-            }
-            Self::ReadPort { port, width } => {
-                write!(f, "read {} bytes of port {port:#x}", width.bytes())
-            }
-            Self::WritePort { port, width, value } => {
-                write!(f, "write {value:#x}, {} bytes, to port {port:#x}", width.bytes())
             }
             Self::ReadFile(path) => write!(f, "read {path}"),
             Self::WriteFile { path, data } => {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::Action;
 
 /// Raised whenever a message changes.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// The agent's first message, after [`MAGIC`](crate::MAGIC).
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,4 +1,4 @@
-//! Single accesses to memory and I/O ports, each one `mov`, `in` or `out` of the asked width.
+//! Single accesses to memory, each one `mov` of the asked width.
 //!
 //! In assembly, so that no compiler turns them into something wider, narrower or vectorised: a
 //! hypervisor that has to emulate the instruction knows these.
@@ -103,63 +103,4 @@ fn report(pipe: &OwnedFd, access: impl FnOnce() -> u64) -> ! {
     fault::redirect(pipe);
     Report::Value(access()).write(pipe.as_raw_fd());
     sys::exit(0)
-}
-
-/// The I/O ports, once the kernel has allowed their use.
-#[derive(Clone, Copy)]
-pub struct Ports(());
-
-impl Ports {
-    /// Asks the kernel.
-    pub fn open() -> io::Result<Self> {
-        sys::allow_ports().map(Self)
-    }
-
-    /// Reads a port; nothing for a width that ports do not have.
-    pub fn read(self, port: u16, width: Width) -> Option<u32> {
-        let value: u32;
-        match width {
-            // SAFETY: port access is allowed, so the instruction does not fault; it touches no
-            // memory. What a device makes of it is what the caller wants to know.
-            Width::Byte => unsafe {
-                asm!("in al, dx", "movzx eax, al", in("dx") port, out("eax") value,
-                    options(nostack, nomem, preserves_flags));
-            },
-            // SAFETY: as above.
-            Width::Word => unsafe {
-                asm!("in ax, dx", "movzx eax, ax", in("dx") port, out("eax") value,
-                    options(nostack, nomem, preserves_flags));
-            },
-            // SAFETY: as above.
-            Width::Long => unsafe {
-                asm!("in eax, dx", in("dx") port, out("eax") value,
-                    options(nostack, nomem, preserves_flags));
-            },
-            Width::Quad => return None,
-        }
-        Some(value)
-    }
-
-    /// Writes a port; nothing for a width that ports do not have.
-    pub fn write(self, port: u16, width: Width, value: u32) -> Option<()> {
-        match width {
-            // SAFETY: as for reading.
-            Width::Byte => unsafe {
-                asm!("out dx, al", in("dx") port, in("al") value as u8,
-                    options(nostack, nomem, preserves_flags));
-            },
-            // SAFETY: as for reading.
-            Width::Word => unsafe {
-                asm!("out dx, ax", in("dx") port, in("ax") value as u16,
-                    options(nostack, nomem, preserves_flags));
-            },
-            // SAFETY: as for reading.
-            Width::Long => unsafe {
-                asm!("out dx, eax", in("dx") port, in("eax") value,
-                    options(nostack, nomem, preserves_flags));
-            },
-            Width::Quad => return None,
-        }
-        Some(())
-    }
 }

@@ -100,12 +100,6 @@ pub fn adopt(descriptor: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// Lets this process use every I/O port.
-pub fn allow_ports() -> io::Result<()> {
-    // SAFETY: the call takes no pointer; it widens what in and out instructions may do.
-    check(unsafe { libc::iopl(3) }).map(drop)
-}
-
 /// Has the kernel start this kernel when it crashes.
 pub fn load_crash_kernel(
     kernel: BorrowedFd<'_>,

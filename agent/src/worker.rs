@@ -20,15 +20,8 @@ use agent_protocol::{
 use rustix::fs::{Mode, OFlags};
 
 use crate::{
-    access::{self, Ports},
-    event_fd, fault,
-    hammer::Hammer,
-    kernel_log,
-    mapping::Mapping,
-    modules,
-    polling::Polling,
-    sys,
-    writing::Writing,
+    access, event_fd, fault, hammer::Hammer, kernel_log, mapping::Mapping, modules,
+    polling::Polling, sys, writing::Writing,
 };
 
 /// What a worker holds.
@@ -38,7 +31,6 @@ pub struct Worker {
     mappings: BTreeMap<u64, Mapping>,
     hammer: Option<Hammer>,
     polling: Option<Polling>,
-    ports: Option<Ports>,
     writing: Option<Writing>,
 }
 
@@ -147,14 +139,6 @@ impl Worker {
             Action::TakeEvents { file, milliseconds } => {
                 Value::Word(event_fd::take(self.file(file)?, milliseconds)?)
             }
-            Action::ReadPort { port, width } => {
-                let value = self.ports()?.read(port, width).ok_or_else(no_such_width)?;
-                Value::Word(value.into())
-            }
-            Action::WritePort { port, width, value } => {
-                self.ports()?.write(port, width, value).ok_or_else(no_such_width)?;
-                Value::Done
-            }
             Action::ReadFile(path) => Value::Bytes(read_file(&path)?),
             Action::WriteFile { path, data } => Value::Word(write_file(&path, &data)?),
             Action::StartWrite { path, data } => {
@@ -217,13 +201,6 @@ impl Worker {
     fn mapping(&self, address: u64) -> Result<&Mapping, Failure> {
         self.mappings.get(&address).ok_or_else(|| no_mapping(address))
     }
-
-    fn ports(&mut self) -> Result<Ports, Failure> {
-        match self.ports {
-            Some(ports) => Ok(ports),
-            None => Ok(*self.ports.insert(Ports::open()?)),
-        }
-    }
 }
 
 fn attempt(victim: Victim, access: impl FnOnce() -> u64) -> Result<u64, Failure> {
@@ -285,8 +262,4 @@ fn no_file(file: FileId) -> Failure {
 
 fn no_mapping(address: u64) -> Failure {
     refused(&format!("this process has no mapping at {address:#x}"))
-}
-
-fn no_such_width() -> Failure {
-    refused("an I/O port is 1, 2 or 4 bytes wide")
 }

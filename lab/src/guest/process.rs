@@ -91,16 +91,6 @@ impl Process {
         self.perform(Action::StopHammer)
     }
 
-    /// Reads an I/O port.
-    pub fn read_port(&self, port: u16, width: Width) -> Result<u32, GuestError> {
-        self.perform::<u64>(Action::ReadPort { port, width }).map(|value| value as u32)
-    }
-
-    /// Writes an I/O port.
-    pub fn write_port(&self, port: u16, width: Width, value: u32) -> Result<(), GuestError> {
-        self.perform(Action::WritePort { port, width, value })
-    }
-
     /// Reads a whole file.
     pub fn read_file(&self, path: &str) -> Result<Vec<u8>, GuestError> {
         self.perform(Action::ReadFile(path.to_owned()))

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use lab::payload::virtio_mem::Registers;
+use lab::payload::virtio_mem::{MOAT_ECAM, Q35_ECAM, Registers};
 use lab::payload::{self, Payload};
 use lab::vm::Qmp;
 use serde_json::json;
@@ -16,9 +16,6 @@ use support::conformance::{Answered, Device, REGION, REQUESTED, interview};
 use support::{GIB, PayloadMachine};
 use tempfile::TempDir;
 use vmm::{MachineConfig, MemoryDeviceConfig, VirtioTransport};
-
-/// Where nothing has an address yet, in the windows of our host bridge.
-const UNASSIGNED: u64 = 0xc000_0000;
 
 fn moat(virtio_transport: VirtioTransport) -> Vec<Answered> {
     let device = MemoryDeviceConfig { requested: REQUESTED, ..MemoryDeviceConfig::new(REGION) };
@@ -31,7 +28,7 @@ fn moat(virtio_transport: VirtioTransport) -> Vec<Answered> {
     let mut payload = machine.payload;
     let registers = match virtio_transport {
         VirtioTransport::Mmio => Registers::mmio(),
-        VirtioTransport::Pci => Registers::pci(&mut payload, 0xe000_0000, UNASSIGNED),
+        VirtioTransport::Pci => Registers::pci(&mut payload, MOAT_ECAM),
     };
     let control = machine.machine.control();
     let request = Box::new(move |bytes| {
@@ -87,7 +84,7 @@ fn qemu() -> Vec<Answered> {
     let mut qmp = Qmp::open(input, output).unwrap_or_else(|error| panic!("{error}: {}", said()));
     // Where QEMU greets, it has connected its serial ports before.
     let mut payload = Payload::connect(listener.accept().unwrap().0, &path("ram"));
-    let registers = Registers::pci(&mut payload, 0xb000_0000, UNASSIGNED);
+    let registers = Registers::pci(&mut payload, Q35_ECAM);
     let request = Box::new(move |bytes: u64| {
         let property = "/machine/peripheral/mem0";
         let arguments = json!({"path": property, "property": "requested-size", "value": bytes});

@@ -5,7 +5,10 @@ use std::{
     process::Command,
 };
 
-use lab::payload::{Payload, virtio_mem::Registers};
+use lab::payload::{
+    Payload,
+    virtio_mem::{MOAT_ECAM, Q35_ECAM, Registers},
+};
 
 /// RAM of every guest.
 pub const RAM_MIB: u64 = 512;
@@ -144,13 +147,9 @@ impl Contender {
 
     /// The registers of its virtio-mem device, which `payload` is to drive.
     pub fn registers(self, payload: &mut Payload) -> Registers {
-        // Where nothing has an address yet.
-        const UNASSIGNED: u64 = 0xc000_0000;
         match self.vmm {
-            Vmm::Qemu { .. } => Registers::pci(payload, 0xb000_0000, UNASSIGNED),
-            Vmm::Moat { options } if options.contains(&"pci") => {
-                Registers::pci(payload, 0xe000_0000, UNASSIGNED)
-            }
+            Vmm::Qemu { .. } => Registers::pci(payload, Q35_ECAM),
+            Vmm::Moat { options } if options.contains(&"pci") => Registers::pci(payload, MOAT_ECAM),
             Vmm::Moat { .. } => Registers::mmio(),
         }
     }

@@ -20,6 +20,7 @@ use lab::{
 use crate::{
     contender::{Contender, Guest, Programs, Setup},
     report::{Figure, Report, Unit},
+    subject::microseconds,
     vm::Vm,
 };
 
@@ -116,7 +117,7 @@ impl Subject {
         let start = Instant::now();
         let answer = ask()?;
         let took = start.elapsed().saturating_sub(nothing);
-        Ok((answer, took.as_secs_f64() * 1e6))
+        Ok((answer, microseconds(took)))
     }
 }
 

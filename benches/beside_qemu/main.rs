@@ -2,9 +2,9 @@
 //!
 //! `scripts/bench` builds all that is needed and runs this where KVM works. Every VMM is a process of
 //! its own, started from its own binary (`moat run`, `qemu-system-x86_64`), and every guest has 1 vCPU
-//! and 512 MiB, unless a section says otherwise. The VMMs take turns in every round, so that whatever else the host does meets them
-//! alike. Nothing is asserted here: figures are for people to read, and a figure of one run on one
-//! host says little without the ratio beside it.
+//! and 512 MiB, unless a section says otherwise. The VMMs take turns in every round, so that whatever
+//! else the host does meets them alike. Nothing is asserted here: figures are for people to read, and
+//! a figure of one run on one host says little without the ratio beside it.
 
 mod contender;
 mod control;

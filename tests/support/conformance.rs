@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use lab::payload::Payload;
 use lab::payload::virtio_mem::{
-    Answer, Completion, Driver, PLUG, QUEUE_SIZE, REQUEST, RESPONSE, Registers, STATE, State,
-    UNPLUG, UNPLUG_ALL, answer, write_descriptor, write_request,
+    Answer, Completion, Driver, NO_ANSWER, PLUG, QUEUE_SIZE, REQUEST, RESPONSE, Registers, STATE,
+    State, UNPLUG, UNPLUG_ALL, answer, write_descriptor, write_request,
 };
 
 use super::{GIB, MIB};
@@ -489,6 +489,3 @@ impl Interview {
         self.driver.registers.take_interrupt_status(&mut self.device.payload)
     }
 }
-
-/// No response has this type.
-const NO_ANSWER: u64 = 0xffff;

@@ -4,10 +4,15 @@ use std::time::{Duration, Instant};
 
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::{Payload, Queue};
+use super::{PATIENCE, Payload, Queue};
 
 /// The first virtio-mmio device, which is the first virtio-mem device.
 const VIRTIO_MMIO: u64 = 0xd000_0000;
+
+/// Where moat has the configuration space of bus 0,
+pub const MOAT_ECAM: u64 = 0xe000_0000;
+/// and QEMU's machine q35.
+pub const Q35_ECAM: u64 = 0xb000_0000;
 
 /// Number of descriptors in the queue.
 pub const QUEUE_SIZE: u16 = 128;
@@ -25,14 +30,11 @@ const REQUEST_BYTES: u64 = 32;
 const RESPONSES: u64 = 0x55_0000;
 const RESPONSE_BYTES: u64 = 16;
 /// No response has this type.
-const NO_ANSWER: u16 = 0xffff;
+pub const NO_ANSWER: u64 = 0xffff;
 
 // Flags of a descriptor.
 const NEXT: u64 = 1;
 const WRITE: u64 = 2;
-
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where a register is, and how many bytes it has.
 #[derive(Debug, Clone, Copy)]
@@ -101,9 +103,8 @@ impl Registers {
 
     /// virtio 1.3, section 4.1.4, of the first virtio-mem function on bus 0.
     ///
-    /// `ecam` is where bus 0's configuration space is, and `unassigned` where BARs go that no firmware
-    /// has given an address.
-    pub fn pci(payload: &mut Payload, ecam: u64, unassigned: u64) -> Self {
+    /// `ecam` is where bus 0's configuration space is.
+    pub fn pci(payload: &mut Payload, ecam: u64) -> Self {
         const VIRTIO_MEM: u64 = 0x1058_1af4;
         const COMMAND: u64 = 0x04;
         const BARS: u64 = 0x10;
@@ -123,7 +124,7 @@ impl Registers {
             let kind = kind as usize;
             if id == VENDOR_SPECIFIC && (1..structures.len()).contains(&kind) {
                 let bar = function + BARS + bar * 4;
-                structures[kind] = bar_address(payload, bar, unassigned) + offset;
+                structures[kind] = bar_address(payload, bar) + offset;
             }
             capability = next;
         }
@@ -162,11 +163,13 @@ impl Registers {
 }
 
 /// The address of the BAR at `register`, which gets one if it has none.
-fn bar_address(payload: &mut Payload, register: u64, unassigned: u64) -> u64 {
+fn bar_address(payload: &mut Payload, register: u64) -> u64 {
+    /// In the windows of every host bridge, and without a firmware nothing is there yet.
+    const UNASSIGNED: u64 = 0xc000_0000;
     let both = [(4, register), (4, register + 4)];
     if payload.read_each(both)[0] & !0xf == 0 {
         // A MiB for each, which is enough for all that a transport has.
-        payload.post(4, register, unassigned + ((register & 0x1c) << 18));
+        payload.post(4, register, UNASSIGNED + ((register & 0x1c) << 18));
     }
     let [low, high] = payload.read_each(both);
     let high = if low & 0x6 == 0x4 { high } else { 0 };
@@ -323,7 +326,7 @@ impl Driver {
             let (head, at) = (2 * n, REQUESTS + u64::from(n) * REQUEST_BYTES);
             let Request { kind, address, blocks } = *request;
             payload.write_ram(at, [kind, address, blocks.into()].as_bytes());
-            payload.write_ram(response(n), NO_ANSWER.as_bytes());
+            payload.write_ram(response(n), (NO_ANSWER as u16).as_bytes());
             let read = [at, descriptor_rest(24, NEXT, u64::from(head) + 1)];
             let written = [response(n), descriptor_rest(10, WRITE, 0)];
             payload.write_ram(DESCRIPTORS + u64::from(head) * 16, [read, written].as_bytes());

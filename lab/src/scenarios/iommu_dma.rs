@@ -5,7 +5,7 @@
 
 use super::{
     PAGE, Told,
-    assigned::Assigned,
+    assigned::{Assigned, with_assigned},
     bars::{Bar, Way},
     groups::{VFIO_PCI, alone, functions, with_user},
 };
@@ -28,15 +28,12 @@ pub const AFTER: u64 = 0xbad0_0000_0000_0bad;
 /// G9: a device that user space has reaches memory where it is mapped for it, and nothing else: memory
 /// is untouched, and the kernel's log has the fault. Control: where it is mapped, it is reached.
 pub fn mapped_memory_only(vm: &Vm, seen: &mut Observations) -> Told {
-    let function = alone(vm)?;
-    function.bind(VFIO_PCI)?;
-    with_user(vm, |user| {
-        let device = VfioDevice::open(user, &function)?;
-        let registers = device.map(vm.vmm().endpoints().idle.bar, PAGE)?;
-        let engine = Engine::new(vm, &function, &registers)?;
-        let memory = Memory::allocate(user)?;
-        let (_, page) = memory.physical_addresses(user)?;
-        let container = device.container();
+    with_assigned(vm, |assigned| {
+        let registers = assigned.map()?;
+        let engine = Engine::new(vm, &assigned.function, &registers)?;
+        let memory = Memory::allocate(&assigned.user)?;
+        let (_, page) = memory.physical_addresses(&assigned.user)?;
+        let container = assigned.device.container();
 
         container.map_dma(IOVA, &memory.target, PAGE)?;
         container.map_dma(IOVA + PAGE, &memory.source, PAGE)?;
@@ -60,11 +57,8 @@ pub fn mapped_memory_only(vm: &Vm, seen: &mut Observations) -> Told {
 
         container.map_dma(page, &memory.target, PAGE)?;
         engine.store(page)?;
-        seen.control("mapped to its own address: memory after DMA", AFTER, memory.look())?;
-        Ok(())
-    })?;
-    function.unbind()?;
-    Ok(None)
+        Ok(seen.control("mapped to its own address: memory after DMA", AFTER, memory.look())?)
+    })
 }
 
 /// G9, its control: without an IOMMU the device reaches all memory.

@@ -4,7 +4,7 @@
 use super::{
     PAGE, Told,
     assigned::with_assigned_by_iommufd,
-    groups::{Pair, UIO_PCI_GENERIC, VFIO_PCI, alone, check_refused, load_iommufd, with_user},
+    groups::{Pair, UIO_PCI_GENERIC, VFIO_PCI, check_refused, load_iommufd, with_user},
     iommu_dma::{AFTER, BEFORE, Engine, IOVA, Memory},
     vfio_memory::{ASKED, NOT_DECODED, TORN_DOWN, check_denied, check_unreached},
 };
@@ -77,24 +77,19 @@ pub fn one_owner(vm: &Vm, seen: &mut Observations) -> Told {
 /// G14: a device that user space has by iommufd reaches memory that is mapped for it, and no other.
 /// Control: what is mapped it does reach.
 pub fn mapped_memory_only(vm: &Vm, seen: &mut Observations) -> Told {
-    load_iommufd(vm)?;
-    let function = alone(vm)?;
-    function.bind(VFIO_PCI)?;
-    with_user(vm, |user| {
-        let device = VfioDevice::open_by_iommufd(user, &function)?;
-        let registers = device.map(vm.vmm().endpoints().idle.bar, PAGE)?;
-        let engine = Engine::new(vm, &function, &registers)?;
-        let memory = Memory::allocate(user)?;
-        device.ioas().map(IOVA, &memory.target, PAGE)?;
-        device.ioas().map(IOVA + PAGE, &memory.source, PAGE)?;
+    with_assigned_by_iommufd(vm, |assigned| {
+        let registers = assigned.map()?;
+        let engine = Engine::new(vm, &assigned.function, &registers)?;
+        let memory = Memory::allocate(&assigned.user)?;
+        let ioas = assigned.device.ioas();
+        ioas.map(IOVA, &memory.target, PAGE)?;
+        ioas.map(IOVA + PAGE, &memory.source, PAGE)?;
         engine.load(IOVA + PAGE)?;
         engine.store(IOVA)?;
         seen.control("mapped: memory after DMA", AFTER, memory.look())?;
         memory.restore()?;
-        device.ioas().unmap(IOVA, PAGE)?;
+        ioas.unmap(IOVA, PAGE)?;
         engine.store(IOVA)?;
         Ok(seen.check("unmapped again: memory after DMA", BEFORE, memory.look())?)
-    })?;
-    function.unbind()?;
-    Ok(None)
+    })
 }

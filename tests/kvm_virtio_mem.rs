@@ -9,10 +9,11 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
+use lab::huge_pages::HugePagePool;
 use lab::payload;
 use lab::payload::virtio_mem::{Answer, Completion, Driver, State, write_descriptor};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use support::host_memory::{HugePagePool, in_use};
+use support::host_memory::{huge_pages, in_use};
 use support::{GIB, MIB, PayloadMachine, resident, rounds};
 use tempfile::TempDir;
 use vmm::boot::BootProtocol;
@@ -33,13 +34,13 @@ fn violations(vm: &PayloadMachine) -> ViolationCounters {
     vm.machine.control().status().memory_devices[0].violations
 }
 
-/// Every backing with pages of at most 2 MiB, with a pool that has `huge_pages` of them, if this host
+/// Every backing with pages of at most 2 MiB, with a pool that has `free` of them, if this host
 /// lets us have one.
-fn backings(huge_pages: u64) -> (Vec<Backing>, Option<HugePagePool>, TempDir) {
+fn backings(free: u64) -> (Vec<Backing>, Option<HugePagePool>, TempDir) {
     let size = HugePageSize::Size2M;
     let directory = TempDir::new().unwrap();
     let file = Backing::File(directory.path().join("memory"));
-    let pool = HugePagePool::with_free(size, huge_pages);
+    let pool = huge_pages(size, free);
     let huge = pool.as_ref().map(|_| Backing::Hugetlb(size));
     let backings = [Backing::Anonymous, Backing::Memfd, file].into_iter().chain(huge).collect();
     (backings, pool, directory)
@@ -188,7 +189,7 @@ fn u7_x4_unplugged_memory_goes_back_to_the_host_and_forgets() {
 #[test]
 fn u7_p7_a_block_may_be_one_page_of_1_gib() {
     let backing = Backing::Hugetlb(HugePageSize::Size1G);
-    let Some(_pool) = HugePagePool::with_free(HugePageSize::Size1G, 1) else { return };
+    let Some(_pool) = huge_pages(HugePageSize::Size1G, 1) else { return };
     let memory = backing.clone().into();
     let config = MemoryDeviceConfig { requested: 2 * GIB, ..MemoryDeviceConfig::new(2 * GIB) };
     let config = MemoryDeviceConfig { block_size: GIB, memory, ..config };
@@ -211,7 +212,7 @@ fn u7_p7_a_block_may_be_one_page_of_1_gib() {
 #[test]
 fn c1_u7_a_file_on_hugetlbfs_is_made_of_the_pools_pages() {
     let pages = Backing::Hugetlb(HugePageSize::Size2M);
-    let Some(_pool) = HugePagePool::with_free(HugePageSize::Size2M, 4) else { return };
+    let Some(_pool) = huge_pages(HugePageSize::Size2M, 4) else { return };
     let directory = TempDir::new().unwrap();
     let no_flags = MountFlags::empty();
     mount("none", directory.path(), "hugetlbfs", no_flags, Some(c"pagesize=2M")).unwrap();
@@ -240,7 +241,7 @@ fn c1_u7_a_file_on_hugetlbfs_is_made_of_the_pools_pages() {
 fn p7_huge_pages_that_run_out_are_busy_and_nothing_has_changed() {
     let backing = Backing::Hugetlb(HugePageSize::Size2M);
     for enforcement in [Enforcement::Strict, Enforcement::Off] {
-        let Some(_pool) = HugePagePool::with_free(HugePageSize::Size2M, 8) else { return };
+        let Some(_pool) = huge_pages(HugePageSize::Size2M, 8) else { return };
         let config = MemoryDeviceConfig { memory: backing.clone().into(), ..device(64 * MIB) };
         let mut vm = PayloadMachine::start_with(1, vec![config], enforcement);
         let payload = &mut vm.payload;
@@ -281,7 +282,7 @@ fn ram_may_be_of_huge_pages_too_and_a_machine_that_lacks_them_does_not_start() {
     let pages = 128 / 2;
     let ram: HostMemoryConfig = backing.clone().into();
     {
-        let Some(_pool) = HugePagePool::with_free(HugePageSize::Size2M, pages) else { return };
+        let Some(_pool) = huge_pages(HugePageSize::Size2M, pages) else { return };
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         let vm = start(ram.clone(), Box::new(theirs)).unwrap();
         // It runs, and says so.
@@ -290,7 +291,7 @@ fn ram_may_be_of_huge_pages_too_and_a_machine_that_lacks_them_does_not_start() {
         drop(vm);
         assert_eq!(in_use(&backing), 0);
     }
-    let Some(_pool) = HugePagePool::with_free(HugePageSize::Size2M, pages - 1) else { return };
+    let Some(_pool) = huge_pages(HugePageSize::Size2M, pages - 1) else { return };
     let error = start(ram, Box::new(io::sink())).err().unwrap();
     assert!(error.to_string().contains("nothing is left"), "{error}");
     assert_eq!(in_use(&backing), 0);

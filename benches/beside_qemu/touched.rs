@@ -3,10 +3,11 @@
 //!
 //! The files are where temporary files are: on tmpfs in an emulated host.
 
-use std::{fs, path::Path};
-
-use anyhow::Context;
-use lab::payload::virtio_mem::{PLUG, UNPLUG};
+use lab::{
+    huge_pages::HugePagePool,
+    payload::virtio_mem::{PLUG, UNPLUG},
+};
+use vmm::memory::backing::HugePageSize;
 
 use crate::{
     contender::{Backing, Contender, MemoryDevice, Programs},
@@ -34,11 +35,11 @@ const CASES: [(Contender, Backing, Figure); 6] = [
 
 /// Has the guests plug, touch and unplug in turn.
 pub fn section(programs: &Programs, runs: usize, report: &mut Report) -> anyhow::Result<()> {
-    let pool = HugePages::have(REQUESTED);
+    let pool = HugePagePool::with_free(HugePageSize::Size2M, REQUESTED / BYTES);
     let mut subjects = Vec::new();
     for (contender, backing, figure) in CASES {
         if let (Backing::Hugetlb, Err(error)) = (backing, &pool) {
-            report.not_supported(figure, contender, &format!("{error:#}"));
+            report.not_supported(figure, contender, &error.to_string());
             continue;
         }
         let device = MemoryDevice { size: REGION, requested: REQUESTED, backing };
@@ -60,40 +61,4 @@ pub fn section(programs: &Programs, runs: usize, report: &mut Report) -> anyhow:
         }
     }
     Ok(())
-}
-
-/// The host's pool of pages of 2 MiB, with some that are free. It is as before when this goes.
-struct HugePages {
-    before: u64,
-}
-
-impl HugePages {
-    const DIRECTORY: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
-
-    /// Has the pool hold so many bytes more.
-    fn have(bytes: u64) -> anyhow::Result<Self> {
-        let before = Self::read("nr_hugepages")?;
-        let pages = bytes >> 21;
-        let pool = Self { before };
-        pool.resize(before + pages).context("making a pool of huge pages takes root")?;
-        let free = Self::read("free_hugepages")?;
-        anyhow::ensure!(free >= pages, "the host has {free} huge pages free and not {pages}");
-        Ok(pool)
-    }
-
-    fn read(name: &str) -> anyhow::Result<u64> {
-        let text = fs::read_to_string(Path::new(Self::DIRECTORY).join(name));
-        Ok(text.context("this host has no pages of 2 MiB")?.trim().parse()?)
-    }
-
-    fn resize(&self, pages: u64) -> anyhow::Result<()> {
-        Ok(fs::write(Path::new(Self::DIRECTORY).join("nr_hugepages"), pages.to_string())?)
-    }
-}
-
-impl Drop for HugePages {
-    fn drop(&mut self) {
-        // Where it could not grow there is nothing to take back.
-        let _ = self.resize(self.before);
-    }
 }

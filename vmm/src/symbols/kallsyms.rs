@@ -84,8 +84,7 @@ fn decode(
     let mut text = String::with_capacity(2 * MAX_NAME);
     let mut entry_index = None;
     for (index, name) in names.iter().enumerate() {
-        let (kind, name) = tokens.expand(name, &mut text)?;
-        effort.spend(name.len())?;
+        let (kind, name) = tokens.expand(name, &mut text, effort)?;
         if (kind, name) == ('T', ENTRY) {
             entry_index = Some(index);
             break;
@@ -98,8 +97,7 @@ fn decode(
         .find(|addresses| addresses.get(entry_index) == Some(entry))?;
     let mut symbols = Symbols::default();
     for (index, name) in names.iter().enumerate() {
-        let (kind, name) = tokens.expand(name, &mut text)?;
-        effort.spend(name.len())?;
+        let (kind, name) = tokens.expand(name, &mut text, effort)?;
         let address = addresses.get(index)?;
         if address >= KERNEL_HALF {
             symbols.push(address, kind, name, None).ok()?;
@@ -110,7 +108,7 @@ fn decode(
 }
 
 /// What a search may cost, so that a guest that lays false trails cannot keep anybody busy: names
-/// looked at, and bytes of them. The search of Debian's kernels takes a twentieth.
+/// looked at, and bytes of them, compressed and not. The search of Debian's kernels takes a twentieth.
 struct Effort(usize);
 
 impl Default for Effort {
@@ -205,7 +203,14 @@ impl<'a> TokenTable<'a> {
     }
 
     /// The type and the name that `compressed` stands for, written to `text`.
-    fn expand<'t>(&self, compressed: &[u8], text: &'t mut String) -> Option<(char, &'t str)> {
+    fn expand<'t>(
+        &self,
+        compressed: &[u8],
+        text: &'t mut String,
+        effort: &mut Effort,
+    ) -> Option<(char, &'t str)> {
+        // Tokens may be empty: many bytes can stand for a short name.
+        effort.spend(compressed.len())?;
         text.clear();
         for token in compressed {
             text.push_str(self.tokens[usize::from(*token)]);
@@ -213,6 +218,7 @@ impl<'a> TokenTable<'a> {
                 return None;
             }
         }
+        effort.spend(text.len())?;
         let kind = text.chars().next()?;
         Some((kind, &text[1..]))
     }

@@ -96,6 +96,16 @@ proptest! {
 }
 
 #[test]
+fn a_long_name_of_empty_tokens_has_its_price() {
+    let tokens = TokenTable { tokens: vec![""; TOKENS], start: 0, end: 0 };
+    let (mut text, mut effort) = (String::new(), Effort(1000));
+    assert!(tokens.expand(&[0; 999], &mut text, &mut effort).is_none(), "it is no name");
+    assert_eq!(effort.0, 1);
+    assert!(tokens.expand(&[0; 2], &mut text, &mut effort).is_none());
+    assert!(effort.check().is_none());
+}
+
+#[test]
 fn false_trails_are_not_followed_for_ever() {
     // Every 8 bytes a list of a million names starts that has no markers in the end.
     const LISTS: usize = 1 << 20;

@@ -10,7 +10,7 @@
 //! so none goes away between the question and the access.
 
 use std::iter::FusedIterator;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
 use vm_memory::bitmap::BS;
@@ -110,6 +110,11 @@ pub struct PhysicalRange {
     pub length: usize,
 }
 
+/// Of so many pieces an access may consist at most, and all accesses that are made for one chain of
+/// descriptors together. No device of ours moves as much; a driver could map and describe far more
+/// than anybody has time and memory for.
+pub const MAX_PIECES: usize = 16 << 10;
+
 /// An access that the IOMMU does not allow. It has recorded that by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the IOMMU refuses the access")]
@@ -118,7 +123,7 @@ pub struct Refused;
 /// What translates the accesses of devices.
 pub trait Iommu: Send + Sync {
     /// The pieces that `[address, address + length)` consists of for `requester`, in the order of
-    /// its addresses. If one of them is refused, everything is.
+    /// its addresses. If one of them is refused, or there are more than [`MAX_PIECES`], everything is.
     fn translate(
         &self,
         requester: u32,
@@ -147,18 +152,43 @@ impl Requester for FixedRequester {
 /// Who makes the accesses of a view.
 struct Initiator {
     requester: Arc<dyn Requester>,
-    /// What they are made for at this moment.
-    chain: Mutex<Option<ChainId>>,
+    work: Mutex<Work>,
+}
+
+/// What accesses are made for at this moment.
+#[derive(Default)]
+struct Work {
+    chain: Option<ChainId>,
+    /// Pieces that accesses for the chain have had so far.
+    pieces: usize,
 }
 
 impl Initiator {
-    fn origin(&self) -> DmaOrigin {
-        let chain = *self.chain.lock().unwrap_or_else(PoisonError::into_inner);
-        DmaOrigin { requester: self.requester.id(), chain }
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set_chain(&self, chain: Option<ChainId>) {
-        *self.chain.lock().unwrap_or_else(PoisonError::into_inner) = chain;
+    fn origin(&self) -> DmaOrigin {
+        DmaOrigin { requester: self.requester.id(), chain: self.work().chain }
+    }
+
+    /// The pieces that `iommu` has an access consist of.
+    fn translate(
+        &self,
+        iommu: &dyn Iommu,
+        address: u64,
+        length: usize,
+        access: Permissions,
+    ) -> Result<Vec<PhysicalRange>, Refused> {
+        if self.work().pieces >= MAX_PIECES {
+            return Err(Refused);
+        }
+        let pieces = iommu.translate(self.requester.id(), address, length, access)?;
+        let mut work = self.work();
+        if work.chain.is_some() {
+            work.pieces += pieces.len();
+        }
+        Ok(pieces)
     }
 }
 
@@ -182,7 +212,7 @@ impl DmaPath {
 
     /// What `requester` gets to see.
     pub fn view(&self, requester: Arc<dyn Requester>) -> DmaView {
-        let initiator = Arc::new(Initiator { requester, chain: Mutex::default() });
+        let initiator = Arc::new(Initiator { requester, work: Mutex::default() });
         let regions = self
             .memory
             .memory
@@ -220,10 +250,25 @@ impl DmaView {
         self.way.as_ref().is_some_and(|way| way.iommu.is_some())
     }
 
+    /// The pieces that an access consists of, whether there is memory or not.
+    pub fn pieces(
+        &self,
+        address: GuestAddress,
+        length: usize,
+        access: Permissions,
+    ) -> Result<Vec<PhysicalRange>, Refused> {
+        match &self.way {
+            Some(Way { initiator, iommu: Some(iommu) }) => {
+                initiator.translate(&**iommu, address.0, length, access)
+            }
+            _ => Ok(vec![PhysicalRange { address: address.0, length }]),
+        }
+    }
+
     /// Says what accesses are made for until this is called again.
     pub fn work_on(&self, chain: Option<ChainId>) {
         if let Some(way) = &self.way {
-            way.initiator.set_chain(chain);
+            *way.initiator.work() = Work { chain, pieces: 0 };
         }
     }
 }
@@ -246,12 +291,11 @@ impl GuestMemory for DmaView {
     ) -> GuestMemoryResult<impl GuestMemorySliceIterator<'a, ()>> {
         let slices = |address, count| GuestMemoryBackend::get_slices(&self.memory, address, count);
         // Who accesses nothing does nothing wrong.
-        let Some(Way { initiator, iommu: Some(iommu) }) = self.way.as_ref().filter(|_| count > 0)
-        else {
+        if count == 0 || !self.is_translated() {
             return Ok(Slices::Direct(slices(address, count)));
-        };
-        let pieces = iommu
-            .translate(initiator.requester.id(), address.0, count, access)
+        }
+        let pieces = self
+            .pieces(address, count, access)
             .map_err(|Refused| GuestMemoryError::InvalidGuestAddress(address))?;
         let translated = pieces
             .into_iter()

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestRegionMmap, Permissions};
 
 use crate::dma::{
-    ChainId, DmaOrigin, DmaPath, DmaRegion, DmaView, FixedRequester, Iommu, PhysicalRange,
-    Reachability, Refused, Requester,
+    ChainId, DmaOrigin, DmaPath, DmaRegion, DmaView, FixedRequester, Iommu, MAX_PIECES,
+    PhysicalRange, Reachability, Refused, Requester,
 };
 
 const RAM: u64 = 0x10000;
@@ -91,6 +91,24 @@ fn a_direct_path_leads_to_all_memory_and_asks_nobody() {
     assert!(!view.is_translated());
     view.write_obj(0x1234_u32, GuestAddress(RAM)).unwrap();
     assert_eq!(memory.read_obj::<u32>(GuestAddress(RAM)).unwrap(), 0x1234);
+}
+
+#[test]
+fn a_chain_has_only_so_many_pieces() {
+    let Machine { view, .. } = machine(DmaRegion::fixed(ram()));
+    // Each byte is a piece.
+    let mut buffer = [0; 0x800];
+    let mut reads =
+        |count: usize| (0..count).all(|_| view.read_slice(&mut buffer, GuestAddress(0)).is_ok());
+    let most = MAX_PIECES / 0x800;
+    assert!(reads(most + 1), "they are for no chain");
+    view.work_on(Some(ChainId { queue: 0, head: 0 }));
+    assert!(reads(most));
+    assert!(!reads(1));
+    view.work_on(Some(ChainId { queue: 0, head: 1 }));
+    assert!(reads(most));
+    view.work_on(None);
+    assert!(reads(1));
 }
 
 #[test]

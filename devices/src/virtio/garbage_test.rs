@@ -160,7 +160,7 @@ proptest! {
     fn garbage_harms_no_device_behind_an_iommu(steps in prop::collection::vec(garbage(), 1..200)) {
         for on in TransportKind::ALL {
             let device = Arc::new(Mutex::new(Rng::new(Box::new(io::repeat(0x5a)))));
-            let driver = TestDriver::behind(page_by_page(), on, device);
+            let driver = TestDriver::behind(page_by_page(), on, device, vec![]);
             assert_survives(driver, &steps, buffer_to_fill);
         }
     }

@@ -70,7 +70,7 @@ mod tests {
 
         fn subject(on: TransportKind) -> Subject {
             let device = Arc::new(Mutex::new(Rng::new(Box::new(io::repeat(0x5a)))));
-            let mut driver = TestDriver::behind(page_by_page(), on, device);
+            let mut driver = TestDriver::behind(page_by_page(), on, device, vec![]);
             driver.bring_up(0, Rings::default());
             Subject { driver, ..super::subject(on) }
         }

@@ -29,7 +29,7 @@ fn machines(on: TransportKind) -> (TestDriver, TestMachine) {
     assert_eq!(iommu.attach(1, TestDriver::ENDPOINT), OK);
     assert_eq!(iommu.map(1, RINGS, RINGS_END, RINGS, RW), OK);
     let device = Arc::new(Mutex::new(Rng::new(Box::new(io::repeat(0x5a)))));
-    let mut driver = TestDriver::behind(iommu.translations.clone(), on, device);
+    let mut driver = TestDriver::behind(iommu.translations.clone(), on, device, vec![]);
     driver.bring_up(0, Rings::at(RINGS));
     (driver, iommu)
 }

@@ -12,6 +12,8 @@ use super::wire::{FaultFlags, FaultReport};
 #[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub enum FaultReason {
+    /// None that the specification has a number for: the access consists of too many pieces.
+    Unknown = 0,
     /// The endpoint is attached to no domain, and does not bypass the IOMMU.
     Domain = 1,
     /// Its domain has no mapping there that allows such an access.

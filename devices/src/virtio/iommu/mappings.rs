@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use vm_memory::Permissions;
 
-use crate::dma::PhysicalRange;
+use crate::dma::{MAX_PIECES, PhysicalRange};
 
 /// What one MAP request made, but for its first address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,9 +29,14 @@ pub struct Overlap;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Split;
 
-/// The first address that is not mapped for the access.
+/// Why an access is not translated.
 #[derive(Debug, PartialEq, Eq)]
-pub struct NotMapped(pub u64);
+pub enum Untranslatable {
+    /// This is the first address that is not mapped for the access.
+    NotMapped(u64),
+    /// From this address on there are more than [`MAX_PIECES`].
+    TooManyPieces(u64),
+}
 
 impl MappingTable {
     /// How many mappings there are.
@@ -74,17 +79,20 @@ impl MappingTable {
         address: u64,
         length: usize,
         access: Permissions,
-    ) -> Result<Vec<PhysicalRange>, NotMapped> {
+    ) -> Result<Vec<PhysicalRange>, Untranslatable> {
         let from = self.last_mapping_up_to(address).map_or(address, |(start, _)| start);
         let mut mappings = self.mappings.range(from..);
         let mut pieces = Vec::new();
         let (mut next, mut rest) = (address, length as u64);
         while rest > 0 {
+            if pieces.len() == MAX_PIECES {
+                return Err(Untranslatable::TooManyPieces(next));
+            }
             let (start, mapping) = mappings
                 .next()
                 .filter(|(start, mapping)| (**start..=mapping.last).contains(&next))
                 .filter(|(_, mapping)| mapping.permissions.allow(access))
-                .ok_or(NotMapped(next))?;
+                .ok_or(Untranslatable::NotMapped(next))?;
             // One less than there is, so that it fits if all addresses are one mapping.
             let room = mapping.last - next;
             let address = mapping.physical + (next - start);
@@ -228,12 +236,25 @@ mod tests {
                             prop_assert_eq!(total, length);
                         }
                         let pieces = pieces.map(|pieces| page_starts(first, &pieces));
-                        prop_assert_eq!(pieces.map_err(|NotMapped(address)| address), expected);
+                        let expected = expected.map_err(Untranslatable::NotMapped);
+                        prop_assert_eq!(pieces, expected);
                     }
                 }
                 prop_assert_eq!(table.len(), reference.mappings(&reference.0));
             }
         }
+    }
+
+    #[test]
+    fn an_access_of_too_many_pieces_is_refused_where_the_first_of_those_starts() {
+        let mut table = MappingTable::default();
+        for start in (0..=MAX_PIECES as u64).map(|page| page * PAGE) {
+            table.map(start..=start + (PAGE - 1), start, Permissions::Read).unwrap();
+        }
+        let translate = |length| table.translate(0, length, Permissions::Read);
+        let most = MAX_PIECES * PAGE as usize;
+        assert_eq!(translate(most).unwrap().len(), MAX_PIECES);
+        assert_eq!(translate(most + 1), Err(Untranslatable::TooManyPieces(most as u64)));
     }
 
     /// Where the first byte and the first one of each further page are.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::Permissions;
 
 use super::fault::{Fault, FaultLog, FaultReason, ReportCounters};
-use super::mappings::{MappingTable, NotMapped, Overlap, Split};
+use super::mappings::{MappingTable, Overlap, Split, Untranslatable};
 use super::wire::{self, AttachFlags, Config, FaultReport, Features, MapFlags, Status};
 use crate::dma::{Iommu, PhysicalRange, Refused};
 use crate::{Signal, lock};
@@ -348,9 +348,16 @@ impl State {
             None if self.bypass => identity(),
             None => Err(Fault::new(address, access, FaultReason::Domain)),
             Some(AddressSpace::Identity) => identity(),
-            Some(AddressSpace::Mapped(table)) => table
-                .translate(address, length, access)
-                .map_err(|NotMapped(address)| Fault::new(address, access, FaultReason::Mapping)),
+            Some(AddressSpace::Mapped(table)) => {
+                table.translate(address, length, access).map_err(|why| match why {
+                    Untranslatable::NotMapped(address) => {
+                        Fault::new(address, access, FaultReason::Mapping)
+                    }
+                    Untranslatable::TooManyPieces(address) => {
+                        Fault::new(address, access, FaultReason::Unknown)
+                    }
+                })
+            }
         }
     }
 }

@@ -19,12 +19,26 @@ on_each_transport! {
 }
 
 fn subject(on: TransportKind) -> Subject {
-    let mut machine = TestMachine::up(on);
+    subject_of(TestMachine::up(on))
+}
+
+fn subject_of(mut machine: TestMachine) -> Subject {
     let request = machine.write_request(STATE, block(0), 1).to_vec();
     Subject { driver: machine.driver, request, answer: RESPONSE }
 }
 
 hostile_queue_tests!(subject);
+
+mod behind_an_iommu {
+    use super::*;
+    use crate::virtio::iommu::test_machine::page_by_page;
+
+    fn subject(on: TransportKind) -> Subject {
+        subject_of(TestMachine::up_behind(page_by_page(), on))
+    }
+
+    hostile_queue_tests!(subject);
+}
 
 fn q1_without_room_for_the_response_the_request_is_not_carried_out(on: TransportKind) {
     let mut machine = TestMachine::up(on);

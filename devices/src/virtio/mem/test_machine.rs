@@ -3,8 +3,10 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use vm_memory::GuestRegionMmap;
+
 use super::{BackendBusy, BlockBackend, BlockRange, Region, VirtioMem, VirtioMemConfig};
-use crate::dma::Reachability;
+use crate::dma::{Iommu, Reachability};
 use crate::virtio::test_driver::memory::{BUFFERS, map};
 use crate::virtio::test_driver::{Buffer, Rings, TestDriver, TransportKind};
 
@@ -154,17 +156,36 @@ pub struct TestMachine {
 impl TestMachine {
     /// A machine whose driver has not touched the device yet.
     pub fn new(on: TransportKind, config: VirtioMemConfig) -> Self {
+        Self::build(config, |device, region| TestDriver::with_memory(on, device, vec![region]))
+    }
+
+    fn build(
+        config: VirtioMemConfig,
+        driver: impl FnOnce(
+            Arc<Mutex<VirtioMem>>,
+            (Arc<GuestRegionMmap>, Arc<dyn Reachability>),
+        ) -> TestDriver,
+    ) -> Self {
         let memory = FakeMemory::new();
         let device = VirtioMem::new(config, Box::new(memory.clone())).unwrap();
         let device = Arc::new(Mutex::new(device));
         let region = (map(REGION, BLOCKS * BLOCK), Arc::new(memory.clone()) as Arc<_>);
-        let driver = TestDriver::with_memory(on, device.clone(), vec![region]);
+        let driver = driver(device.clone(), region);
         Self { device, memory, driver }
     }
 
     /// A machine with [`config`] whose driver has accepted UNPLUGGED_INACCESSIBLE and is up.
     pub fn up(on: TransportKind) -> Self {
         let mut machine = Self::new(on, config());
+        machine.driver.bring_up(UNPLUGGED_INACCESSIBLE, Rings::default());
+        machine
+    }
+
+    /// The same, with the device behind an IOMMU.
+    pub fn up_behind(iommu: Arc<dyn Iommu>, on: TransportKind) -> Self {
+        let mut machine = Self::build(config(), |device, region| {
+            TestDriver::behind(iommu, on, device, vec![region])
+        });
         machine.driver.bring_up(UNPLUGGED_INACCESSIBLE, Rings::default());
         machine
     }

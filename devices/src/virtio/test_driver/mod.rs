@@ -165,8 +165,9 @@ impl TestDriver {
         iommu: Arc<dyn Iommu>,
         kind: TransportKind,
         device: Arc<Mutex<dyn VirtioDevice>>,
+        more: Vec<(Arc<GuestRegionMmap>, Arc<dyn Reachability>)>,
     ) -> Self {
-        Self::build(kind, device, vec![], |memory| DmaPath::through(iommu, memory))
+        Self::build(kind, device, more, |memory| DmaPath::through(iommu, memory))
     }
 
     fn build(

@@ -118,7 +118,7 @@ fn access_platform_is_for_devices_behind_an_iommu(on: TransportKind) {
     assert!(driver.accept(VERSION_1 | FEATURE_A));
 
     let device = Arc::new(Mutex::new(Stub::default()));
-    let mut driver = TestDriver::behind(page_by_page(), on, device.clone());
+    let mut driver = TestDriver::behind(page_by_page(), on, device.clone(), vec![]);
     assert_eq!(driver.offered_features() & platform, platform);
     assert!(!driver.accept(VERSION_1 | FEATURE_A));
     assert_eq!(device.lock().unwrap().accepted, None, "it is no device's business");

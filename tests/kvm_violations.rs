@@ -5,7 +5,7 @@ mod support;
 
 use agent_protocol::{Fault, OpenFlags, Protection, Sharing, Signal};
 use lab::guest::GuestError;
-use lab::payload::virtio_mem::{Answer, Driver};
+use lab::payload::virtio_mem::{Answer, Driver, write_descriptor};
 use lab::payload::{Exception, Payload};
 use support::linux::{Linux, LinuxConfig, kernel};
 use support::{GIB, MIB, PayloadMachine};
@@ -13,6 +13,12 @@ use vmm::memory::violations::{
     Offender, Operation, Privilege, Target, ViolationCounters, ViolationPolicy,
 };
 use vmm::{Ending, MachineControl, MemoryDeviceConfig};
+
+/// Where nothing is, the entry of the payload's page tables for it, and bits of such entries.
+const LAST_GIB: u64 = 7 * GIB;
+const ENTRY_OF_LAST_GIB: u64 = 0x30_1000 + 7 * 8;
+const PRESENT_WRITABLE: u64 = 0b11;
+const HUGE_PAGE: u64 = 1 << 7;
 
 /// A machine whose driver has negotiated UNPLUGGED_INACCESSIBLE and plugged nothing.
 fn start(on_violation: ViolationPolicy) -> (PayloadMachine, Driver) {
@@ -135,6 +141,24 @@ fn the_machine_ends_if_it_is_to_and_says_who_it_was() {
 }
 
 #[test]
+fn the_machine_ends_for_dma_too_if_it_is_to() {
+    let (mut vm, mut driver) = start(ViolationPolicy::Stop);
+    let (address, block) = (driver.block(5) + 0x20, 5);
+    write_descriptor(&mut vm.payload, 0, address, 24, 0, 0);
+    driver.make_available(&mut vm.payload, 0);
+    driver.kick(&mut vm.payload);
+    let ending = vm.machine.wait();
+    assert_eq!(ending.exit_code(), 16);
+    let message = ending.to_string();
+    let Ending::RefusedDma(refused) = ending else { panic!("{message}") };
+    assert_eq!((refused.address, refused.block, refused.count), (address, block, 1));
+    for part in ["virtio-mmio at 0xd0000000", "queue 0, descriptor 0", "unplugged block 5 of mem0"]
+    {
+        assert!(message.contains(part), "{message:?} should say {part:?}");
+    }
+}
+
+#[test]
 fn what_is_ignored_is_counted_and_no_more() {
     let (mut vm, driver) = start(ViolationPolicy::Ignore);
     assert_eq!(vm.payload.read(8, driver.block(0)), u64::MAX);
@@ -161,9 +185,18 @@ fn an_instruction_that_kvm_cannot_emulate_is_told_and_stepped_over() {
 }
 
 #[test]
-fn plugged_memory_is_no_violation_for_any_instruction() {
+fn x1_plugged_memory_is_no_violation_for_any_instruction() {
+    const RETURN: u64 = 0xc3;
     let (mut vm, mut driver) = start(ViolationPolicy::Report);
     assert_eq!(driver.plug(&mut vm.payload, 4, 2), Answer::Ack);
+    // Code, and a page table: its first entry is the huge page of the other block.
+    vm.payload.write(1, driver.block(4), RETURN);
+    vm.payload.call(driver.block(4));
+    assert_eq!(vm.payload.take_exception(), None);
+    vm.payload.write(8, driver.block(4), driver.block(5) | HUGE_PAGE | PRESENT_WRITABLE);
+    vm.payload.write(8, ENTRY_OF_LAST_GIB, driver.block(4) | PRESENT_WRITABLE);
+    vm.payload.write(8, LAST_GIB + 0x1_2340, 0x5678);
+    assert_eq!(vm.payload.read(8, driver.block(5) + 0x1_2340), 0x5678);
     vm.payload.write(8, driver.block(4) + 0x40, 0x1234);
     assert_eq!(vm.payload.add_vector(driver.block(4) + 0x40), 0x1234);
     vm.payload.store_vector(driver.block(5));
@@ -190,11 +223,8 @@ fn an_instruction_in_unplugged_memory_is_none() {
 /// no gate for a page fault.
 #[test]
 fn a_page_table_in_unplugged_memory_is_a_page_fault() {
-    const LAST_GIB: u64 = 7 * GIB;
-    const ITS_ENTRY: u64 = 0x30_1000 + 7 * 8;
-    const PRESENT_WRITABLE: u64 = 0b11;
     let (mut vm, driver) = start(ViolationPolicy::Report);
-    vm.payload.write(8, ITS_ENTRY, driver.block(1) | PRESENT_WRITABLE);
+    vm.payload.write(8, ENTRY_OF_LAST_GIB, driver.block(1) | PRESENT_WRITABLE);
     let PayloadMachine { machine, payload, .. } = vm;
     // The entry is at the start of a page: at the same offset KVM would take it for the operand.
     payload.write_and_end(LAST_GIB + 0x10, 1);
@@ -240,6 +270,56 @@ fn a_machine_check_is_precise_and_says_where() {
     assert_eq!(payload.take_exception(), None);
     let expected = ViolationCounters { reads: 3, writes: 1, fetches: 1, ..Default::default() };
     assert_eq!(counters(&vm.machine.control()), expected);
+}
+
+/// Linux without a driver touches the last page of the region: a process by itself, and its kernel in
+/// reading /dev/zero.
+#[test]
+fn linux_goes_on_after_a_report_and_is_stopped_if_it_is_to_be() {
+    const PAGE: u64 = 4096;
+    const BLOCK: u64 = MemoryDeviceConfig::DEFAULT_BLOCK_SIZE;
+    let expected = Target::UnpluggedBlock { block: GIB / BLOCK - 1, offset: BLOCK - PAGE + 8 };
+    for name in ["debian-6.1", "debian-6.12", "protected"] {
+        let boot = |on_violation| {
+            let device = MemoryDeviceConfig { on_violation, ..MemoryDeviceConfig::new(GIB) };
+            let config = LinuxConfig { memory_devices: vec![device], ..LinuxConfig::default() };
+            let linux = Linux::boot(&kernel(name), config);
+            let process = linux.guest.spawn().unwrap();
+            let memory = process.open("/dev/mem", OpenFlags::RDWR).unwrap();
+            let address = linux.control.status().memory_devices[0].address + GIB - PAGE;
+            let page = memory.mmap(address, PAGE, Protection::ReadWrite, Sharing::Shared).unwrap();
+            (linux, process, page, address + 8)
+        };
+        let (linux, process, page, address) = boot(ViolationPolicy::Report);
+        assert_eq!(page.peek_u64(8).unwrap(), u64::MAX, "{name}");
+        let zero = process.open("/dev/zero", OpenFlags::RDONLY).unwrap();
+        page.in_process().read_from(&zero, 0, 8, 8).unwrap();
+        let all = offenders(&linux.control);
+        let [reader, writer] = &all[..] else { panic!("{name}: {all:?}") };
+        for (offender, operation, privilege) in [
+            (reader, Operation::Read, Privilege::User),
+            (writer, Operation::Write, Privilege::Kernel),
+        ] {
+            let Offender { count, latest, .. } = offender;
+            let access = &latest.access;
+            assert_eq!((*count, access.operation, access.address), (1, operation, address));
+            assert_eq!((latest.accessor.privilege, &latest.target), (privilege, &expected));
+        }
+        let symbol = writer.latest.accessor.symbol.as_deref().unwrap_or_default();
+        assert!(is_clearing(symbol), "{name}: {writer:?}");
+        linux.guest.power_off().unwrap();
+        assert_eq!(linux.ending(), Ending::PowerOff, "{name}");
+
+        let (linux, _process, page, _) = boot(ViolationPolicy::Stop);
+        page.peek_u64(8).unwrap_err();
+        let Ending::Violation(violation) = linux.ending() else { panic!("{name} goes on") };
+        assert_eq!(violation.target, expected, "{name}");
+    }
+}
+
+/// Whether a function is one of those by which these kernels read /dev/zero.
+fn is_clearing(symbol: &str) -> bool {
+    ["clear_user", "rep_stos", "zero"].iter().any(|part| symbol.contains(part))
 }
 
 /// A process of Linux that reads the last page of the region is killed, and Linux goes on; when the
@@ -289,11 +369,8 @@ fn linux_takes_a_machine_check_for_an_error_of_memory() {
             (Privilege::Kernel, Operation::Write)
         );
         assert!(writer.accessor.instruction.is_some(), "{name}: {writer:?}");
-        // What reading /dev/zero comes to, by the names of all these kernels.
         let symbol = writer.accessor.symbol.as_deref().unwrap_or_default();
-        let zeroes = ["clear_user", "rep_stos", "zero"].iter().any(|part| symbol.contains(part));
-        assert!(zeroes, "{name}: {writer:?}");
-        assert!(writer.accessor.symbol.is_some(), "{name}: {writer:?}");
+        assert!(is_clearing(symbol), "{name}: {writer:?}");
         assert_eq!(reader.accessor.symbol, None, "{name} has no names for user space");
         match ending {
             // A kernel with a pvpanic driver has no time to say why.

@@ -175,7 +175,7 @@ impl Machine {
 
     /// Does what devices have been asked to do.
     pub fn process(&self) {
-        self.probes().for_each(|mut probe| probe.process());
+        self.probes.iter().for_each(|probe| Probe::process(probe, &self.root));
         for transport in &self.transports {
             transport.lock().expect("nothing has panicked").process_queues();
         }

@@ -7,16 +7,17 @@ use zerocopy::IntoBytes;
 use zerocopy::little_endian::U32;
 
 use super::access_log::AccessLog;
-use super::dma_engine::DmaEngine;
+use super::dma_engine::{DmaEngine, Processed};
 use super::registers::{
     Control, DEVICE, LogEntry, Report, Signature, VECTORS, VENDOR, VERSION, bar0, bar4, bar5,
 };
 use super::{AccessCounts, DmaCounts, DmaStatus, LoggedAccess, rom};
 use crate::Signal;
 use crate::dma::DmaPath;
+use crate::lock;
 use crate::pci::{
     BarIndex, BarKind, ClassCode, Direction, FunctionBuilder, FunctionError, Identity,
-    InterruptPin, IntxPin, MessageSink, Msix, MsixLayout, PciDevice, ResetKind,
+    InterruptPin, IntxPin, MessageSink, Msix, MsixLayout, PciDevice, ResetKind, RootComplex,
 };
 
 /// Resets since the machine was built.
@@ -107,10 +108,19 @@ impl Probe {
         Ok((function, Arc::new(Mutex::new(probe))))
     }
 
-    /// Carries out the DMA transfer that waits, if one does.
-    pub fn process(&mut self) {
-        if let Some(vector) = self.dma.process() {
-            self.raise(vector);
+    /// Carries out the DMA transfer that waits, if one does: to or from memory, or `peers`' registers.
+    pub fn process(probe: &Mutex<Self>, peers: &RootComplex) {
+        let processed = lock(probe).dma.process();
+        let vector = match processed {
+            Processed::Nothing => None,
+            Processed::Finished(vector) => Some(vector),
+            Processed::Peer(mut transfer) => {
+                let answered = transfer.run(peers);
+                lock(probe).dma.finish_peer(transfer, answered)
+            }
+        };
+        if let Some(vector) = vector {
+            lock(probe).raise(vector);
         }
     }
 

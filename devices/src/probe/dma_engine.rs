@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use log::debug;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, Permissions};
 
 use super::registers::bar0::BUFFER_SIZE;
 use super::registers::{Control, dma_command, dma_status};
 use crate::Signal;
-use crate::dma::DmaView;
-use crate::pci::FunctionState;
+use crate::dma::{DmaView, PhysicalRange};
+use crate::pci::{Access, Direction, FunctionState, RootComplex};
 
 /// What the engine does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub enum DmaFault {
     Length,
     /// The function is no bus master.
     BusMaster,
-    /// Not all of that memory is there for the device.
+    /// Not all of that is there for the device: neither memory, nor registers of a function.
     Address,
 }
 
@@ -60,6 +60,51 @@ pub struct DmaCounts {
     pub faulted: u64,
 }
 
+/// A transfer to or from registers of functions, the probe's own maybe. So it is made while nobody holds
+/// the probe's lock.
+pub(super) struct PeerTransfer {
+    control: Control,
+    direction: Direction,
+    pieces: Vec<PhysicalRange>,
+    data: Vec<u8>,
+    /// How often the engine had been reset when it began.
+    resets: u64,
+}
+
+impl PeerTransfer {
+    /// Makes the transfer, at most 4 aligned bytes at a time. Whether functions answered throughout.
+    pub fn run(&mut self, peers: &RootComplex) -> bool {
+        let mut rest = &mut self.data[..];
+        for &PhysicalRange { mut address, length } in &self.pieces {
+            let mut piece;
+            (piece, rest) = rest.split_at_mut(length);
+            while !piece.is_empty() {
+                let length = piece.len().min(4 - (address % 4) as usize);
+                let (bytes, after) = piece.split_at_mut(length);
+                let access = match self.direction {
+                    Direction::Read => peers.read_memory(address, bytes),
+                    Direction::Write => peers.write_memory(address, bytes),
+                };
+                if access != Access::Claimed {
+                    return false;
+                }
+                (piece, address) = (after, address.wrapping_add(length as u64));
+            }
+        }
+        true
+    }
+}
+
+/// What has become of a transfer.
+pub(super) enum Processed {
+    /// There was none.
+    Nothing,
+    /// It is over; this is the number of the vector to raise for it.
+    Finished(u32),
+    /// It does not go to memory, and remains to be made.
+    Peer(PeerTransfer),
+}
+
 pub(super) struct DmaEngine {
     pub buffer: Box<[u8]>,
     pub counts: DmaCounts,
@@ -67,6 +112,7 @@ pub(super) struct DmaEngine {
     pending: Option<Control>,
     /// Of the last transfer, if there was one since the last reset.
     result: Option<Result<(), DmaFault>>,
+    resets: u64,
     function: Arc<FunctionState>,
     memory: DmaView,
     doorbell: Arc<dyn Signal>,
@@ -79,6 +125,7 @@ impl DmaEngine {
             counts: DmaCounts::default(),
             pending: None,
             result: None,
+            resets: 0,
             function,
             memory,
             doorbell,
@@ -102,10 +149,33 @@ impl DmaEngine {
         }
     }
 
-    /// Carries out the transfer that waits, and gives the number of the vector to raise for it.
-    pub fn process(&mut self) -> Option<u32> {
-        let control = self.pending.take()?;
-        let result = self.transfer(&control);
+    /// Carries out the transfer that waits, if it is to or from memory.
+    pub fn process(&mut self) -> Processed {
+        let Some(control) = self.pending else {
+            return Processed::Nothing;
+        };
+        match self.transfer(control) {
+            Ok(None) => Processed::Finished(self.finish(&control, Ok(()))),
+            Ok(Some(transfer)) => Processed::Peer(transfer),
+            Err(fault) => Processed::Finished(self.finish(&control, Err(fault))),
+        }
+    }
+
+    /// Ends a transfer that has been made, and gives the number of the vector to raise for it; none
+    /// after a reset.
+    pub fn finish_peer(&mut self, transfer: PeerTransfer, answered: bool) -> Option<u32> {
+        let PeerTransfer { control, direction, data, resets, .. } = transfer;
+        if resets != self.resets {
+            return None;
+        }
+        if answered && direction == Direction::Read {
+            self.buffer[..data.len()].copy_from_slice(&data);
+        }
+        Some(self.finish(&control, answered.then_some(()).ok_or(DmaFault::Address)))
+    }
+
+    fn finish(&mut self, control: &Control, result: Result<(), DmaFault>) -> u32 {
+        self.pending = None;
         match result {
             Ok(()) => self.counts.completed += 1,
             Err(fault) => {
@@ -114,10 +184,11 @@ impl DmaEngine {
             }
         }
         self.result = Some(result);
-        Some(control.dma_vector.get())
+        control.dma_vector.get()
     }
 
-    fn transfer(&mut self, control: &Control) -> Result<(), DmaFault> {
+    /// A transfer that is not to or from memory is given back.
+    fn transfer(&mut self, control: Control) -> Result<Option<PeerTransfer>, DmaFault> {
         let length = control.dma_length.get() as usize;
         let address = GuestAddress(control.dma_address.get());
         if !(1..=BUFFER_SIZE).contains(&length) {
@@ -127,16 +198,29 @@ impl DmaEngine {
             return Err(DmaFault::BusMaster);
         }
         let buffer = &mut self.buffer[..length];
-        let moved = match control.dma_command.get() {
-            dma_command::READ => self.memory.read_slice(buffer, address),
-            dma_command::WRITE => self.memory.write_slice(buffer, address),
-            dma_command::FILL => {
-                let byte = control.dma_fill.get() as u8;
-                self.memory.write_slice(&[byte; BUFFER_SIZE][..length], address)
-            }
+        let (direction, mut data) = match control.dma_command.get() {
+            dma_command::READ => (Direction::Read, vec![0; length]),
+            dma_command::WRITE => (Direction::Write, buffer.to_vec()),
+            dma_command::FILL => (Direction::Write, vec![control.dma_fill.get() as u8; length]),
             _ => return Err(DmaFault::Command),
         };
-        moved.map_err(|_| DmaFault::Address)
+        let access = match direction {
+            Direction::Read => Permissions::Read,
+            Direction::Write => Permissions::Write,
+        };
+        let pieces = self.memory.pieces(address, length, access).map_err(|_| DmaFault::Address)?;
+        let moved = match direction {
+            Direction::Read => self.memory.read_slice(&mut data, address),
+            Direction::Write => self.memory.write_slice(&data, address),
+        };
+        if moved.is_err() {
+            let resets = self.resets;
+            return Ok(Some(PeerTransfer { control, direction, pieces, data, resets }));
+        }
+        if direction == Direction::Read {
+            buffer.copy_from_slice(&data);
+        }
+        Ok(None)
     }
 
     /// The counts stay.
@@ -144,5 +228,6 @@ impl DmaEngine {
         self.buffer.fill(0);
         self.pending = None;
         self.result = None;
+        self.resets += 1;
     }
 }

@@ -28,7 +28,7 @@ pub fn start(machine: &Machine, command: u32, address: u64, length: u32) {
 /// Has a transfer carried out and gives its status.
 pub fn transfer(machine: &Machine, command: u32, address: u64, length: u32) -> DmaStatus {
     start(machine, command, address, length);
-    machine.probe().process();
+    machine.process();
     machine.status().dma_status
 }
 
@@ -66,7 +66,7 @@ fn memory_is_read_written_and_filled() {
 #[test]
 fn transfers_wait_for_the_machine_and_work_with_what_they_were_started_with() {
     let machine = Machine::new();
-    machine.probe().process();
+    machine.process();
     assert_eq!((machine.rings(), machine.status().dma), (0, DmaCounts::default()));
 
     machine.write(BAR0 + BYTE, 1);
@@ -77,8 +77,8 @@ fn transfers_wait_for_the_machine_and_work_with_what_they_were_started_with() {
     machine.write(BAR0 + BYTE, 2);
     start(&machine, FILL, MEMORY + 1, 2);
     assert_eq!(machine.rings(), 1);
-    machine.probe().process();
-    machine.probe().process();
+    machine.process();
+    machine.process();
     assert_eq!(memory(&machine, MEMORY, 3), [1, 0, 0]);
     assert_eq!(machine.status().dma, DmaCounts { completed: 1, faulted: 0 });
 }
@@ -120,7 +120,7 @@ fn memory_is_out_of_reach_without_bus_mastering() {
     start(&machine, FILL, MEMORY, 1);
     // It counts when the transfer is carried out.
     machine.command(Command::MEMORY);
-    machine.probe().process();
+    machine.process();
     assert_eq!(machine.status().dma, DmaCounts { completed: 0, faulted: 2 });
     assert_eq!(memory(&machine, MEMORY, 1), [0]);
 }
@@ -134,7 +134,7 @@ fn the_end_of_a_transfer_interrupts_if_it_should() {
     machine.write(BAR0 + VECTOR, 4);
     start(&machine, READ, MEMORY, 1);
     assert!(machine.raised().is_empty());
-    machine.probe().process();
+    machine.process();
     assert_eq!(machine.raised(), [4]);
     let _ = transfer(&machine, READ, 0, 1);
     assert_eq!(machine.raised(), [4], "a fault ends it too");
@@ -148,7 +148,25 @@ fn a_reset_forgets_the_transfer_that_waits() {
     machine.write_config(PROBE, machine.capability(0x10) + 8, 1 << 15);
     machine.configure();
     assert_eq!(machine.status().dma_status, DmaStatus::Idle);
-    machine.probe().process();
+    machine.process();
     assert_eq!(machine.status().dma, DmaCounts::default());
     assert_eq!(memory(&machine, MEMORY, 1), [0]);
+}
+
+#[test]
+fn registers_of_a_function_are_read_and_written_as_far_as_they_are_decoded() {
+    let machine = Machine::new();
+    // Its own ones, which nothing may lock meanwhile.
+    machine.write_bytes(BAR2 + 0x123, b"who goes there?");
+    assert_eq!(transfer(&machine, READ, BAR2 + 0x123, 15), DmaStatus::Done);
+    assert_eq!(machine.read_bytes(BAR0 + BUFFER, 16), b"who goes there?\0");
+    assert_eq!(transfer(&machine, WRITE, BAR2 + 0x1001, 15), DmaStatus::Done);
+    assert_eq!(machine.read_bytes(BAR2 + 0x1000, 17), b"\0who goes there?\0");
+    machine.write(BAR0 + BYTE, 0x55);
+    assert_eq!(transfer(&machine, FILL, BAR0 + SCRATCH + 2, 3), DmaStatus::Done);
+    assert_eq!(machine.read_bytes(BAR0 + SCRATCH, 6), b"\0\0\x55\x55\x55\0");
+    // Nothing is behind the last byte, and the buffer is left alone.
+    let fault = DmaStatus::Fault(DmaFault::Address);
+    assert_eq!(transfer(&machine, READ, BAR2 + u64::from(RAM_SIZE) - 4, 8), fault);
+    assert_eq!(machine.read_bytes(BAR0 + BUFFER, 3), b"who");
 }

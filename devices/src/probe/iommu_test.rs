@@ -83,7 +83,7 @@ fn a_transfer_is_translated_when_it_is_carried_out() {
     start(&machine, FILL, 0, 1);
     iommu.driver.write_config(36, &[0]);
     assert_eq!(iommu.detach(1, ENDPOINT), OK);
-    machine.probe().process();
+    machine.process();
     assert_eq!(machine.status().dma_status, REFUSED);
     assert_eq!(memory(&machine, MEMORY, 1), [0]);
     assert_eq!(transfer(&machine, FILL, MEMORY, 1), REFUSED, "nothing bypasses the IOMMU");

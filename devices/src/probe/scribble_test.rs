@@ -65,7 +65,7 @@ proptest! {
                     continue;
                 }
                 Action::Process => {
-                    machine.probe().process();
+                    machine.process();
                     continue;
                 }
             };

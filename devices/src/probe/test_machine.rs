@@ -199,6 +199,11 @@ impl Machine {
         self.doorbell.0.load(Ordering::Relaxed)
     }
 
+    /// Has the probe do what it was told to do.
+    pub fn process(&self) {
+        Probe::process(&self.probe, &self.root);
+    }
+
     pub fn probe(&self) -> MutexGuard<'_, Probe> {
         self.probe.lock().unwrap()
     }

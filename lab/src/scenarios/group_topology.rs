@@ -1,4 +1,4 @@
-//! G1 and G2: which functions Linux puts into one IOMMU group, and which of those groups user space
+//! G1, G2 and G11: which functions Linux puts into one IOMMU group, and which of those groups user space
 //! may have.
 //!
 //! `pci_device_group()`: functions that can reach each other, or that the IOMMU cannot tell apart, share
@@ -80,6 +80,35 @@ fn check_viable(
         Ok(seen.check(format!("{name}: SET_CONTAINER"), Finding::Done, set)?)
     })?;
     Ok(device.unbind()?)
+}
+
+/// G11: with Linux 6.12 and a virtio-iommu a function has no group until a driver has been tried on it,
+/// with others it has one at once. From then on it is in one, alone.
+pub fn group_of_a_function(vm: &Vm, seen: &mut Observations) -> Told {
+    let function = alone(vm)?;
+    introduce(&function)?;
+    Ok(seen.check(GROUP_OF_A_FUNCTION, "alone in a group", grouped(&function)?).map(|()| None)?)
+}
+
+/// G11, its control: without an IOMMU there are no groups, whatever is tried.
+pub fn no_group(vm: &Vm, seen: &mut Observations) -> Told {
+    let function = functions(vm)?.into_iter().next();
+    let function = function.ok_or(VmError::Absent("PCI function that its machine should have"))?;
+    vm.guest.load_module(UIO_PCI_GENERIC, "").outcome()?;
+    function.bind(UIO_PCI_GENERIC)?;
+    function.unbind()?;
+    seen.control(format!("no IOMMU: {GROUP_OF_A_FUNCTION}"), "in no group", grouped(&function)?)?;
+    Ok(None)
+}
+
+const GROUP_OF_A_FUNCTION: &str = "a function on which a driver was tried";
+
+fn grouped(function: &PciFunction) -> Result<&'static str, GuestError> {
+    if !function.has_file("iommu_group")? {
+        return Ok("in no group");
+    }
+    let is_alone = function.group_members()? == [function.address()];
+    Ok(if is_alone { "alone in a group" } else { "in a group of others" })
 }
 
 const BEHIND_A_BRIDGE: &str = "two devices behind a bridge";

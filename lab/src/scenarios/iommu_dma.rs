@@ -147,6 +147,9 @@ pub fn peer_to_peer(vm: &Vm, seen: &mut Observations) -> Told {
         let peer = Assigned::open(vm, user, &peer)?;
         device.container().map_dma(IOVA + PAGE, &peer.map()?, PAGE)?;
         let fetched = || {
+            // What an earlier transfer left in the device.
+            memory.restore()?;
+            engine.load(IOVA)?;
             engine.load(IOVA + PAGE)?;
             engine.store(IOVA)?;
             let fetched = Finding::from(memory.target.peek_u32(0)?);

@@ -428,7 +428,7 @@ pub static CATALOGUE: &[Scenario] = &[
     Scenario {
         id: "F15",
         title: "DMA reaches another device's BAR only while that is decoded",
-        needs: &[Need::Monitor(Feature::PeerToPeer), Need::Vfio, Need::Iommu],
+        needs: &[Need::Vfio, Need::Iommu],
         stories: &[Guest(Boot::Iommu, iommu_dma::peer_to_peer)],
     },
     Scenario {
@@ -460,6 +460,15 @@ pub static CATALOGUE: &[Scenario] = &[
         title: "devices share a group with the bridge above them, and user space may have it",
         needs: GROUPS,
         stories: &[Guest(Boot::Iommu, group_topology::behind_bridges)],
+    },
+    Scenario {
+        id: "G11",
+        title: "a function is in an IOMMU group once a driver has been tried on it",
+        needs: GROUPS,
+        stories: &[
+            Guest(Boot::Plain, group_topology::no_group),
+            Guest(Boot::Iommu, group_topology::group_of_a_function),
+        ],
     },
     Scenario {
         id: "G3",

@@ -2,17 +2,19 @@
 
 use super::{
     PAGE, Told,
-    assigned::{Assigned, with_assigned, with_assigned_below_a_root_port},
+    assigned::{
+        Assigned, PowerState, with_assigned, with_assigned_below_a_root_port, with_equipped,
+    },
     vfio_memory::TORN_DOWN,
 };
 use crate::{
     guest::{
-        Denial, GuestError,
+        Denial, GuestError, Polled, Polling,
         VfioInterrupt::MsiX,
         Width,
         command_register::{INTX_DISABLE, MEMORY},
     },
-    report::{Finding, Observations, Protection},
+    report::{Finding, Observations},
     vm::{Vm, VmError},
 };
 
@@ -67,21 +69,35 @@ fn check_restored(
 /// docs/probe.md: raises a vector.
 const INTERRUPT: u64 = 0x100;
 
-/// F11: who uses a mapping all the while a reset lasts makes no access until it is over.
+const STRAY: &str = "accesses that reach nothing";
+
+/// F11: who uses a mapping all the while a reset lasts, of the function or of its bus, makes no access
+/// until it is over. Who uses it as the function falls asleep gets SIGBUS, and makes none either.
 /// Control: decoding is turned off behind VFIO's back, and accesses do go astray.
 pub fn used_in_a_reset(vm: &Vm, seen: &mut Observations) -> Told {
-    const STRAY: &str = "accesses that reach nothing";
+    with_assigned(vm, |assigned| {
+        check_unreached(vm, seen, "reset", assigned, Finding::Done, |polling| {
+            assigned.device.reset()?;
+            Ok(polling.stop()?)
+        })
+    })?;
+    with_assigned_below_a_root_port(vm, |assigned| {
+        check_unreached(vm, seen, "hot reset", assigned, Finding::Done, |polling| {
+            assigned.device.hot_reset()?;
+            Ok(polling.stop()?)
+        })
+    })?;
+    with_equipped(vm, |assigned| {
+        check_unreached(vm, seen, "D3hot", assigned, Denial::SIGBUS.into(), |polling| {
+            assigned.set_power_state(PowerState::D3Hot)?;
+            let polled = polling.stop()?;
+            assigned.set_power_state(PowerState::D0)?;
+            Ok(polled)
+        })
+    })?;
     with_assigned(vm, |assigned| {
         let held = assigned.map_and_use()?;
         let refused = || assigned.accesses(vm).map(|accesses| accesses.refused);
-        let before = refused();
-        let polling = held.start_polling(0, Width::Long)?;
-        assigned.device.reset()?;
-        seen.check("used in a reset: the user", Finding::Done, Ok(polling.stop()?))?;
-        let since = || Some(refused()? - before?);
-        if !seen.lacks(Protection::VfioZap) {
-            seen.check_count(format!("used in a reset: {STRAY}"), 0, since())?;
-        }
         let before = refused();
         let command = assigned.physical_command()?;
         let polling = held.start_polling(0, Width::Long)?;
@@ -91,4 +107,26 @@ pub fn used_in_a_reset(vm: &Vm, seen: &mut Observations) -> Told {
         let some = if refused() > before { "some" } else { "none" };
         Ok(seen.control(format!("turned off behind VFIO's back: {STRAY}"), "some", some)?)
     })
+}
+
+/// Somebody uses the function all the while that something is done to it, and that comes to `expected`.
+fn check_unreached(
+    vm: &Vm,
+    seen: &mut Observations,
+    name: &str,
+    assigned: &Assigned,
+    expected: Finding,
+    done: impl FnOnce(Polling) -> Result<Polled, VmError>,
+) -> Result<(), VmError> {
+    let held = assigned.map_and_use()?;
+    let refused = || assigned.accesses(vm).map(|accesses| accesses.refused);
+    let before = refused();
+    let polled = done(held.start_polling(0, Width::Long)?)?;
+    let tried = format!("used in {name}: the user");
+    seen.check_with(TORN_DOWN, tried, expected, Finding::Done, Ok(polled))?;
+    let since = || Some(refused()? - before?);
+    if !TORN_DOWN.iter().any(|&protection| seen.lacks(protection)) {
+        seen.check_count(format!("used in {name}: {STRAY}"), 0, since())?;
+    }
+    Ok(())
 }

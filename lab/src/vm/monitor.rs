@@ -39,8 +39,6 @@ pub enum Iommu {
 pub enum Feature {
     /// A function that raises MSI-X when it is told to, and has a reset of its own.
     Probe,
-    /// DMA from one device to the registers of another.
-    PeerToPeer,
     /// Functions behind a bridge to conventional PCI, with the IOMMU above them.
     ConventionalPci,
     /// Counters of what reaches the virtio-mem device and its unplugged memory.
@@ -200,11 +198,7 @@ impl Vmm {
     /// Why it does not have something.
     pub fn lacks(self, feature: Feature) -> Option<&'static str> {
         match (self, feature) {
-            (Self::Moat, Feature::PeerToPeer) => {
-                Some("moat's devices reach memory by DMA, and no registers")
-            }
             (Self::Moat, _) => None,
-            (Self::Qemu(..), Feature::PeerToPeer) => None,
             (Self::Qemu(_, Iommu::Virtio), Feature::ConventionalPci) => {
                 Some("QEMU's virtio-iommu has no endpoints behind a bridge to conventional PCI")
             }

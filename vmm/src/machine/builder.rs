@@ -58,6 +58,8 @@ pub struct Builder<'a> {
     platform: Platform,
     pci: PciDevices,
     iommu: Option<Arc<Translations>>,
+    /// Each with what rings for its DMA.
+    probes: Vec<(Arc<EventSignal>, Arc<Mutex<Probe>>)>,
     work: Vec<DeviceWork>,
 }
 
@@ -98,6 +100,7 @@ impl<'a> Builder<'a> {
             next_address: ram_end(config.memory).max(layout::MMIO_GAP_END.0),
             pci: PciDevices::default(),
             iommu: None,
+            probes: Vec::new(),
             work: Vec::new(),
             platform,
             cpuid,
@@ -198,6 +201,7 @@ impl<'a> Builder<'a> {
                 self.config.enforcement,
                 &self.slots,
                 &self.gate,
+                &self.ending,
             )?;
             self.platform.hotpluggable.push(HotpluggableMemory {
                 address,
@@ -322,7 +326,7 @@ impl<'a> Builder<'a> {
                 let doorbell = doorbell()?;
                 let (function, device) =
                     Probe::new(probe.memory, dma, self.messages(), doorbell.clone())?;
-                self.work.push(DeviceWork::dma(doorbell, device.clone()));
+                self.probes.push((doorbell, device.clone()));
                 Ok(function.build(device))
             });
             let functions = functions.collect::<Result<_, MachineError>>()?;
@@ -346,6 +350,9 @@ impl<'a> Builder<'a> {
             ConfigPorts::PORTS,
             Arc::new(Mutex::new(ports)),
         )?;
+        for (doorbell, probe) in self.probes.drain(..) {
+            self.work.push(DeviceWork::dma(doorbell, probe, Arc::clone(&root)));
+        }
         let ecam = Ecam::new(Arc::clone(&root));
         self.buses.memory.insert(layout::PCI_ECAM.0, Ecam::SIZE, Arc::new(Mutex::new(ecam)))?;
         self.buses.pci = Some(Arc::new(Pci::new(root)));

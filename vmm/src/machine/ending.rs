@@ -6,6 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use devices::platform::{PlatformControl, PlatformEvent};
 
+use crate::memory::refusals::RefusedDevice;
 use crate::memory::violations::Violation;
 
 /// Why a machine ended.
@@ -27,6 +28,8 @@ pub enum Ending {
     MachineError(String),
     /// A vCPU touched what it must not, and is to be stopped then.
     Violation(Box<Violation>),
+    /// A device was told to touch what it must not, and the machine is to be stopped then.
+    RefusedDma(Box<RefusedDevice>),
     /// Whoever runs the machine ended it.
     Stopped,
 }
@@ -42,7 +45,7 @@ impl Ending {
             Self::Panic => 13,
             Self::VcpuError(_) => 14,
             Self::MachineError(_) => 15,
-            Self::Violation(_) => 16,
+            Self::Violation(_) | Self::RefusedDma(_) => 16,
         }
     }
 }
@@ -58,6 +61,7 @@ impl fmt::Display for Ending {
             Self::VcpuError(what) => write!(f, "KVM cannot run the guest on: {what}"),
             Self::MachineError(what) => write!(f, "the machine failed: {what}"),
             Self::Violation(violation) => write!(f, "the guest is stopped for {violation}"),
+            Self::RefusedDma(refused) => write!(f, "the guest is stopped for {refused}"),
             Self::Stopped => f.write_str("the machine was stopped"),
         }
     }

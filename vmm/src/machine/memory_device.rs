@@ -12,14 +12,14 @@ use devices::virtio::transport::Transport;
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, MemoryRegionAddress};
 
-use super::lock;
+use super::{EndingCell, lock};
 use crate::memory::MemoryError;
 use crate::memory::backing::Backing;
 use crate::memory::busy::BusyBackend;
 use crate::memory::host::{HostMemory, HostMemoryConfig};
 use crate::memory::one_slot::OneSlot;
 use crate::memory::reachable::ReachableBlocks;
-use crate::memory::refusals::RefusedDevice;
+use crate::memory::refusals::{Refusals, RefusedDevice};
 use crate::memory::slots::{MemorySlots, SlotError};
 use crate::memory::strict::StrictBlocks;
 use crate::memory::violations::{
@@ -159,20 +159,27 @@ impl MemoryDevice {
         enforcement: Enforcement,
         slots: &MemorySlots,
         gate: &Arc<VcpuGate>,
+        ending: &Arc<EndingCell>,
     ) -> Result<Self, MemoryDeviceError> {
         let page_size = config.memory.backing.page_size();
         let region = Region::new(address.0, config.size, config.block_size, page_size)
             .map_err(|source| MemoryDeviceError::Region { id: id.clone(), source })?;
         let memory_error = |source| MemoryDeviceError::Memory { id: id.clone(), source };
         let memory = HostMemory::map(address, config.size, &config.memory).map_err(memory_error)?;
-        let reachable = Arc::new(ReachableBlocks::none(region));
+        let refusals = Refusals::new(id.clone(), config.on_violation, Arc::clone(ending));
+        let reachable = Arc::new(ReachableBlocks::none(region, refusals));
         let strict = match enforcement {
             Enforcement::Strict => {
-                let (gate, reachable) = (Arc::clone(gate), Arc::clone(&reachable));
-                let blocks =
-                    StrictBlocks::new(region, memory.clone(), slots.clone(), gate, reachable)
-                        .map_err(|source| MemoryError::Map { size: config.size, source })
-                        .map_err(memory_error)?;
+                let blocks = StrictBlocks::new(
+                    region,
+                    memory.clone(),
+                    slots.clone(),
+                    Arc::clone(gate),
+                    Arc::clone(&reachable),
+                    Arc::clone(ending),
+                )
+                .map_err(|source| MemoryError::Map { size: config.size, source })
+                .map_err(memory_error)?;
                 Some(Arc::new(Mutex::new(blocks)))
             }
             Enforcement::Off => None,

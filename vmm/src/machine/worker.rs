@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use devices::Signal;
+use devices::pci::RootComplex;
 use devices::probe::Probe;
 use devices::virtio::transport::Transport;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
@@ -65,10 +66,14 @@ impl DeviceWork {
         Self { doorbell, process: Box::new(process) }
     }
 
-    /// Does a probe's DMA.
-    pub fn dma(doorbell: Arc<EventSignal>, probe: Arc<Mutex<Probe>>) -> Self {
+    /// Does a probe's DMA, which may be to the registers of functions of `peers`.
+    pub fn dma(
+        doorbell: Arc<EventSignal>,
+        probe: Arc<Mutex<Probe>>,
+        peers: Arc<RootComplex>,
+    ) -> Self {
         let process = move || {
-            lock(&probe).process();
+            Probe::process(&probe, &peers);
             false
         };
         Self { doorbell, process: Box::new(process) }

@@ -17,14 +17,14 @@ pub struct ReachableBlocks {
 }
 
 impl ReachableBlocks {
-    /// No block of `region` is reachable.
-    pub fn none(region: Region) -> Self {
+    /// No block of `region` is reachable. What devices are refused goes to `refusals`.
+    pub fn none(region: Region, refusals: Refusals) -> Self {
         let words = region.block_count().div_ceil(64);
         Self {
             region,
             words: (0..words).map(|_| AtomicU64::new(0)).collect(),
             refused: AtomicU64::new(0),
-            refusals: Refusals::default(),
+            refusals,
         }
     }
 
@@ -83,7 +83,7 @@ impl Reachability for ReachableBlocks {
         if let Some(origin) = origin {
             let address = self.region.address() + offset;
             let block = offset / self.region.block_size();
-            self.refusals.keep(origin, address, len as u64, block);
+            self.refusals.record(origin, address, len as u64, block);
         }
     }
 }
@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn x2_a_device_reaches_whole_ranges_of_plugged_blocks_only() {
         let region = Region::new(0, 256 * 0x1000, 0x1000, 0x1000).unwrap();
-        let blocks = ReachableBlocks::none(region);
+        let blocks = ReachableBlocks::none(region, Refusals::default());
         blocks.insert(BlockRange::new(62..66).unwrap());
         assert!(blocks.permits(62 * 0x1000, 4 * 0x1000));
         assert!(!blocks.permits(62 * 0x1000 - 1, 2));
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn a_refused_device_is_kept_with_a_count() {
         let region = Region::new(0x10_0000, 16 * 0x1000, 0x1000, 0x1000).unwrap();
-        let blocks = ReachableBlocks::none(region);
+        let blocks = ReachableBlocks::none(region, Refusals::default());
         blocks.refused(None, 0, 1);
         let chain = Some(ChainId { queue: 1, head: 7 });
         for (requester, chain, offset) in

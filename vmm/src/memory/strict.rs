@@ -30,6 +30,7 @@ use thiserror::Error;
 use super::host::HostMemory;
 use super::reachable::ReachableBlocks;
 use super::slots::{MemorySlots, SlotError, SlotId};
+use crate::machine::{Ending, EndingCell};
 use crate::vcpu::VcpuGate;
 
 /// The least size of a window. What KVM keeps for each page of a slot bounds it from above.
@@ -97,6 +98,7 @@ pub struct StrictBlocks {
     memory: HostMemory,
     slots: MemorySlots,
     gate: Arc<VcpuGate>,
+    ending: Arc<EndingCell>,
     /// The blocks that are plugged.
     reachable: Arc<ReachableBlocks>,
     windows: BTreeMap<u64, Window>,
@@ -112,18 +114,26 @@ impl StrictBlocks {
         slots: MemorySlots,
         gate: Arc<VcpuGate>,
         reachable: Arc<ReachableBlocks>,
+        ending: Arc<EndingCell>,
     ) -> io::Result<Self> {
         memory.forbid(0..memory.size())?;
         let window_bytes = WINDOW_BYTES.max((region.size() / WINDOWS).next_power_of_two());
         let window_blocks = (window_bytes / region.block_size()).max(1);
-        let windows = BTreeMap::new();
-        Ok(Self { region, memory, slots, gate, reachable, windows, window_blocks, claimed: 0 })
+        Ok(Self {
+            region,
+            memory,
+            slots,
+            gate,
+            ending,
+            reachable,
+            windows: BTreeMap::new(),
+            window_blocks,
+            claimed: 0,
+        })
     }
 
     /// Takes all unplugged blocks out of the memory slots, so that touching one is an MMIO exit.
     /// Returns whether there were any.
-    ///
-    /// On an error plugged blocks may be in no slot, and the guest cannot go on.
     pub fn withdraw_unplugged(&mut self) -> Result<bool, SlotError> {
         let runs = |index: &u64| (*index, self.reachable.runs(self.window(*index)));
         self.rearrange(self.windows.keys().map(runs).collect())
@@ -159,7 +169,21 @@ impl StrictBlocks {
     }
 
     /// Has the window's slots be `ranges`. No vCPU may run.
+    ///
+    /// On an error they are what they were. Where KVM refuses that too, plugged blocks may be in no
+    /// slot, and the machine ends.
     fn set_slots(&mut self, index: u64, ranges: Vec<Range<u64>>) -> Result<(), SlotError> {
+        let window = self.windows.entry(index).or_default();
+        let before = window.slots.iter().map(|(range, _)| range.clone()).collect();
+        self.try_set_slots(index, ranges).inspect_err(|_| {
+            if let Err(error) = self.try_set_slots(index, before) {
+                let what = format!("KVM has taken memory from the guest: {error}");
+                self.ending.set(Ending::MachineError(what));
+            }
+        })
+    }
+
+    fn try_set_slots(&mut self, index: u64, ranges: Vec<Range<u64>>) -> Result<(), SlotError> {
         let window = self.windows.entry(index).or_default();
         let (kept, mut gone): (Vec<_>, Vec<_>) =
             mem::take(&mut window.slots).into_iter().partition(|(range, _)| ranges.contains(range));
@@ -302,6 +326,7 @@ impl BlockBackend for StrictBlocks {
             Ok(()) => {
                 self.commit(plans);
                 self.reachable.insert(range);
+                self.gate.announce_memory();
             }
             // A vCPU may have written to it already.
             Err(_) => {

@@ -190,7 +190,8 @@ pub struct Offender {
     pub latest: Violation,
 }
 
-/// What becomes of an access to an unplugged block. It is counted and answered in any case.
+/// What becomes of an access to an unplugged block, by a vCPU or by a device. It is counted and
+/// answered in any case.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ViolationPolicy {
@@ -199,7 +200,7 @@ pub enum ViolationPolicy {
     Report,
     /// It ends the machine.
     Stop,
-    /// It is kept, logged, and raises a machine check in the vCPU that made it.
+    /// It is kept, logged, and raises a machine check in the vCPU that made it, if one did.
     MachineCheck,
     /// Nothing more.
     Ignore,
@@ -233,6 +234,28 @@ pub struct ViolationCounters {
     pub permitted_reads: u64,
 }
 
+/// Lines of log about what a guest can do as often as it likes: one in a second at most.
+#[derive(Default)]
+pub struct ThrottledWarnings {
+    last_told: Option<Instant>,
+    untold: u64,
+}
+
+impl ThrottledWarnings {
+    const INTERVAL: Duration = Duration::from_secs(1);
+
+    /// Says it, and how many times nothing was said before, unless something was said just now.
+    pub fn warn(&mut self, what: impl fmt::Display) {
+        if self.last_told.is_none_or(|told| told.elapsed() >= Self::INTERVAL) {
+            warn!("{what} ({} more before)", self.untold);
+            self.last_told = Some(Instant::now());
+            self.untold = 0;
+        } else {
+            self.untold += 1;
+        }
+    }
+}
+
 /// The violations of one device.
 #[derive(Default)]
 pub struct ViolationLog(Mutex<Inner>);
@@ -242,15 +265,12 @@ struct Inner {
     counters: ViolationCounters,
     /// The one that has been quiet longest comes first.
     offenders: VecDeque<Offender>,
-    last_told: Option<Instant>,
-    untold: u64,
+    warnings: ThrottledWarnings,
 }
 
 impl ViolationLog {
     /// As many offenders are kept, the latest ones.
     const KEPT: usize = 64;
-    /// At most one line of log in this time; it says how many went before.
-    const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
     /// Counts an access, and nothing else.
     fn count(&self, operation: Operation) {
@@ -265,13 +285,7 @@ impl ViolationLog {
     /// Keeps `violation`, which has been counted, and logs it unless another was logged just now.
     fn keep(&self, violation: Violation) {
         let mut inner = self.lock();
-        if inner.last_told.is_none_or(|told| told.elapsed() >= Self::TELL_INTERVAL) {
-            warn!("{violation} ({} more before)", inner.untold);
-            inner.last_told = Some(Instant::now());
-            inner.untold = 0;
-        } else {
-            inner.untold += 1;
-        }
+        inner.warnings.warn(&violation);
         inner.fold(violation);
     }
 

@@ -12,8 +12,8 @@ use super::kick::{self, Kicker};
 struct State {
     /// How many [`Closed`] there are.
     closers: usize,
-    /// How many there have been.
-    closings: u64,
+    /// How often what vCPUs reach may have changed.
+    changes: u64,
     /// The vCPUs in KVM_RUN.
     inside: Vec<Option<Kicker>>,
     ended: bool,
@@ -33,8 +33,8 @@ pub struct Closed<'a>(&'a VcpuGate);
 pub struct Entered<'a> {
     gate: &'a VcpuGate,
     vcpu: usize,
-    /// How often the gate had been closed by then.
-    pub closings: u64,
+    /// How often what vCPUs reach may have changed by then.
+    pub changes: u64,
 }
 
 impl VcpuGate {
@@ -59,15 +59,15 @@ impl VcpuGate {
         }
         kick::rearm();
         state.inside[vcpu] = Some(kicker);
-        let closings = state.closings;
-        Some(Entered { gate: self, vcpu, closings })
+        let changes = state.changes;
+        Some(Entered { gate: self, vcpu, changes })
     }
 
     /// Takes all vCPUs out of KVM_RUN and keeps them out while the result lives.
     pub fn close(&self) -> Closed<'_> {
         let mut state = self.lock();
         state.closers += 1;
-        state.closings += 1;
+        state.changes += 1;
         state.inside.iter().flatten().for_each(|kicker| kicker.kick());
         while state.inside.iter().any(Option::is_some) {
             state = self.wait(state);
@@ -75,9 +75,15 @@ impl VcpuGate {
         Closed(self)
     }
 
-    /// How often it has been closed so far.
-    pub fn closings(&self) -> u64 {
-        self.lock().closings
+    /// Says that there is memory where there was none, to vCPUs that may just have been refused it.
+    /// They are not taken out of KVM_RUN for that.
+    pub fn announce_memory(&self) {
+        self.lock().changes += 1;
+    }
+
+    /// How often what vCPUs reach may have changed so far: it was closed, or memory was announced.
+    pub fn changes(&self) -> u64 {
+        self.lock().changes
     }
 
     /// Takes all vCPUs out of KVM_RUN, for good.

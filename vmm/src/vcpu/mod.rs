@@ -124,7 +124,7 @@ impl Vcpu {
             self.halted.store(halted, Ordering::Relaxed);
             return Ok(Round::Continue);
         }
-        let closings = entered.closings;
+        let changes = entered.changes;
         drop(entered);
         let stray = match exit {
             Ok(VcpuExit::IoIn(port, data)) => buses.read_port(port, data),
@@ -137,7 +137,7 @@ impl Vcpu {
                 let what = format!("{exit:?}");
                 return Ok(Round::End(self.failure(&what)));
             }
-            Err(error) if error.errno() == libc::EFAULT => return Ok(self.refused_memory(closings)),
+            Err(error) if error.errno() == libc::EFAULT => return Ok(self.refused_memory(changes)),
             Err(error) => return Ok(Round::End(self.failure(&format!("KVM_RUN: {error}")))),
         };
         let Some(access) = stray else {
@@ -192,12 +192,12 @@ impl Vcpu {
         checks.try_for_each(|checks| checks.raise(&self.fd, access, precise))
     }
 
-    /// KVM found a slot and no memory that may be accessed. `closings` is of when it was entered.
-    fn refused_memory(&self, closings: u64) -> Round {
+    /// KVM found a slot and no memory that may be accessed. `changes` is of when it was entered.
+    fn refused_memory(&self, changes: u64) -> Round {
         match self.buses.withdraw_unplugged() {
             // It was an unplugged block, and the access will come again, for us to see. So it will if
-            // another vCPU has withdrawn the block meanwhile.
-            Ok(withdrawn) if withdrawn || self.gate.closings() != closings => Round::Continue,
+            // another vCPU has withdrawn the block meanwhile, or plugged it.
+            Ok(withdrawn) if withdrawn || self.gate.changes() != changes => Round::Continue,
             Ok(_) => Round::End(self.failure("KVM_RUN: the host has no memory for the guest")),
             Err(error) => Round::End(Ending::MachineError(error.to_string())),
         }

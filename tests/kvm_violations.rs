@@ -3,9 +3,11 @@
 
 mod support;
 
+use std::time::Duration;
+
 use agent_protocol::{Fault, OpenFlags, Protection, Sharing, Signal};
 use lab::guest::GuestError;
-use lab::payload::virtio_mem::{Answer, Driver, write_descriptor};
+use lab::payload::virtio_mem::{Answer, Completion, Driver, write_descriptor};
 use lab::payload::{Exception, Payload};
 use support::linux::{Linux, LinuxConfig, kernel};
 use support::{GIB, MIB, PayloadMachine};
@@ -142,11 +144,14 @@ fn the_machine_ends_if_it_is_to_and_says_who_it_was() {
 
 #[test]
 fn the_machine_ends_for_dma_too_if_it_is_to() {
+    const WRITABLE: u64 = 2;
     let (mut vm, mut driver) = start(ViolationPolicy::Stop);
     let (address, block) = (driver.block(5) + 0x20, 5);
-    write_descriptor(&mut vm.payload, 0, address, 24, 0, 0);
+    write_descriptor(&mut vm.payload, 0, address, 10, WRITABLE, 0);
     driver.make_available(&mut vm.payload, 0);
     driver.kick(&mut vm.payload);
+    // No room to answer in: the chain comes back empty.
+    assert_eq!(driver.completion(&mut vm.payload, Duration::from_secs(60)), Completion::Used(0));
     let ending = vm.machine.wait();
     assert_eq!(ending.exit_code(), 16);
     let message = ending.to_string();

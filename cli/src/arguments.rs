@@ -232,7 +232,7 @@ pub struct CheckArguments {
     /// Number of vCPUs of each guest; with several, mappings are torn down across them
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
-    /// What runs the guests; with both, a table shows where they differ
+    /// What runs the guests; with several, tables show where they differ
     #[arg(long, value_enum, value_delimiter = ',', default_value = "moat")]
     pub vmm: Vec<CheckedVmm>,
     /// The control of the controls: the kernels lack this protection, and the checks of it must fail

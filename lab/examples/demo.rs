@@ -87,7 +87,10 @@ fn grow_and_shrink(kernel: &GuestKernel) -> Result<(), AnyError> {
     show("before")?;
     writeln!(out, "/dev/mem  before the driver owns the region, mmap of it: {}", allowed(&map()?))?;
     vm.start_driver()?;
+    let before = vm.guest.meminfo()?.total();
     vm.resize(GROWN)?;
+    // /proc/iomem has it first.
+    vm.wait_until("the memory is online", || Ok(vm.guest.meminfo()?.total() >= before + GROWN))?;
     show("grown")?;
     writeln!(out, "/dev/mem  mmap of a plugged page: {}", allowed(&map()?))?;
     vm.resize(0)?;

@@ -36,7 +36,7 @@ pub fn huge_pages(size: HugePageSize, free: u64) -> Option<HugePagePool> {
 
 /// Says, past a runner that keeps what passing tests print, what a test does without. scripts/test
 /// counts these lines.
-fn skip(why: impl Display) {
+pub fn skip(why: impl Display) {
     let test = thread::current().name().unwrap_or_default().to_owned();
     let mut past_the_runner = io::stderr();
     writeln!(past_the_runner, "skipped: {test}: {why}").unwrap();

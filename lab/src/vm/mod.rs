@@ -327,7 +327,9 @@ impl Vm {
     pub fn wait_until_plugged(&self, bytes: u64) -> Result<(), VmError> {
         self.wait_until(&format!("{} MiB are plugged", bytes / MIB), || {
             Ok(self.device()?.plugged == bytes && {
-                // Blocks are plugged before memory is added, and removed before they are unplugged.
+                // Blocks are plugged before their memory is added. Where they are smaller than what
+                // Linux adds at once they are unplugged before it is removed, too: only of all of it
+                // one can wait for that.
                 let added = self.guest.iomem()?.size_of(ADDED_MEMORY);
                 if bytes == 0 { added == 0 } else { added >= bytes }
             })

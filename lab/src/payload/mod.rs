@@ -376,3 +376,16 @@ struct Answered {
     command: [u64; 2],
     result: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn no_label_can_be_taken_for_a_function_of_the_c_library() {
+        let labels = include_str!("payload.s").lines().filter_map(|line| {
+            let (label, _) = line.split_once(':')?;
+            label.starts_with(|first: char| first.is_ascii_alphabetic()).then_some(label)
+        });
+        let labels: Vec<_> = labels.collect();
+        assert_eq!(labels, ["moat_payload_start", "moat_payload_end"]);
+    }
+}

@@ -13,6 +13,9 @@
 #
 # A boot processor that meets #UD or #MC notes it at EXCEPTION and takes the next command. All other
 # exceptions are fatal: there is no gate for them, so a fault is a triple fault.
+#
+# Labels start with .L and so are nobody else's: the compiler puts this beside Rust code, and that would
+# call a label read where it means the C library's function.
 
     .set LOAD, 0x200000
     .set TABLES, 0x300000           # PML4, 3 PDPTs, then 8 page directories
@@ -70,15 +73,15 @@ moat_payload_start:
     link_tables TABLES, TABLES + 0x1000, 3
     link_tables TABLES + 0x1000, TABLES + 0x4000, 8
     # The trampoline for the other processors.
-    movl $(LOAD + (ap_start - moat_payload_start)), %esi
+    movl $(LOAD + (.Lap_start - moat_payload_start)), %esi
     movl $AP_TRAMPOLINE, %edi
-    movl $(ap_end - ap_start), %ecx
+    movl $(.Lap_end - .Lap_start), %ecx
     rep movsb
     movl $0, AP_COUNT
     xorl %ebp, %ebp
 
 # With %ebp 0 for the boot processor, 1 for any other.
-enter_long_mode:
+.Lenter_long_mode:
     movl $TABLES, %eax
     movl %eax, %cr3
     movl %cr4, %eax
@@ -91,78 +94,78 @@ enter_long_mode:
     movl %cr0, %eax
     orl $0x80000001, %eax
     movl %eax, %cr0
-    lgdt LOAD + (gdt_pointer - moat_payload_start)
-    ljmp $0x08, $(LOAD + (long_mode - moat_payload_start))
+    lgdt LOAD + (.Lgdt_pointer - moat_payload_start)
+    ljmp $0x08, $(LOAD + (.Llong_mode - moat_payload_start))
 
     .balign 8
-gdt:
+.Lgdt:
     .quad 0
     .quad 0x00af9b000000ffff        # 0x08: 64-bit code
     .quad 0x00cf93000000ffff        # 0x10: data
     .quad 0x00cf9b000000ffff        # 0x18: 32-bit code
-gdt_pointer:
-    .word gdt_pointer - gdt - 1
-    .long LOAD + (gdt - moat_payload_start)
+.Lgdt_pointer:
+    .word .Lgdt_pointer - .Lgdt - 1
+    .long LOAD + (.Lgdt - moat_payload_start)
 
 # In real mode, at AP_TRAMPOLINE.
     .code16
-ap_start:
+.Lap_start:
     cli
     movw %cs, %ax
     movw %ax, %ds
-    lgdtl (ap_gdt_pointer - ap_start)
+    lgdtl (.Lap_gdt_pointer - .Lap_start)
     movl %cr0, %eax
     orb $1, %al
     movl %eax, %cr0
-    ljmpl $0x18, $(LOAD + (ap_protected_mode - moat_payload_start))
-ap_gdt_pointer:
-    .word gdt_pointer - gdt - 1
-    .long LOAD + (gdt - moat_payload_start)
-ap_end:
+    ljmpl $0x18, $(LOAD + (.Lap_protected_mode - moat_payload_start))
+.Lap_gdt_pointer:
+    .word .Lgdt_pointer - .Lgdt - 1
+    .long LOAD + (.Lgdt - moat_payload_start)
+.Lap_end:
 
     .code32
-ap_protected_mode:
+.Lap_protected_mode:
     movw $0x10, %ax
     movw %ax, %ds
     movw %ax, %es
     movw %ax, %ss
     movl $1, %ebp
-    jmp enter_long_mode
+    jmp .Lenter_long_mode
 
     .code64
-long_mode:
+.Llong_mode:
     movw $0x10, %ax
     movw %ax, %ds
     movw %ax, %es
     movw %ax, %ss
     testl %ebp, %ebp
-    jnz hammer
+    jnz .Lhammer
     movl $LOAD, %esp
-    movl $(LOAD + (invalid_opcode - moat_payload_start)), %eax
+    movl $(LOAD + (.Linvalid_opcode - moat_payload_start)), %eax
     movl $6, %ecx
-    call set_gate
-    movl $(LOAD + (machine_check - moat_payload_start)), %eax
+    call .Lset_gate
+    movl $(LOAD + (.Lmachine_check - moat_payload_start)), %eax
     movl $18, %ecx
-    call set_gate
-    movl $(LOAD + (serial_interrupt - moat_payload_start)), %eax
+    call .Lset_gate
+    movl $(LOAD + (.Lserial_interrupt - moat_payload_start)), %eax
     movl $(VECTORS + 3), %ecx
-    call set_gate
-    lidt LOAD + (interrupts_pointer - moat_payload_start)
-    call listen
+    call .Lset_gate
+    lidt LOAD + (.Linterrupts_pointer - moat_payload_start)
+    call .Llisten
     movb $READY, %al
-    call send_byte
+    call .Lsend_byte
 
 # Interrupts are off but for the HLT, so none can come between the look and the sleep.
-sleep:
+.Lsleep:
     movw $(SERIAL + 5), %dx
     inb %dx, %al
     testb $1, %al
-    jnz wake
+    jnz .Lwake
     sti
     hlt
     cli
-    jmp sleep
-wake:
+    jmp .Lsleep
+.Lwake:
     movw $SERIAL, %dx
     inb %dx, %al
 
@@ -170,49 +173,49 @@ wake:
 # value, %r10 result.
     movl $(MAILBOX + 8), %r12d
     movq MAILBOX, %r13
-command:
+.Lcommand:
     testq %r13, %r13
-    jz done
+    jz .Ldone
     movw (%r12), %bx
     movq 8(%r12), %r8
     movq 16(%r12), %r9
     xorl %r10d, %r10d
     cmpb $0, %bl
-    je read
+    je .Lread
     cmpb $1, %bl
-    je write
+    je .Lwrite
     cmpb $2, %bl
-    je fill
+    je .Lfill
     cmpb $3, %bl
-    je verify
+    je .Lverify
     cmpb $4, %bl
-    je out_port
+    je .Lout_port
     cmpb $5, %bl
-    je copy
+    je .Lcopy
     cmpb $6, %bl
-    je store_string
+    je .Lstore_string
     cmpb $7, %bl
-    je call_address
+    je .Lcall_address
     cmpb $8, %bl
-    je add_vector
+    je .Ladd_vector
     cmpb $9, %bl
-    je store_vector
+    je .Lstore_vector
     cmpb $10, %bl
-    je drive_queue
+    je .Ldrive_queue
     ud2
 
-answer:
+.Lanswer:
     movq %r10, 16(%r12)
     addq $24, %r12
     decq %r13
-    jmp command
+    jmp .Lcommand
 
-done:
+.Ldone:
     movb $DONE, %al
-    call send_byte
-    jmp sleep
+    call .Lsend_byte
+    jmp .Lsleep
 
-read:
+.Lread:
     cmpb $1, %bh
     je 1f
     cmpb $2, %bh
@@ -220,15 +223,15 @@ read:
     cmpb $4, %bh
     je 4f
     movq (%r8), %r10
-    jmp answer
+    jmp .Lanswer
 1:  movzbl (%r8), %r10d
-    jmp answer
+    jmp .Lanswer
 2:  movzwl (%r8), %r10d
-    jmp answer
+    jmp .Lanswer
 4:  movl (%r8), %r10d
-    jmp answer
+    jmp .Lanswer
 
-write:
+.Lwrite:
     cmpb $1, %bh
     je 1f
     cmpb $2, %bh
@@ -236,25 +239,25 @@ write:
     cmpb $4, %bh
     je 4f
     movq %r9, (%r8)
-    jmp answer
+    jmp .Lanswer
 1:  movb %r9b, (%r8)
-    jmp answer
+    jmp .Lanswer
 2:  movw %r9w, (%r8)
-    jmp answer
+    jmp .Lanswer
 4:  movl %r9d, (%r8)
-    jmp answer
+    jmp .Lanswer
 
 # Writes its own address to every 512th byte of [%r8, %r8 + %r9).
-fill:
+.Lfill:
     addq %r8, %r9
 1:  movq %r8, (%r8)
     addq $512, %r8
     cmpq %r9, %r8
     jb 1b
-    jmp answer
+    jmp .Lanswer
 
 # Counts where that is not what is there.
-verify:
+.Lverify:
     addq %r8, %r9
 1:  cmpq %r8, (%r8)
     je 2f
@@ -262,46 +265,46 @@ verify:
 2:  addq $512, %r8
     cmpq %r9, %r8
     jb 1b
-    jmp answer
+    jmp .Lanswer
 
-out_port:
+.Lout_port:
     movl %r8d, %edx
     movl %r9d, %eax
     outb %al, %dx
-    jmp answer
+    jmp .Lanswer
 
 # Copies %r9 quads from %r8.
-copy:
+.Lcopy:
     movq %r8, %rsi
     movl $COPY, %edi
     movq %r9, %rcx
     cld
     rep movsq
-    jmp answer
+    jmp .Lanswer
 
 # Fills %r9 quads at %r8 with the address.
-store_string:
+.Lstore_string:
     movq %r8, %rdi
     movq %r8, %rax
     movq %r9, %rcx
     cld
     rep stosq
-    jmp answer
+    jmp .Lanswer
 
-call_address:
+.Lcall_address:
     call *%r8
-    jmp answer
+    jmp .Lanswer
 
 # KVM's emulator knows neither of these two. The result is what %xmm0, zero before, is after.
-add_vector:
+.Ladd_vector:
     pxor %xmm0, %xmm0
     paddq (%r8), %xmm0
     movq %xmm0, %r10
-    jmp answer
+    jmp .Lanswer
 
-store_vector:
+.Lstore_vector:
     movlps %xmm0, (%r8)
-    jmp answer
+    jmp .Lanswer
 
 # Drives a virtqueue: for each of %r9 chains, whose heads are in the available ring already, it makes
 # that chain available, notifies the device, and waits until one more is used. At %r8:
@@ -309,14 +312,14 @@ store_vector:
 #     available ring u64, used ring u64, where to notify u64, what to write there u64
 #
 # and as many bytes of that are written as the command is wide. The result is how many were used.
-drive_queue:
+.Ldrive_queue:
     movq (%r8), %rsi
     movq 8(%r8), %rdi
     movq 16(%r8), %rdx
     movq 24(%r8), %rax
     movzwl 2(%rdi), %ecx
 1:  cmpq %r9, %r10
-    jae answer
+    jae .Lanswer
     incw 2(%rsi)
     cmpb $2, %bh
     je 2f
@@ -331,7 +334,7 @@ drive_queue:
     jmp 1b
 
 # Has interrupt %ecx go to %eax.
-set_gate:
+.Lset_gate:
     movzwl %ax, %edx
     shrq $16, %rax
     shlq $48, %rax
@@ -342,36 +345,36 @@ set_gate:
     movq %rax, INTERRUPTS(%rcx)
     ret
 
-interrupts_pointer:
+.Linterrupts_pointer:
     .word (VECTORS + 4) * 16 - 1
     .quad INTERRUPTS
 
-invalid_opcode:
+.Linvalid_opcode:
     movl $6, %r10d
-    jmp exception
+    jmp .Lexception
 
-machine_check:
+.Lmachine_check:
     movl $0x17a, %ecx
     movl $(EXCEPTION + 16), %edi
-    call take_register
+    call .Ltake_register
     movl $0x401, %ecx
-    call take_register
+    call .Ltake_register
     movl $0x402, %ecx
-    call take_register
+    call .Ltake_register
     movl $0x405, %ecx
-    call take_register
+    call .Ltake_register
     movl $0x406, %ecx
-    call take_register
+    call .Ltake_register
     movl $18, %r10d
-exception:
+.Lexception:
     movq (%rsp), %rax
     movq %r10, EXCEPTION
     movq %rax, EXCEPTION + 8
     movl $LOAD, %esp
-    jmp answer
+    jmp .Lanswer
 
 # Appends model-specific register %ecx to what is at %rdi, and clears the register.
-take_register:
+.Ltake_register:
     rdmsr
     movl %eax, (%rdi)
     movl %edx, 4(%rdi)
@@ -381,13 +384,13 @@ take_register:
     wrmsr
     ret
 
-send_byte:
+.Lsend_byte:
     movw $SERIAL, %dx
     outb %al, %dx
     ret
 
 # Has the serial port raise IRQ 3 for what it receives, and the 8259s let nothing else through.
-listen:
+.Llisten:
     movb $0x11, %al                 # edge-triggered, cascaded, and three words follow
     outb %al, $MASTER
     outb %al, $SLAVE
@@ -415,14 +418,14 @@ listen:
     ret
 
 # Only ever comes to the HLT, which has nothing in %rax.
-serial_interrupt:
+.Lserial_interrupt:
     movb $0x20, %al
     outb %al, $MASTER
     iretq
 
 # Control block: start u64, length u64, active u64, rounds u64, errors u64.
 # While active, reads every 512th byte, which must hold its own address, and writes it back.
-hammer:
+.Lhammer:
     movl $1, %esi
     lock xaddl %esi, AP_COUNT
     shll $6, %esi

@@ -462,15 +462,6 @@ pub static CATALOGUE: &[Scenario] = &[
         stories: &[Guest(Boot::Iommu, group_topology::behind_bridges)],
     },
     Scenario {
-        id: "G11",
-        title: "a function is in an IOMMU group once a driver has been tried on it",
-        needs: GROUPS,
-        stories: &[
-            Guest(Boot::Plain, group_topology::no_group),
-            Guest(Boot::Iommu, group_topology::group_of_a_function),
-        ],
-    },
-    Scenario {
         id: "G3",
         title: "user space is refused a group in which a driver has bound",
         needs: GROUPS,
@@ -520,6 +511,15 @@ pub static CATALOGUE: &[Scenario] = &[
         title: "where interrupts are not remapped user space gets no device unless that is accepted",
         needs: &[Need::Iommu, Need::Vfio],
         stories: &[Guest(Boot::IommuWithoutRemapping, iommu_dma::unsafe_interrupts)],
+    },
+    Scenario {
+        id: "G11",
+        title: "a function is in an IOMMU group once a driver has been tried on it",
+        needs: GROUPS,
+        stories: &[
+            Guest(Boot::Plain, group_topology::no_group),
+            Guest(Boot::Iommu, group_topology::group_of_a_function),
+        ],
     },
     Scenario {
         id: "G12",

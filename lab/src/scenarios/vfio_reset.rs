@@ -14,7 +14,7 @@ use crate::{
         Width,
         command_register::{INTX_DISABLE, MEMORY},
     },
-    report::{Finding, Observations},
+    report::{Finding, Observations, Protection},
     vm::{Vm, VmError},
 };
 
@@ -70,25 +70,27 @@ fn check_restored(
 const INTERRUPT: u64 = 0x100;
 
 const STRAY: &str = "accesses that reach nothing";
+/// What keeps a user from a function in a reset: VFIO puts no page back before it is over.
+const ZAPPED: &[Protection] = &[Protection::VfioZap];
 
 /// F11: who uses a mapping all the while a reset lasts, of the function or of its bus, makes no access
 /// until it is over. Who uses it as the function falls asleep gets SIGBUS, and makes none either.
 /// Control: decoding is turned off behind VFIO's back, and accesses do go astray.
 pub fn used_in_a_reset(vm: &Vm, seen: &mut Observations) -> Told {
     with_assigned(vm, |assigned| {
-        check_unreached(vm, seen, "reset", assigned, Finding::Done, |polling| {
+        check_unreached(vm, seen, "reset", ZAPPED, assigned, Finding::Done, |polling| {
             assigned.device.reset()?;
             Ok(polling.stop()?)
         })
     })?;
     with_assigned_below_a_root_port(vm, |assigned| {
-        check_unreached(vm, seen, "hot reset", assigned, Finding::Done, |polling| {
+        check_unreached(vm, seen, "hot reset", ZAPPED, assigned, Finding::Done, |polling| {
             assigned.device.hot_reset()?;
             Ok(polling.stop()?)
         })
     })?;
     with_equipped(vm, |assigned| {
-        check_unreached(vm, seen, "D3hot", assigned, Denial::SIGBUS.into(), |polling| {
+        check_unreached(vm, seen, "D3hot", TORN_DOWN, assigned, Denial::SIGBUS.into(), |polling| {
             assigned.set_power_state(PowerState::D3Hot)?;
             let polled = polling.stop()?;
             assigned.set_power_state(PowerState::D0)?;
@@ -109,11 +111,13 @@ pub fn used_in_a_reset(vm: &Vm, seen: &mut Observations) -> Told {
     })
 }
 
-/// Somebody uses the function all the while that something is done to it, and that comes to `expected`.
+/// Somebody uses the function all the while that something is done to it, and that comes to `expected`
+/// for what protects it.
 fn check_unreached(
     vm: &Vm,
     seen: &mut Observations,
     name: &str,
+    by: &[Protection],
     assigned: &Assigned,
     expected: Finding,
     done: impl FnOnce(Polling) -> Result<Polled, VmError>,
@@ -123,9 +127,9 @@ fn check_unreached(
     let before = refused();
     let polled = done(held.start_polling(0, Width::Long)?)?;
     let tried = format!("used in {name}: the user");
-    seen.check_with(TORN_DOWN, tried, expected, Finding::Done, Ok(polled))?;
+    seen.check_with(by, tried, expected, Finding::Done, Ok(polled))?;
     let since = || Some(refused()? - before?);
-    if !TORN_DOWN.iter().any(|&protection| seen.lacks(protection)) {
+    if !by.iter().any(|&protection| seen.lacks(protection)) {
         seen.check_count(format!("used in {name}: {STRAY}"), 0, since())?;
     }
     Ok(())

@@ -6,6 +6,7 @@ mod support;
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::sync::Arc;
 
 use lab::guest::{Errno, Observe, OpenFlags, Outcome};
 use lab::initramfs::Initramfs;
@@ -17,7 +18,7 @@ use tempfile::TempDir;
 use vm_memory::GuestAddress;
 use vmm::boot::BootProtocol;
 use vmm::memory::backing::Backing;
-use vmm::symbols::{GuestSymbols, Symbols};
+use vmm::symbols::{GuestSymbols, SymbolFile, Symbols};
 use vmm::{Ending, MemoryDeviceConfig, OnReset, VirtioTransport};
 
 const KERNELS: [&str; 5] =
@@ -157,7 +158,7 @@ fn i3_l7_a_machine_that_starts_again_has_nothing_plugged_and_leaks_nothing() {
             assert_eq!((descriptors, threads), (first_descriptors, first_threads), "round {round}");
             assert!(bytes < first_bytes + 64 * MIB, "{bytes} bytes, {first_bytes} at first");
             linux = linux.reboot();
-            let device = &linux.control.status().memory_devices[0];
+            let device = &linux.control.status().unwrap().memory_devices[0];
             assert_eq!((device.plugged, device.requested), (0, requested), "round {round}");
             assert_eq!(device.usable, requested + 256 * MIB, "round {round}");
         }
@@ -176,7 +177,7 @@ fn l1_blocks_larger_and_smaller_than_linuxs_memory_blocks() {
         linux.wait_until_converged(0);
         linux.control.resize("mem0", 0).unwrap();
         linux.wait_until_converged(0);
-        let requests = linux.control.status().memory_devices[0].requests;
+        let requests = linux.control.status().unwrap().memory_devices[0].requests;
         assert_eq!(requests.error, 0, "{block_size:#x}: {requests:?}");
     }
 }
@@ -206,7 +207,7 @@ fn l2_several_devices_grow_on_their_own() {
     let added = || linux.guest.iomem().unwrap().size_of(lab::vm::ADDED_MEMORY);
     linux.wait_until("the guest has 512 MiB more", || added() == 512 * MIB);
     assert!(linux.guest.meminfo().unwrap().total() > before);
-    for device in linux.control.status().memory_devices {
+    for device in linux.control.status().unwrap().memory_devices {
         assert_eq!((device.requests.error, device.requests.busy), (0, 0), "{}", device.id);
         assert_eq!(device.violations, Default::default(), "{}", device.id);
     }
@@ -272,7 +273,7 @@ fn l9_a_suspended_guest_finds_its_memory_as_it_was_or_refuses_to_suspend() {
         held.munmap().unwrap();
         linux.control.resize("mem0", 128 * MIB).unwrap();
         linux.wait_until_converged(0);
-        let device = &linux.control.status().memory_devices[0];
+        let device = &linux.control.status().unwrap().memory_devices[0];
         assert_eq!(device.violations, Default::default(), "{name}");
         assert_eq!(device.requests.error, 0, "{name}");
     }
@@ -355,8 +356,9 @@ fn functions_have_the_names_that_the_guest_has_for_them_wherever_kaslr_puts_it()
             let address = address - start + LINKED_AT;
             writeln!(system_map.as_file(), "{address:016x} {kind} {name}").unwrap();
         }
-        let from_file = GuestSymbols::from_file(system_map.path()).unwrap();
-        for symbols in [&*linux.control.symbols().unwrap(), &from_file] {
+        let file = SymbolFile::open(system_map.path()).unwrap();
+        let from_file = GuestSymbols::from_file(Arc::new(file));
+        let are_right = |symbols: &GuestSymbols| {
             let resolve = |lstar, address| {
                 let translate = |address| Some(GuestAddress(address - start + code));
                 symbols.resolve(lstar, translate, address)
@@ -377,7 +379,9 @@ fn functions_have_the_names_that_the_guest_has_for_them_wherever_kaslr_puts_it()
             assert_eq!(resolve(lstar + 8, lstar + 8), None, "{name}");
             let moved = lstar + (2 << 20);
             assert!(!sample.iter().any(|symbol| is_right(moved, symbol)), "{name}");
-        }
+        };
+        linux.control.with_symbols(are_right).unwrap();
+        are_right(&from_file);
     }
 }
 
@@ -387,7 +391,7 @@ fn functions_of_our_kernel_have_the_names_that_its_vmlinux_has_for_them() {
     let kernel = kernel("protected");
     let vmlinux = kernel.vmlinux().expect("our own kernel has a vmlinux");
     let linux = Linux::boot(&kernel, LinuxConfig::default());
-    let from_file = GuestSymbols::from_file(vmlinux).unwrap();
+    let from_file = GuestSymbols::from_file(Arc::new(SymbolFile::open(vmlinux).unwrap()));
     let functions = Symbols::from_file(vmlinux).unwrap();
     let lstar = functions.address_of(ENTRY).unwrap();
     let mut names: HashMap<u64, Vec<String>> = HashMap::new();
@@ -398,11 +402,13 @@ fn functions_of_our_kernel_have_the_names_that_its_vmlinux_has_for_them() {
     let end = functions.address_of("_einittext").unwrap();
     names.retain(|address, _| *address < end);
     assert!(names.len() > 20_000, "{} addresses", names.len());
-    for symbols in [&*linux.control.symbols().unwrap(), &from_file] {
+    let are_right = |symbols: &GuestSymbols| {
         for (address, names) in &names {
             let translate = |address| Some(GuestAddress(address - LINKED_FOR));
             let symbol = symbols.resolve(lstar, translate, *address).expect("it has a name");
             assert!(names.contains(&symbol), "{address:#x} is {symbol}, and one of {names:?}");
         }
-    }
+    };
+    linux.control.with_symbols(are_right).unwrap();
+    are_right(&from_file);
 }

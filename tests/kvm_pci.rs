@@ -44,7 +44,7 @@ fn probe() -> ProbeConfig {
 
 /// The function as the host sees it.
 fn status(linux: &Linux, address: &str) -> PciFunctionStatus {
-    let functions = linux.control.status().pci.expect("PCI").functions;
+    let functions = linux.control.status().unwrap().pci.expect("PCI").functions;
     functions.into_iter().find(|function| function.address == address).expect(address)
 }
 
@@ -71,7 +71,7 @@ fn linux_finds_the_tree_that_was_built_and_has_no_complaint() {
             let about_pci = record.text.contains("pci") || record.text.contains("PCI");
             assert!(record.level > Level::Warning || !about_pci, "{name}: {record:?}");
         }
-        for built in linux.control.status().pci.unwrap().functions {
+        for built in linux.control.status().unwrap().pci.unwrap().functions {
             let found = function(&linux, &built.address);
             let ids = found.read_config(0, 4).unwrap();
             assert_eq!(ids[..2], built.vendor.to_le_bytes(), "{name}: {}", built.address);
@@ -100,7 +100,7 @@ fn lspci_agrees_with_what_was_built() {
     }
     let sysfs = PciSysfs::copy_from(&linux.guest);
     let seen = sysfs.lspci();
-    let built = linux.control.status().pci.unwrap().functions;
+    let built = linux.control.status().unwrap().pci.unwrap().functions;
     assert_eq!(seen.len(), built.len(), "{:?}", seen.keys());
     for function in &built {
         let text = &seen[&function.address];
@@ -221,7 +221,7 @@ fn what_is_not_decoded_is_not_there_and_somebody_notices() {
     mapping.poke_u32(SCRATCH, 2).unwrap();
     assert_eq!(mapping.peek_u32(0).unwrap(), u32::MAX);
     assert_eq!(counters(&linux, address).refused, 2);
-    let pci = linux.control.status().pci.unwrap();
+    let pci = linux.control.status().unwrap().pci.unwrap();
     assert_eq!((pci.violations.reads, pci.violations.writes), (1, 1));
     let [Offender { latest: write, .. }, _read] = &pci.offenders[..] else {
         panic!("{:?}", pci.offenders)
@@ -352,7 +352,7 @@ fn a_machine_has_as_many_devices_as_its_bus_has_room_for() {
     };
     // Beside them there are the host bridge and the entropy device.
     let machine = start(VirtioTransport::Pci, 30).unwrap();
-    assert_eq!(machine.control().status().pci.unwrap().functions.len(), 32);
+    assert_eq!(machine.control().status().unwrap().pci.unwrap().functions.len(), 32);
     let error = start(VirtioTransport::Pci, 31).err();
     assert!(matches!(error, Some(MachineError::PciTopology(_))), "{error:?}");
     start(VirtioTransport::Mmio, 11).unwrap();

@@ -32,11 +32,11 @@ fn start(on_violation: ViolationPolicy) -> (PayloadMachine, Driver) {
 }
 
 fn counters(control: &MachineControl) -> ViolationCounters {
-    control.status().memory_devices[0].violations
+    control.status().unwrap().memory_devices[0].violations
 }
 
 fn offenders(control: &MachineControl) -> Vec<Offender> {
-    control.status().memory_devices[0].offenders.clone()
+    control.status().unwrap().memory_devices[0].offenders.clone()
 }
 
 /// What an offender's instruction is, did, where in which block, and how often.
@@ -291,7 +291,7 @@ fn linux_goes_on_after_a_report_and_is_stopped_if_it_is_to_be() {
             let linux = Linux::boot(&kernel(name), config);
             let process = linux.guest.spawn().unwrap();
             let memory = process.open("/dev/mem", OpenFlags::RDWR).unwrap();
-            let address = linux.control.status().memory_devices[0].address + GIB - PAGE;
+            let address = linux.control.status().unwrap().memory_devices[0].address + GIB - PAGE;
             let page = memory.mmap(address, PAGE, Protection::ReadWrite, Sharing::Shared).unwrap();
             (linux, process, page, address + 8)
         };
@@ -342,7 +342,7 @@ fn linux_takes_a_machine_check_for_an_error_of_memory() {
         };
         let linux = Linux::boot(&kernel(name), config);
         // No driver has come, and none may read beyond the usable part of the region.
-        let address = linux.control.status().memory_devices[0].address + GIB - PAGE;
+        let address = linux.control.status().unwrap().memory_devices[0].address + GIB - PAGE;
         let process = linux.guest.spawn().unwrap();
         let memory = process.open("/dev/mem", OpenFlags::RDWR).unwrap();
         let zero = process.open("/dev/zero", OpenFlags::RDONLY).unwrap();

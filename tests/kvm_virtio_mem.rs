@@ -31,7 +31,7 @@ fn device(requested: u64) -> MemoryDeviceConfig {
 }
 
 fn violations(vm: &PayloadMachine) -> ViolationCounters {
-    vm.machine.control().status().memory_devices[0].violations
+    vm.machine.control().status().unwrap().memory_devices[0].violations
 }
 
 /// Every backing with pages of at most 2 MiB, with a pool that has `free` of them, if this host
@@ -82,7 +82,7 @@ fn x2_an_access_to_an_unplugged_block_is_told_and_reaches_nothing() {
     assert_eq!(payload.read(4, driver.block(2)), 0xffff_ffff);
     // Beyond the usable part of the region too.
     assert_eq!(payload.read(1, driver.address + GIB - 1), 0xff);
-    let status = vm.machine.control().status();
+    let status = vm.machine.control().status().unwrap();
     let device = &status.memory_devices[0];
     assert_eq!(device.violations, ViolationCounters { reads: 3, writes: 1, ..Default::default() });
     let told: Vec<_> = device
@@ -246,11 +246,11 @@ fn p7_huge_pages_that_run_out_are_busy_and_nothing_has_changed() {
         let mut vm = PayloadMachine::start_with(1, vec![config], enforcement);
         let payload = &mut vm.payload;
         let mut driver = Driver::start(payload, true);
-        let slots_before = vm.machine.control().status().memory_slots;
+        let slots_before = vm.machine.control().status().unwrap().memory_slots;
         assert_eq!(driver.plug(payload, 0, 9), Answer::Busy);
         assert_eq!(driver.state(payload, 0, 9), State::Unplugged);
         assert_eq!(in_use(&backing), 0);
-        assert_eq!(vm.machine.control().status().memory_slots, slots_before);
+        assert_eq!(vm.machine.control().status().unwrap().memory_slots, slots_before);
         assert_eq!(driver.plug(payload, 0, 8), Answer::Ack);
         payload.fill(driver.address, 16 * MIB);
         // The guest goes on, and gets what it gives back.
@@ -444,7 +444,7 @@ fn a1_a2_unplug_all_takes_everything_and_may_be_repeated() {
     let mut vm = PayloadMachine::start(1, vec![device(64 * MIB)]);
     let payload = &mut vm.payload;
     let mut driver = Driver::start(payload, true);
-    let slots_before = vm.machine.control().status().memory_slots;
+    let slots_before = vm.machine.control().status().unwrap().memory_slots;
     assert_eq!(driver.plug(payload, 0, 3), Answer::Ack);
     assert_eq!(driver.plug(payload, 7, 5), Answer::Ack);
     payload.fill(driver.block(7), 2 * MIB);
@@ -452,7 +452,7 @@ fn a1_a2_unplug_all_takes_everything_and_may_be_repeated() {
         assert_eq!(driver.unplug_all(payload), Answer::Ack);
         assert_eq!(driver.state(payload, 0, 32), State::Unplugged);
     }
-    assert_eq!(vm.machine.control().status().memory_slots, slots_before);
+    assert_eq!(vm.machine.control().status().unwrap().memory_slots, slots_before);
     assert_eq!(payload.read(8, driver.block(7)), u64::MAX);
     assert_eq!(driver.plug(payload, 7, 1), Answer::Ack);
     assert_eq!(payload.read(8, driver.block(7)), 0);
@@ -476,7 +476,7 @@ fn q1_requests_that_live_in_unplugged_memory_are_not_carried_out() {
     assert_eq!(driver.completion(payload, Duration::from_secs(60)), Completion::Used(10));
     let expected = ViolationCounters { dma: 3, ..Default::default() };
     assert_eq!(violations(&vm), expected);
-    let refused = &vm.machine.control().status().memory_devices[0].refused_devices;
+    let refused = &vm.machine.control().status().unwrap().memory_devices[0].refused_devices;
     let [device] = &refused[..] else { panic!("{refused:?}") };
     assert_eq!((device.device.as_str(), device.count), ("virtio-mmio at 0xd0000000", 3));
     assert_eq!(device.chain, Some(Chain { queue: 0, descriptor: 3 }));
@@ -514,7 +514,7 @@ fn q4_p7_u6_i3_random_resizes_with_failures_and_reboots_lose_no_block() {
     let running = thread::spawn(move || vm.machine.wait());
     let payload = &mut vm.payload;
     let mut driver = Driver::start(payload, true);
-    let at_first = (resident(), control.status().memory_slots);
+    let at_first = (resident(), control.status().unwrap().memory_slots);
     // What is written to each plugged block.
     let mut marks = [None; BLOCKS as usize];
     let mut carried_out = 0;
@@ -569,7 +569,7 @@ fn q4_p7_u6_i3_random_resizes_with_failures_and_reboots_lose_no_block() {
         }
     }
     while driver.unplug_all(payload) == Answer::Busy {}
-    let status = control.status();
+    let status = control.status().unwrap();
     assert_eq!((status.memory_devices[0].plugged, status.memory_slots), (0, at_first.1));
     assert_eq!(status.memory_devices[0].violations, ViolationCounters::default());
     let grown = resident().saturating_sub(at_first.0);

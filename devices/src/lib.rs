@@ -8,8 +8,6 @@
 
 pub mod bus;
 pub mod dma;
-#[cfg(test)]
-mod dma_test;
 pub mod pci;
 pub mod platform;
 pub mod probe;

@@ -4,13 +4,13 @@
 //! that is reported is of a transfer that was refused.
 #![no_main]
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
-use devices::dma::{DmaPath, DmaView, FixedRequester};
+use devices::dma::{DmaPath, FixedRequester, Leases};
 use devices::virtio::iommu::{Translations, VirtioIommu, VirtioIommuConfig};
 use libfuzzer_sys::fuzz_target;
-use moat_fuzz::guest::{Count, contents, memory};
+use moat_fuzz::guest::{Count, Memory, contents};
 use moat_fuzz::iommu_model::{Model, Refused};
 use moat_fuzz::mmio_driver::{self, BUFFERS, MmioDriver, Use, register};
 use vm_memory::{Bytes, GuestAddress};
@@ -129,7 +129,7 @@ impl<'a> Arbitrary<'a> for Physical {
 struct Machine {
     driver: MmioDriver,
     translations: Arc<Translations>,
-    memory: DmaView,
+    memory: Memory,
     /// What is in memory if all is right.
     expected: Vec<u8>,
     model: Model,
@@ -141,13 +141,13 @@ impl Machine {
     fn new(bypass: bool) -> Self {
         let endpoints = vec![0..=0xffff, 0x2_0000..=0x2_0000];
         let config = VirtioIommuConfig { endpoints, bypass };
-        let device = VirtioIommu::new(config, Arc::new(Count::default()));
+        let device = VirtioIommu::new(config, Arc::new(Count::default()), Leases::default());
         let translations = device.translations();
-        let rings = memory(0, mmio_driver::MEMORY_SIZE);
+        let rings = Memory::new(0, mmio_driver::MEMORY_SIZE);
         let mut machine = Self {
-            driver: MmioDriver::new(Arc::new(Mutex::new(device)), rings.clone(), rings),
+            driver: MmioDriver::new(Arc::new(device), rings.guest.clone(), rings.view()),
             translations,
-            memory: memory(MEMORY, MEMORY_SIZE),
+            memory: Memory::new(MEMORY, MEMORY_SIZE),
             expected: vec![0; MEMORY_SIZE],
             model: Model::new(bypass),
             refused: vec![],
@@ -182,8 +182,9 @@ impl Machine {
     }
 
     fn dma(&mut self, endpoint: u32, address: u64, bytes: &mut [u8], is_write: bool) {
-        let path = DmaPath::through(Arc::clone(&self.translations) as _, self.memory.clone());
+        let path = DmaPath::through(Arc::clone(&self.translations) as _, self.memory.dma.clone());
         let view = path.view(Arc::new(FixedRequester(endpoint)));
+        let view = view.lease().expect("it may always access memory");
         let places = self.model.translate(endpoint, address, bytes.len(), is_write);
         if let Err(Refused(address)) = places {
             self.refused.push((endpoint, address));
@@ -209,7 +210,7 @@ impl Machine {
                 assert_eq!(*byte, self.expected[offset]);
             }
         }
-        assert!(contents(&self.memory, MEMORY, MEMORY_SIZE) == self.expected);
+        assert!(self.memory.contents(MEMORY, MEMORY_SIZE) == self.expected);
     }
 
     fn take_report(&mut self) -> bool {

@@ -4,10 +4,10 @@
 #![no_main]
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
-use devices::dma::{DmaRegion, DmaView};
+use devices::dma::{DmaMemory, DmaPath, DmaRegion, FixedRequester, Leases};
 use devices::virtio::VirtioDevice;
 use devices::virtio::iommu::{VirtioIommu, VirtioIommuConfig};
 use devices::virtio::mem::{Region, VirtioMem, VirtioMemConfig};
@@ -16,6 +16,7 @@ use libfuzzer_sys::fuzz_target;
 use moat_fuzz::blocks::{BLOCK_SIZE, BLOCKS, Blocks};
 use moat_fuzz::guest::{AccessBytes, Count, mapping};
 use moat_fuzz::mmio_driver::{BUFFERS, MEMORY_SIZE, MmioDriver, Use, register};
+use vm_memory::GuestMemoryMmap;
 
 /// First address of the memory device's region.
 const REGION: u64 = 1 << 32;
@@ -103,7 +104,7 @@ impl<'a> Arbitrary<'a> for Address {
 struct Machine {
     driver: MmioDriver,
     device: Device,
-    memory_device: Arc<Mutex<VirtioMem>>,
+    memory_device: Arc<VirtioMem>,
     blocks: Blocks,
 }
 
@@ -119,26 +120,29 @@ impl Machine {
             insist_on_inaccessible: false,
         };
         let memory_device = VirtioMem::new(config, Box::new(blocks.clone()));
-        let memory_device = Arc::new(Mutex::new(memory_device.expect("as many as there are")));
+        let memory_device = Arc::new(memory_device.expect("as many as there are"));
         let ram = mapping(0, MEMORY_SIZE);
         let region = mapping(REGION, REGION_SIZE as usize);
-        let view = DmaView::new(vec![
+        let regions = vec![
             DmaRegion::fixed(Arc::clone(&ram)),
             DmaRegion::partial(region, Arc::new(blocks.clone())),
-        ]);
-        let memory = DmaView::new(vec![DmaRegion::fixed(ram)]);
-        let driven: Arc<Mutex<dyn VirtioDevice>> = match device {
-            Device::Entropy => Arc::new(Mutex::new(Rng::new(Box::new(io::repeat(0x5a))))),
+        ];
+        let for_devices = DmaMemory::new(regions, Leases::default());
+        let for_devices = DmaPath::direct(for_devices.expect("two regions are in order"));
+        let memory = GuestMemoryMmap::from_arc_regions(vec![ram]);
+        let driven: Arc<dyn VirtioDevice> = match device {
+            Device::Entropy => Arc::new(Rng::new(Box::new(io::repeat(0x5a)))),
             Device::Memory => Arc::clone(&memory_device) as _,
             Device::Iommu => {
                 let config = VirtioIommuConfig { endpoints: vec![0..=0xffff], bypass: true };
-                Arc::new(Mutex::new(VirtioIommu::new(config, Arc::new(Count::default()))))
+                let doorbell = Arc::new(Count::default());
+                Arc::new(VirtioIommu::new(config, doorbell, Leases::default()))
             }
         };
         let driver = MmioDriver::new(
             driven,
             memory.expect("one region is in order"),
-            view.expect("two regions are in order"),
+            for_devices.view(Arc::new(FixedRequester(0))),
         );
         Self { driver, device, memory_device, blocks }
     }
@@ -188,12 +192,9 @@ impl Machine {
             Action::BringUp { features } => driver.bring_up(features),
             Action::Resize { blocks } => {
                 let size = BLOCK_SIZE * (u64::from(blocks) % (BLOCKS as u64 + 1));
-                let mut device = self.memory_device.lock().expect("nothing has panicked");
-                let changed = device.set_requested_size(size).expect("as many as there are");
-                drop(device);
-                if changed {
-                    driver.config_changed();
-                }
+                let device = &self.memory_device;
+                let resize = || device.set_requested_size(size).expect("as many as there are");
+                driver.change_config(resize);
             }
             Action::SetBusy(is_busy) => self.blocks.set_busy(is_busy),
             Action::MemoryRequest { kind, block, blocks } => {
@@ -213,9 +214,7 @@ fuzz_target!(|input: Input| {
     machine.driver.bring_up(0);
     for action in actions {
         machine.run(action);
-        let plugged_size =
-            machine.memory_device.lock().expect("nothing has panicked").plugged_size();
-        assert_eq!(plugged_size, machine.blocks.plugged_size());
+        assert_eq!(machine.memory_device.plugged_size(), machine.blocks.plugged_size());
     }
     machine.assert_works();
 });

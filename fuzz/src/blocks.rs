@@ -50,15 +50,15 @@ impl Blocks {
 }
 
 impl BlockBackend for Blocks {
-    fn plug(&mut self, range: BlockRange) -> Result<(), BackendBusy> {
+    fn plug(&self, range: BlockRange) -> Result<(), BackendBusy> {
         self.set(range, true)
     }
 
-    fn unplug(&mut self, range: BlockRange) -> Result<(), BackendBusy> {
+    fn unplug(&self, range: BlockRange) -> Result<(), BackendBusy> {
         self.set(range, false)
     }
 
-    fn unplug_all(&mut self) -> Result<(), BackendBusy> {
+    fn unplug_all(&self) -> Result<(), BackendBusy> {
         let mut state = self.state();
         if state.is_busy {
             return Err(BackendBusy("told to refuse".into()));

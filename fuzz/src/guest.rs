@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use devices::Signal;
-use devices::dma::{DmaRegion, DmaView};
+use devices::dma::{DmaMemory, DmaPath, DmaRegion, DmaView, FixedRequester, Leases};
 use devices::pci::{Doorbell, InterruptLine, Message, MessageSink};
-use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 /// What an access carries: at least a byte, and no more than string I/O brings at once.
 #[derive(Debug, Clone)]
@@ -113,14 +113,39 @@ pub fn mapping(start: u64, size: usize) -> Arc<GuestRegionMmap> {
     Arc::new(mapping.expect("a little can be mapped"))
 }
 
-/// Memory that is all there, at `[start, start + size)`.
-pub fn memory(start: u64, size: usize) -> DmaView {
-    let region = DmaRegion::fixed(mapping(start, size));
-    DmaView::new(vec![region]).expect("one region is in order")
+/// Guest memory.
+#[derive(Clone)]
+pub struct Memory {
+    /// As processors see it.
+    pub guest: GuestMemoryMmap,
+    /// As devices do.
+    pub dma: DmaMemory,
+}
+
+impl Memory {
+    /// All of `[start, start + size)`.
+    pub fn new(start: u64, size: usize) -> Self {
+        let mapping = mapping(start, size);
+        let regions = vec![DmaRegion::fixed(Arc::clone(&mapping))];
+        Self {
+            guest: GuestMemoryMmap::from_arc_regions(vec![mapping]).expect("one is in order"),
+            dma: DmaMemory::new(regions, Leases::default()).expect("one is in order"),
+        }
+    }
+
+    /// What a device sees that nothing translates for.
+    pub fn view(&self) -> DmaView {
+        DmaPath::direct(self.dma.clone()).view(Arc::new(FixedRequester(0)))
+    }
+
+    /// The `size` bytes from `start` on.
+    pub fn contents(&self, start: u64, size: usize) -> Vec<u8> {
+        contents(&self.guest, start, size)
+    }
 }
 
 /// The `size` bytes of memory from `start` on.
-pub fn contents(memory: &DmaView, start: u64, size: usize) -> Vec<u8> {
+pub fn contents(memory: &GuestMemoryMmap, start: u64, size: usize) -> Vec<u8> {
     let mut contents = vec![0; size];
     memory.read_slice(&mut contents, GuestAddress(start)).expect("it is all there");
     contents

@@ -7,7 +7,7 @@ use devices::bus::BusDevice;
 use devices::dma::DmaView;
 use devices::virtio::VirtioDevice;
 use devices::virtio::transport::{MmioTransport, Transport};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::guest::Count;
 
@@ -53,28 +53,30 @@ pub enum Use {
 /// A device and its driver.
 pub struct MmioDriver {
     /// The driver's memory, and the device's rings and buffers.
-    pub memory: DmaView,
-    transport: MmioTransport,
+    pub memory: GuestMemoryMmap,
+    transport: Mutex<MmioTransport>,
     /// Chains made available, and chains taken back, by queue.
     indices: [(u16, u16); 2],
 }
 
 impl MmioDriver {
     /// `view` is the device's of the driver's `memory`, and may show more.
-    pub fn new(device: Arc<Mutex<dyn VirtioDevice>>, memory: DmaView, view: DmaView) -> Self {
+    pub fn new(device: Arc<dyn VirtioDevice>, memory: GuestMemoryMmap, view: DmaView) -> Self {
         let signal = || Arc::new(Count::default()) as Arc<dyn Signal>;
-        let transport = MmioTransport::new(device, view, signal(), signal());
+        let transport = Mutex::new(MmioTransport::new(device, view, signal(), signal()));
         Self { memory, transport, indices: [(0, 0); 2] }
     }
 
     /// Reads at `offset`, as long as `data` is.
     pub fn read(&mut self, offset: u64, data: &mut [u8]) {
-        self.transport.read(offset % MmioTransport::SIZE, data);
+        let transport = self.transport.get_mut().expect("nothing has panicked");
+        transport.read(offset % MmioTransport::SIZE, data);
     }
 
     /// Writes at `offset`.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
-        self.transport.write(offset % MmioTransport::SIZE, data);
+        let transport = self.transport.get_mut().expect("nothing has panicked");
+        transport.write(offset % MmioTransport::SIZE, data);
     }
 
     /// Writes a register.
@@ -174,9 +176,9 @@ impl MmioDriver {
         self.transport.process_queues();
     }
 
-    /// Tells the driver that the machine has changed the device's configuration.
-    pub fn config_changed(&mut self) {
-        self.transport.config_changed();
+    /// Has the machine change the device's configuration, and tell the driver if `change` says so.
+    pub fn change_config(&mut self, mut change: impl FnMut() -> bool) {
+        self.transport.change_config(&mut change);
     }
 }
 

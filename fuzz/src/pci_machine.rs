@@ -13,7 +13,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use arbitrary::{Arbitrary, Result, Unstructured};
-use devices::dma::{DmaPath, DmaView};
+use devices::dma::DmaPath;
 use devices::pci::{
     Access, ConfigPorts, Ecam, Function, FunctionAddress, Node, RootComplex, RootNode, RootPort,
     Slot, Topology,
@@ -22,7 +22,7 @@ use devices::probe::Probe;
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::{PciTransport, Transport};
 
-use crate::guest::{Bell, Count, IdleLine, contents, memory};
+use crate::guest::{Bell, Count, IdleLine, Memory};
 
 const PORT: FunctionAddress = address(0, 1, 0);
 const BRIDGE: FunctionAddress = address(0, 3, 0);
@@ -86,7 +86,7 @@ pub struct Machine {
     pub ecam: Ecam,
     /// and through I/O ports.
     pub config_ports: ConfigPorts,
-    memory: DmaView,
+    memory: Memory,
     /// How often a device asked to be processed.
     pub doorbells: Arc<Count>,
     /// Message-signalled interrupts.
@@ -113,7 +113,9 @@ impl Machine {
             ],
         };
         let lines = [(); 4].map(|()| Arc::new(IdleLine) as _);
-        let root = Arc::new(RootComplex::new(topology, lines).expect("there is such a topology"));
+        let leases = devices.memory.dma.leases().clone();
+        let root =
+            Arc::new(RootComplex::new(topology, lines, leases).expect("there is such a topology"));
         let Devices { memory, doorbells, messages, probes, transports, bells } = devices;
         let machine = Self {
             ecam: Ecam::new(Arc::clone(&root)),
@@ -177,7 +179,7 @@ impl Machine {
     pub fn process(&self) {
         self.probes.iter().for_each(|probe| Probe::process(probe, &self.root));
         for transport in &self.transports {
-            transport.lock().expect("nothing has panicked").process_queues();
+            transport.process_queues();
         }
     }
 
@@ -201,7 +203,7 @@ impl Machine {
 
     /// All of memory.
     pub fn contents(&self) -> Vec<u8> {
-        contents(&self.memory, MEMORY, MEMORY_SIZE)
+        self.memory.contents(MEMORY, MEMORY_SIZE)
     }
 }
 
@@ -213,7 +215,7 @@ impl Default for Machine {
 
 /// The devices made so far.
 struct Devices {
-    memory: DmaView,
+    memory: Memory,
     doorbells: Arc<Count>,
     messages: Arc<Count>,
     probes: Vec<Arc<Mutex<Probe>>>,
@@ -224,7 +226,7 @@ struct Devices {
 impl Devices {
     fn new() -> Self {
         Self {
-            memory: memory(MEMORY, MEMORY_SIZE),
+            memory: Memory::new(MEMORY, MEMORY_SIZE),
             doorbells: Arc::default(),
             messages: Arc::default(),
             probes: vec![],
@@ -236,7 +238,7 @@ impl Devices {
     fn probe(&mut self) -> Function {
         let (function, probe) = Probe::new(
             PROBE_RAM_SIZE,
-            &DmaPath::direct(self.memory.clone()),
+            &DmaPath::direct(self.memory.dma.clone()),
             Arc::clone(&self.messages) as _,
             Arc::clone(&self.doorbells) as _,
         )
@@ -248,8 +250,8 @@ impl Devices {
     fn entropy(&mut self) -> Function {
         let bell = Arc::new(Bell::new(Arc::clone(&self.doorbells)));
         let (transport, function) = PciTransport::new(
-            Arc::new(Mutex::new(Rng::new(Box::new(io::repeat(0x5a))))),
-            &DmaPath::direct(self.memory.clone()),
+            Arc::new(Rng::new(Box::new(io::repeat(0x5a)))),
+            &DmaPath::direct(self.memory.dma.clone()),
             Arc::clone(&self.messages) as _,
             Arc::clone(&bell) as _,
         )

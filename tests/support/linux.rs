@@ -193,7 +193,7 @@ impl Linux {
     /// Waits until device `index` has plugged what is requested.
     pub fn wait_until_converged(&self, index: usize) {
         self.wait_until("it has plugged what is requested", || {
-            let device = &self.control.status().memory_devices[index];
+            let device = &self.control.status().unwrap().memory_devices[index];
             device.plugged == device.requested
         });
     }
@@ -204,6 +204,6 @@ impl Linux {
             std::thread::sleep(Duration::from_millis(10));
             is_so()
         });
-        assert!(became_so, "waited in vain until {what}: {:#?}", self.control.status());
+        assert!(became_so, "waited in vain until {what}: {:#?}", self.control.status().unwrap());
     }
 }

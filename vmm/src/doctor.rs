@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::boot::{Entry, EntryMode};
 use crate::kvm;
-use crate::memory::backing::Backing;
+use crate::memory::backing::{Backing, KeptFile};
 use crate::memory::host::HostMemory;
 use crate::memory::layout;
 use crate::memory::slots::MemorySlots;
@@ -179,7 +179,9 @@ fn try_payload() -> Result<(), String> {
     vm.set_tss_address(layout::KVM_TSS).map_err(refused("take an address for its TSS"))?;
     vm.create_irq_chip().map_err(refused("create interrupt controllers"))?;
     let slots = MemorySlots::new(Arc::clone(&vm));
-    let memory = HostMemory::map(GuestAddress(0), MEMORY_BYTES, &Backing::Anonymous.into())
+    let config = Backing::Anonymous.into();
+    let mut file = KeptFile::default();
+    let memory = HostMemory::map(GuestAddress(0), MEMORY_BYTES, &config, &mut file)
         .map_err(|error| error.to_string())?;
     let _slot = slots.add(&memory, 0..memory.size()).map_err(|error| error.to_string())?;
     let cpuid = CpuidTemplate::new(&kvm, 1).and_then(|template| template.for_vcpu(0));

@@ -9,10 +9,12 @@ pub mod api;
 pub mod boot;
 pub mod doctor;
 mod endpoint;
+mod files;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
 pub mod symbols;
+mod sync;
 pub mod vcpu;
 
 pub use machine::{

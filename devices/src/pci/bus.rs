@@ -227,6 +227,7 @@ mod tests {
     use super::super::test_machine::{Line, Messages, function};
     use super::super::{InterruptPin, RootComplex};
     use super::*;
+    use crate::dma::Leases;
 
     fn device(functions: usize) -> Node {
         let sink = Arc::new(Messages::default());
@@ -237,7 +238,8 @@ mod tests {
 
     fn build(root: Vec<Node>) -> Result<RootComplex, TopologyError> {
         let root = root.into_iter().map(RootNode::Integrated).collect();
-        RootComplex::new(Topology { root }, [(); 4].map(|()| Arc::new(Line::default()) as _))
+        let lines = [(); 4].map(|()| Arc::new(Line::default()) as _);
+        RootComplex::new(Topology { root }, lines, Leases::default())
     }
 
     #[test]

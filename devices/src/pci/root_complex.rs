@@ -10,6 +10,7 @@ use super::{
     Access, AddressSpace, Direction, FunctionAddress, FunctionStatus, InterruptLine, Refusal,
     Topology, TopologyError,
 };
+use crate::dma::Leases;
 use crate::lock;
 
 /// All of PCI. Shared between vCPUs.
@@ -18,20 +19,23 @@ pub struct RootComplex {
     root: Mutex<Bus>,
     /// What the registers say about addresses. Written with the registers' lock held.
     map: RwLock<DecodeMap>,
+    leases: Leases,
 }
 
 impl RootComplex {
     /// Functions as power-on leaves them, and bridges that firmware has given bus numbers.
     ///
-    /// Pin A of device `d` on bus 0 drives line `d % 4`, pin B the next one, and so on.
+    /// Pin A of device `d` on bus 0 drives line `d % 4`, pin B the next one, and so on. `leases` are those
+    /// of the functions' own accesses.
     pub fn new(
         topology: Topology,
         lines: [Arc<dyn InterruptLine>; 4],
+        leases: Leases,
     ) -> Result<Self, TopologyError> {
         let lines = lines.map(|line| Arc::new(SharedLine::new(line)));
         let mut root = Bus::root(topology, lines)?;
         let map = RwLock::new(root.map());
-        Ok(Self { root: Mutex::new(root), map })
+        Ok(Self { root: Mutex::new(root), map, leases })
     }
 
     /// The guest reads registers of `function`, from `offset` on. It reads ones where there is
@@ -54,6 +58,8 @@ impl RootComplex {
         let written = seat.write(offset, data);
         if written.changed {
             self.replace_map(root.map());
+            // Functions may be bus masters, or decode what others write to, no more.
+            self.leases.revoke();
         }
         // What is left takes devices' locks, and a device may be busy.
         drop(root);

@@ -124,6 +124,10 @@ impl Requester for FunctionState {
     fn id(&self) -> u32 {
         self.requester_id.load(Ordering::Acquire).into()
     }
+
+    fn is_permitted(&self) -> bool {
+        self.is_bus_master()
+    }
 }
 
 impl fmt::Display for FunctionState {

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex};
 
 use super::header::register;
 use super::*;
+use crate::dma::Leases;
 use crate::{Signal, lock};
 
 /// A device that remembers, and reads as the number of the BAR.
@@ -220,7 +221,9 @@ impl Machine {
                 RootNode::Port(RootPort { access_control: false, below: None }),
             ],
         };
-        let root = RootComplex::new(topology, lines.clone().map(|line| line as _)).unwrap();
+        let root =
+            RootComplex::new(topology, lines.clone().map(|line| line as _), Leases::default())
+                .unwrap();
         Self { root: Arc::new(root), lines, messages, functions }
     }
 

@@ -8,7 +8,7 @@ use vm_memory::{Bytes, GuestAddress, Permissions};
 use super::registers::bar0::BUFFER_SIZE;
 use super::registers::{Control, dma_command, dma_status};
 use crate::Signal;
-use crate::dma::{DmaView, PhysicalRange};
+use crate::dma::{DmaView, NotPermitted, PhysicalRange, Refused};
 use crate::pci::{Access, Direction, FunctionState, RootComplex};
 
 /// What the engine does.
@@ -65,33 +65,63 @@ pub struct DmaCounts {
 pub(super) struct PeerTransfer {
     control: Control,
     direction: Direction,
-    pieces: Vec<PhysicalRange>,
     data: Vec<u8>,
+    memory: DmaView,
     /// How often the engine had been reset when it began.
     resets: u64,
 }
 
 impl PeerTransfer {
-    /// Makes the transfer, at most 4 aligned bytes at a time. Whether functions answered throughout.
-    pub fn run(&mut self, peers: &RootComplex) -> bool {
+    /// Makes the transfer, at most 4 aligned bytes at a time, each of them if it is permitted then.
+    pub fn run(&mut self, peers: &RootComplex) -> Result<(), DmaFault> {
+        let mut address = self.control.dma_address.get();
         let mut rest = &mut self.data[..];
-        for &PhysicalRange { mut address, length } in &self.pieces {
-            let mut piece;
-            (piece, rest) = rest.split_at_mut(length);
-            while !piece.is_empty() {
-                let length = piece.len().min(4 - (address % 4) as usize);
-                let (bytes, after) = piece.split_at_mut(length);
-                let access = match self.direction {
-                    Direction::Read => peers.read_memory(address, bytes),
-                    Direction::Write => peers.write_memory(address, bytes),
-                };
-                if access != Access::Claimed {
-                    return false;
-                }
-                (piece, address) = (after, address.wrapping_add(length as u64));
-            }
+        while !rest.is_empty() {
+            let length = rest.len().min(4 - (address % 4) as usize);
+            let (bytes, after) = rest.split_at_mut(length);
+            access_peer(&self.memory, peers, self.direction, address, bytes)?;
+            (rest, address) = (after, address.wrapping_add(length as u64));
         }
-        true
+        Ok(())
+    }
+}
+
+/// One access to registers, within a page.
+fn access_peer(
+    memory: &DmaView,
+    peers: &RootComplex,
+    direction: Direction,
+    address: u64,
+    bytes: &mut [u8],
+) -> Result<(), DmaFault> {
+    let lease = memory.lease()?;
+    let pieces = lease.pieces(GuestAddress(address), bytes.len(), permissions(direction))?;
+    let [PhysicalRange { address, .. }] = pieces[..] else {
+        return Err(DmaFault::Address);
+    };
+    let access = match direction {
+        Direction::Read => peers.read_memory(address, bytes),
+        Direction::Write => peers.write_memory(address, bytes),
+    };
+    (access == Access::Claimed).then_some(()).ok_or(DmaFault::Address)
+}
+
+fn permissions(direction: Direction) -> Permissions {
+    match direction {
+        Direction::Read => Permissions::Read,
+        Direction::Write => Permissions::Write,
+    }
+}
+
+impl From<NotPermitted> for DmaFault {
+    fn from(_: NotPermitted) -> Self {
+        Self::BusMaster
+    }
+}
+
+impl From<Refused> for DmaFault {
+    fn from(_: Refused) -> Self {
+        Self::Address
     }
 }
 
@@ -163,15 +193,19 @@ impl DmaEngine {
 
     /// Ends a transfer that has been made, and gives the number of the vector to raise for it; none
     /// after a reset.
-    pub fn finish_peer(&mut self, transfer: PeerTransfer, answered: bool) -> Option<u32> {
+    pub fn finish_peer(
+        &mut self,
+        transfer: PeerTransfer,
+        result: Result<(), DmaFault>,
+    ) -> Option<u32> {
         let PeerTransfer { control, direction, data, resets, .. } = transfer;
         if resets != self.resets {
             return None;
         }
-        if answered && direction == Direction::Read {
+        if result.is_ok() && direction == Direction::Read {
             self.buffer[..data.len()].copy_from_slice(&data);
         }
-        Some(self.finish(&control, answered.then_some(()).ok_or(DmaFault::Address)))
+        Some(self.finish(&control, result))
     }
 
     fn finish(&mut self, control: &Control, result: Result<(), DmaFault>) -> u32 {
@@ -194,9 +228,7 @@ impl DmaEngine {
         if !(1..=BUFFER_SIZE).contains(&length) {
             return Err(DmaFault::Length);
         }
-        if !self.function.is_bus_master() {
-            return Err(DmaFault::BusMaster);
-        }
+        let lease = self.memory.lease()?;
         let buffer = &mut self.buffer[..length];
         let (direction, mut data) = match control.dma_command.get() {
             dma_command::READ => (Direction::Read, vec![0; length]),
@@ -204,18 +236,14 @@ impl DmaEngine {
             dma_command::FILL => (Direction::Write, vec![control.dma_fill.get() as u8; length]),
             _ => return Err(DmaFault::Command),
         };
-        let access = match direction {
-            Direction::Read => Permissions::Read,
-            Direction::Write => Permissions::Write,
-        };
-        let pieces = self.memory.pieces(address, length, access).map_err(|_| DmaFault::Address)?;
+        lease.pieces(address, length, permissions(direction))?;
         let moved = match direction {
-            Direction::Read => self.memory.read_slice(&mut data, address),
-            Direction::Write => self.memory.write_slice(&data, address),
+            Direction::Read => lease.read_slice(&mut data, address),
+            Direction::Write => lease.write_slice(&data, address),
         };
         if moved.is_err() {
-            let resets = self.resets;
-            return Ok(Some(PeerTransfer { control, direction, pieces, data, resets }));
+            let (memory, resets) = (self.memory.clone(), self.resets);
+            return Ok(Some(PeerTransfer { control, direction, data, memory, resets }));
         }
         if direction == Direction::Read {
             buffer.copy_from_slice(&data);

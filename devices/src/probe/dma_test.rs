@@ -1,10 +1,15 @@
 //! DMA transfers, from the guest's registers to guest memory.
 
+use std::sync::{Arc, Mutex, OnceLock};
+
 use vm_memory::{Bytes, GuestAddress};
 
 use super::test_machine::*;
-use super::{DmaCounts, DmaFault, DmaStatus};
-use crate::pci::Command;
+use super::{DmaCounts, DmaFault, DmaStatus, Probe};
+use crate::pci::test_machine::address;
+use crate::pci::{
+    BarIndex, BarKind, Command, FunctionAddress, FunctionBuilder, PciDevice, ResetKind, RootComplex,
+};
 
 pub const READ: u32 = 1;
 pub const WRITE: u32 = 2;
@@ -169,4 +174,46 @@ fn registers_of_a_function_are_read_and_written_as_far_as_they_are_decoded() {
     let fault = DmaStatus::Fault(DmaFault::Address);
     assert_eq!(transfer(&machine, READ, BAR2 + u64::from(RAM_SIZE) - 4, 8), fault);
     assert_eq!(machine.read_bytes(BAR0 + BUFFER, 3), b"who");
+}
+
+/// A function that takes bus mastering away from the probe while it is written to for the third time.
+#[derive(Default)]
+struct Peer {
+    writes: usize,
+    root: Arc<OnceLock<Arc<RootComplex>>>,
+}
+
+impl PciDevice for Peer {
+    fn read_bar(&mut self, _bar: BarIndex, _offset: u64, _data: &mut [u8]) {}
+
+    fn write_bar(&mut self, _bar: BarIndex, _offset: u64, _data: &[u8]) {
+        self.writes += 1;
+        if self.writes == 3 {
+            let command = Command::MEMORY.bits().to_le_bytes();
+            self.root.get().unwrap().write_config(PROBE, 4, &command);
+        }
+    }
+
+    fn reset(&mut self, _kind: ResetKind) {}
+}
+
+#[test]
+fn registers_are_out_of_reach_from_the_moment_that_bus_mastering_ends() {
+    const PEER: FunctionAddress = address(1, 0, 1);
+    const PEER_BAR: u64 = 0xe000_8000;
+    let root = Arc::new(OnceLock::new());
+    let peer = Arc::new(Mutex::new(Peer { root: Arc::clone(&root), ..Peer::default() }));
+    let mut function = FunctionBuilder::new(Probe::IDENTITY);
+    function.bar(BarIndex::Bar0, BarKind::Memory32, 0x1000).unwrap();
+    let machine = Machine::beside(function.build(Arc::clone(&peer) as _));
+    machine.write_config(PEER, 0x10, PEER_BAR as u32);
+    machine.write_config(PEER, 4, Command::MEMORY.bits().into());
+    root.set(Arc::clone(&machine.root)).unwrap_or_else(|_| panic!("it is set once"));
+    let fault = DmaStatus::Fault(DmaFault::BusMaster);
+    assert_eq!(transfer(&machine, FILL, PEER_BAR, 64), fault);
+    assert_eq!(peer.lock().unwrap().writes, 3);
+    // With bus mastering it is 16 writes.
+    machine.command(Command::MEMORY | Command::MASTER);
+    assert_eq!(transfer(&machine, FILL, PEER_BAR, 64), DmaStatus::Done);
+    assert_eq!(peer.lock().unwrap().writes, 3 + 16);
 }

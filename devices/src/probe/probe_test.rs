@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::test_machine::*;
 use super::*;
-use crate::dma::{DmaPath, DmaView};
+use crate::dma::{DmaMemory, DmaPath};
 use crate::pci::test_machine::Messages;
 use crate::pci::{Access, BarIndex, Command, Direction, FunctionError, RefusalReason, ResetKind};
 
@@ -266,7 +266,7 @@ fn a_size_that_cannot_be_is_refused() {
     for size in [0, 3, 0x1800] {
         let probe = Probe::new(
             size,
-            &DmaPath::direct(DmaView::default()),
+            &DmaPath::direct(DmaMemory::default()),
             Arc::<Messages>::default(),
             Arc::<Doorbell>::default(),
         );

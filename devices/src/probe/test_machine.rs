@@ -5,14 +5,15 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use vm_memory::{GuestAddress, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use super::{Probe, ProbeStatus};
 use crate::Signal;
-use crate::dma::{DmaPath, DmaRegion, DmaView, Iommu};
+use crate::dma::{DmaMemory, DmaPath, DmaRegion, Iommu, Leases};
 use crate::pci::test_machine::{Line, Messages, address};
 use crate::pci::{
-    Access, Command, FunctionAddress, Message, Node, RootComplex, RootNode, RootPort, Topology,
+    Access, Command, Function, FunctionAddress, Message, Node, RootComplex, RootNode, RootPort,
+    Topology,
 };
 
 pub const PORT: FunctionAddress = address(0, 1, 0);
@@ -47,9 +48,9 @@ impl Signal for Doorbell {
 }
 
 pub struct Machine {
-    pub root: RootComplex,
+    pub root: Arc<RootComplex>,
     pub probe: Arc<Mutex<Probe>>,
-    pub memory: DmaView,
+    pub memory: GuestMemoryMmap,
     pub messages: Arc<Messages>,
     pub line: Arc<Line>,
     doorbell: Arc<Doorbell>,
@@ -65,26 +66,41 @@ impl Machine {
         Self::build(|memory| DmaPath::through(iommu, memory))
     }
 
-    fn build(path: impl FnOnce(DmaView) -> DmaPath) -> Self {
+    /// The same, with `peer` as the second function of its device.
+    pub fn beside(peer: Function) -> Self {
+        Self::build_with(DmaPath::direct, vec![peer])
+    }
+
+    fn build(path: impl FnOnce(DmaMemory) -> DmaPath) -> Self {
+        Self::build_with(path, Vec::new())
+    }
+
+    fn build_with(path: impl FnOnce(DmaMemory) -> DmaPath, peers: Vec<Function>) -> Self {
         let messages = Arc::new(Messages::default());
         let doorbell = Arc::new(Doorbell::default());
         let range = GuestRegionMmap::from_range(GuestAddress(MEMORY), MEMORY_SIZE, None).unwrap();
-        let memory = DmaView::new(vec![DmaRegion::fixed(Arc::new(range))]).unwrap();
+        let range = Arc::new(range);
+        let leases = Leases::default();
+        let for_devices = vec![DmaRegion::fixed(Arc::clone(&range))];
+        let for_devices = DmaMemory::new(for_devices, leases.clone()).unwrap();
+        let memory = GuestMemoryMmap::from_arc_regions(vec![range]).unwrap();
         let (function, probe) = Probe::new(
             RAM_SIZE,
-            &path(memory.clone()),
+            &path(for_devices),
             Arc::clone(&messages) as _,
             Arc::clone(&doorbell) as _,
         )
         .unwrap();
-        let below = Some(Node::Device(vec![function.build(Arc::clone(&probe) as _)]));
+        let mut functions = vec![function.build(Arc::clone(&probe) as _)];
+        functions.extend(peers);
+        let below = Some(Node::Device(functions));
         let port = RootNode::Port(RootPort { access_control: true, below });
         let lines = [(); 4].map(|()| Arc::new(Line::default()));
-        let root =
-            RootComplex::new(Topology { root: vec![port] }, lines.clone().map(|line| line as _))
-                .unwrap();
+        let topology = Topology { root: vec![port] };
+        let root = RootComplex::new(topology, lines.clone().map(|line| line as _), leases).unwrap();
         // Pin A below device 1.
         let line = Arc::clone(&lines[1]);
+        let root = Arc::new(root);
         let machine = Self { root, probe, memory, messages, line, doorbell };
         machine.configure_port();
         machine.configure();

@@ -2,7 +2,7 @@
 //! does, every call returns, nothing panics, and after a reset the device works.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -135,7 +135,7 @@ proptest! {
     fn garbage_harms_no_entropy_device(steps in prop::collection::vec(garbage(), 1..200)) {
         for on in TransportKind::ALL {
             let device = Rng::new(Box::new(io::repeat(0x5a)));
-            let driver = TestDriver::new(on, Arc::new(Mutex::new(device)));
+            let driver = TestDriver::new(on, Arc::new(device));
             assert_survives(driver, &steps, buffer_to_fill);
         }
     }
@@ -159,7 +159,7 @@ proptest! {
     #[test]
     fn garbage_harms_no_device_behind_an_iommu(steps in prop::collection::vec(garbage(), 1..200)) {
         for on in TransportKind::ALL {
-            let device = Arc::new(Mutex::new(Rng::new(Box::new(io::repeat(0x5a)))));
+            let device = Arc::new(Rng::new(Box::new(io::repeat(0x5a))));
             let driver = TestDriver::behind(page_by_page(), on, device, vec![]);
             assert_survives(driver, &steps, buffer_to_fill);
         }

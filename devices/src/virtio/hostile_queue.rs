@@ -288,7 +288,7 @@ pub fn q1_rings_that_vanish_need_a_reset(mut subject: Subject) {
 pub fn q1_a_driver_that_adds_at_any_moment_is_answered(mut subject: Subject) {
     for features in [0, Features::EVENT_IDX.bits()] {
         let moments = (0..).take_while(|&moment| adds_at(&mut subject, features, moment)).count();
-        assert!(moments > 10, "the device cannot have looked at all there is");
+        assert!(moments >= 10, "{moments}: the device cannot have looked at all there is");
     }
 }
 

@@ -1,5 +1,6 @@
 //! Virtio devices and the transports that carry them (virtio 1.3).
 
+mod chain;
 pub mod iommu;
 pub mod mem;
 pub mod queue;
@@ -14,12 +15,8 @@ mod hostile_queue;
 pub(crate) mod test_driver;
 
 use bitflags::bitflags;
-use virtio_queue::DescriptorChain;
 
-use crate::dma::DmaView;
-
-/// A chain of descriptors that the driver made available.
-pub type Chain<'a> = DescriptorChain<&'a DmaView>;
+pub use chain::{Chain, ChainReader, ChainWriter};
 
 /// Device types (virtio 1.3, section 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +70,11 @@ bitflags! {
 ///
 /// The transport owns queues, features, status and interrupts. A device gets descriptor chains and
 /// answers them, and never knows which transport it is on.
-pub trait VirtioDevice: Send {
+///
+/// Every method but [`process_chain`](Self::process_chain) runs on a vCPU's thread, with the transport's
+/// lock held, and returns at once. `process_chain` may take as long as the host does. So a device keeps
+/// what they share under locks of its own, and holds none of those while the host works.
+pub trait VirtioDevice: Send + Sync {
     /// The device's type.
     fn device_type(&self) -> DeviceType;
 
@@ -92,12 +93,12 @@ pub trait VirtioDevice: Send {
     }
 
     /// Takes what the driver writes to the configuration space at `offset`. Most of it is read-only.
-    fn write_config(&mut self, offset: u64, data: &[u8]) {
+    fn write_config(&self, offset: u64, data: &[u8]) {
         let _ = (offset, data);
     }
 
     /// Takes the features that the driver accepted. False refuses them: FEATURES_OK stays clear.
-    fn accept_features(&mut self, features: u64) -> bool {
+    fn accept_features(&self, features: u64) -> bool {
         let _ = features;
         true
     }
@@ -109,11 +110,13 @@ pub trait VirtioDevice: Send {
         true
     }
 
-    /// Answers one chain of `queue`, and returns how many bytes were written to it.
-    fn process_chain(&mut self, queue: u16, memory: &DmaView, chain: Chain<'_>) -> u32;
+    /// Answers one chain of `queue`, and returns how many bytes were written to it. Calls for a queue
+    /// come one after the other.
+    fn process_chain(&self, queue: u16, chain: &Chain<'_>) -> u32;
 
-    /// The driver reset the device.
-    fn reset(&mut self) {}
+    /// The driver reset the device. A chain may still be under way, of which the driver will hear no
+    /// more.
+    fn reset(&self) {}
 }
 
 /// Fills `data` from `config` at `offset`, with zeros past the end of `config`: how a device's

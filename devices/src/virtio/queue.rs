@@ -4,6 +4,7 @@
 //! the queue ready and only then checked, as a whole, so that a wrong value is one error at one
 //! place however it arrived.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use thiserror::Error;
@@ -11,7 +12,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestAddress;
 
 use super::{Chain, VirtioDevice};
-use crate::dma::{ChainId, DmaView};
+use crate::dma::{DmaView, NotPermitted};
 
 /// The driver broke the ring itself: only a device reset mends it.
 #[derive(Debug, Error)]
@@ -40,19 +41,27 @@ pub struct QueueRegisters {
     pub device_area: u64,
 }
 
-/// A virtqueue of a device.
+/// A virtqueue of a device: its registers, and its ring while it is ready.
 pub struct Virtqueue {
     /// What the driver writes before it makes the queue ready.
     pub registers: QueueRegisters,
     max_size: u16,
-    ring: Option<Queue>,
+    live: Option<Live>,
+}
+
+/// What a queue is while it is ready.
+struct Live {
+    /// Identifies this use of the queue, and ends with it.
+    memory: Arc<DmaView>,
+    /// None while somebody processes it.
+    ring: Option<Ring>,
 }
 
 impl Virtqueue {
     /// A queue of at most `max_size` descriptors, which must be a power of two.
     pub fn new(max_size: u16) -> Self {
         let registers = QueueRegisters { size: max_size, ..QueueRegisters::default() };
-        Self { registers, max_size, ring: None }
+        Self { registers, max_size, live: None }
     }
 
     /// The largest size on offer.
@@ -62,82 +71,156 @@ impl Virtqueue {
 
     /// Whether the driver has made the queue ready.
     pub fn is_ready(&self) -> bool {
-        self.ring.is_some()
+        self.live.is_some()
     }
 
-    /// Back to the state before the driver set it up.
+    /// Back to the state before the driver set it up. A ring that somebody processes is accessed no
+    /// more, once the leases from before are over ([`Leases::settle`](crate::dma::Leases::settle)).
     pub fn reset(&mut self) {
+        if let Some(live) = &self.live {
+            live.memory.revoke();
+        }
         *self = Self::new(self.max_size);
     }
 
     /// The driver makes the queue ready with the registers as they stand.
     pub fn enable(&mut self, memory: &DmaView, event_idx: bool) -> Result<(), QueueCorrupt> {
-        let registers = self.registers;
-        let mut ring = Queue::new(self.max_size)?;
-        ring.try_set_size(registers.size)?;
-        ring.try_set_desc_table_address(GuestAddress(registers.descriptor_area))?;
-        ring.try_set_avail_ring_address(GuestAddress(registers.driver_area))?;
-        ring.try_set_used_ring_address(GuestAddress(registers.device_area))?;
-        ring.set_event_idx(event_idx);
-        ring.set_ready(true);
-        if !ring.is_valid(memory) {
-            return Err(QueueCorrupt(virtio_queue::Error::QueueNotReady));
-        }
-        self.ring = Some(ring);
+        let memory = Arc::new(memory.revocable());
+        let ring = Ring::new(self.max_size, self.registers, Arc::clone(&memory), event_idx)?;
+        self.live = Some(Live { memory, ring: Some(ring) });
         Ok(())
     }
 
-    /// Lets `device` answer what the driver made available: at most one ring's worth, so that a
-    /// driver that never stops adding cannot keep the machine here.
+    /// Takes the ring, if the queue is ready, to process it without a lock on the queue.
+    pub fn take_ring(&mut self) -> Option<Ring> {
+        self.live.as_mut()?.ring.take()
+    }
+
+    /// Puts back what was taken. False if the queue has been reset meanwhile.
+    pub fn put_back(&mut self, ring: Ring) -> bool {
+        let live = self.live.as_mut().filter(|live| Arc::ptr_eq(&live.memory, &ring.memory));
+        live.map(|live| live.ring = Some(ring)).is_some()
+    }
+}
+
+/// The rings of a queue that is ready.
+pub struct Ring {
+    queue: Queue,
+    memory: Arc<DmaView>,
+    /// A chain that has been answered, and its used length: not in the used ring yet, because the device
+    /// was not permitted to write there.
+    answered: Option<(u16, u32)>,
+    /// Whether chains have been used of which the driver does not know.
+    unannounced: bool,
+}
+
+/// Why a ring is not processed any further.
+enum Interruption {
+    /// It is left as it is until the device is permitted to access it again, if ever.
+    NotPermitted,
+    Corrupt(QueueCorrupt),
+}
+
+impl From<NotPermitted> for Interruption {
+    fn from(_: NotPermitted) -> Self {
+        Self::NotPermitted
+    }
+}
+
+impl From<virtio_queue::Error> for Interruption {
+    fn from(error: virtio_queue::Error) -> Self {
+        Self::Corrupt(error.into())
+    }
+}
+
+impl Ring {
+    fn new(
+        max_size: u16,
+        registers: QueueRegisters,
+        memory: Arc<DmaView>,
+        event_idx: bool,
+    ) -> Result<Self, QueueCorrupt> {
+        let mut queue = Queue::new(max_size)?;
+        queue.try_set_size(registers.size)?;
+        queue.try_set_desc_table_address(GuestAddress(registers.descriptor_area))?;
+        queue.try_set_avail_ring_address(GuestAddress(registers.driver_area))?;
+        queue.try_set_used_ring_address(GuestAddress(registers.device_area))?;
+        queue.set_event_idx(event_idx);
+        queue.set_ready(true);
+        // A device that may not look at its rings yet will find out when it may.
+        if memory.lease().is_ok_and(|lease| !queue.is_valid(&lease)) {
+            return Err(QueueCorrupt(virtio_queue::Error::QueueNotReady));
+        }
+        Ok(Self { queue, memory, answered: None, unannounced: false })
+    }
+
+    /// Lets `device` answer what the driver made available on queue `index`: at most one ring's worth,
+    /// so that a driver that never stops adding cannot keep the machine here.
     pub fn process(
         &mut self,
         index: u16,
-        device: &mut dyn VirtioDevice,
-        memory: &DmaView,
+        device: &dyn VirtioDevice,
     ) -> Result<Progress, QueueCorrupt> {
-        let Some(ring) = &mut self.ring else {
-            return Ok(Progress::default());
-        };
-        let mut used_any = false;
+        match self.answer_chains(index, device) {
+            Ok(progress) => Ok(progress),
+            Err(Interruption::NotPermitted) => Ok(Progress::default()),
+            Err(Interruption::Corrupt(error)) => Err(error),
+        }
+    }
+
+    fn answer_chains(
+        &mut self,
+        index: u16,
+        device: &dyn VirtioDevice,
+    ) -> Result<Progress, Interruption> {
+        let memory = Arc::clone(&self.memory);
+        self.use_answered()?;
+        self.queue.disable_notification(&memory.lease()?)?;
         let mut more = true;
-        ring.disable_notification(memory)?;
-        for _ in 0..ring.size() {
+        for _ in 0..self.queue.size() {
             if !device.wants_chain(index) {
                 more = false;
                 break;
             }
-            if let Some(chain) = next_chain(ring, memory)? {
-                let head = chain.head_index();
-                memory.work_on(Some(ChainId { queue: index, head }));
-                // A driver must not make a chain longer than the queue (section 2.7.5.3.1), and
-                // an indirect table has room for 65535 descriptors.
-                let too_long = chain.clone().nth(ring.size().into()).is_some();
-                let used_bytes =
-                    if too_long { 0 } else { device.process_chain(index, memory, chain) };
-                memory.work_on(None);
-                ring.add_used(memory, head, used_bytes)?;
-                used_any = true;
-            } else {
-                more = ring.enable_notification(memory)?;
+            let Some(chain) = self.next_chain(index, &memory)? else {
+                more = self.queue.enable_notification(&memory.lease()?)?;
                 break;
-            }
+            };
+            self.answered = Some((chain.id().head, device.process_chain(index, &chain)));
+            self.use_answered()?;
         }
-        Ok(Progress { interrupt: used_any && ring.needs_notification(memory)?, more })
+        let interrupt = self.unannounced && self.queue.needs_notification(&memory.lease()?)?;
+        self.unannounced = false;
+        Ok(Progress { interrupt, more })
     }
-}
 
-/// The next available chain. An entry that is announced but is none is a corrupt ring.
-fn next_chain<'a>(
-    ring: &mut Queue,
-    memory: &'a DmaView,
-) -> Result<Option<Chain<'a>>, QueueCorrupt> {
-    // Asked before the ring is: a driver may announce more at any moment.
-    if ring.avail_idx(memory, Ordering::Acquire)?.0 == ring.next_avail() {
-        return Ok(None);
+    /// Puts the chain that was answered into the used ring.
+    fn use_answered(&mut self) -> Result<(), Interruption> {
+        if let Some((head, used_bytes)) = self.answered {
+            self.queue.add_used(&self.memory.lease()?, head, used_bytes)?;
+            self.answered = None;
+            self.unannounced = true;
+        }
+        Ok(())
     }
-    let chain = ring.iter(memory)?.next().ok_or(virtio_queue::Error::InvalidAvailRingIndex)?;
-    if chain.head_index() >= ring.size() {
-        return Err(QueueCorrupt(virtio_queue::Error::InvalidDescriptorIndex));
+
+    /// The next available chain. An entry that is announced but is none is a corrupt ring.
+    fn next_chain<'a>(
+        &mut self,
+        index: u16,
+        memory: &'a DmaView,
+    ) -> Result<Option<Chain<'a>>, Interruption> {
+        let queue = &mut self.queue;
+        let lease = memory.lease()?;
+        // Asked before the ring is: a driver may announce more at any moment.
+        if queue.avail_idx(&lease, Ordering::Acquire)?.0 == queue.next_avail() {
+            return Ok(None);
+        }
+        let size = queue.size();
+        let chain = queue.iter(&lease)?.next().ok_or(virtio_queue::Error::InvalidAvailRingIndex)?;
+        if chain.head_index() >= size {
+            return Err(virtio_queue::Error::InvalidDescriptorIndex.into());
+        }
+        Ok(Some(Chain::read(memory, &lease, index, chain, size)))
     }
-    Ok(Some(chain))
 }

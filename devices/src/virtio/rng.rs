@@ -1,13 +1,14 @@
 //! The entropy device (virtio 1.3, section 5.4).
 
 use std::io::Read;
+use std::sync::Mutex;
 
 use super::{Chain, DeviceType, VirtioDevice};
-use crate::dma::DmaView;
+use crate::lock;
 
 /// Fills the driver's buffers from a source of randomness.
 pub struct Rng {
-    source: Box<dyn Read + Send>,
+    source: Mutex<Box<dyn Read + Send>>,
 }
 
 impl Rng {
@@ -17,7 +18,7 @@ impl Rng {
 
     /// An entropy device that reads from `source`.
     pub fn new(source: Box<dyn Read + Send>) -> Self {
-        Self { source }
+        Self { source: Mutex::new(source) }
     }
 }
 
@@ -30,14 +31,14 @@ impl VirtioDevice for Rng {
         &[256]
     }
 
-    fn process_chain(&mut self, _queue: u16, memory: &DmaView, chain: Chain<'_>) -> u32 {
-        let Ok(mut writer) = chain.writer(memory) else {
+    fn process_chain(&self, _queue: u16, chain: &Chain<'_>) -> u32 {
+        let Some(mut writer) = chain.writer() else {
             return 0;
         };
-        let wanted = (writer.available_bytes() as u64).min(Self::MAX_BYTES_A_CHAIN);
+        let wanted = writer.available().min(Self::MAX_BYTES_A_CHAIN);
         // What was copied before a failing source gave up is still good.
-        let _ = std::io::copy(&mut self.source.by_ref().take(wanted), &mut writer);
-        writer.bytes_written() as u32
+        let _ = std::io::copy(&mut lock(&self.source).by_ref().take(wanted), &mut writer);
+        writer.written()
     }
 }
 
@@ -45,7 +46,7 @@ impl VirtioDevice for Rng {
 mod tests {
     use super::*;
     use std::io;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     use crate::virtio::hostile_queue::{Subject, hostile_queue_tests};
     use crate::virtio::iommu::test_machine::page_by_page;
@@ -53,7 +54,7 @@ mod tests {
     use crate::virtio::test_driver::{Buffer, Rings, TestDriver, TransportKind, on_each_transport};
 
     fn driver(on: TransportKind, source: impl Read + Send + 'static) -> TestDriver {
-        let mut driver = TestDriver::new(on, Arc::new(Mutex::new(Rng::new(Box::new(source)))));
+        let mut driver = TestDriver::new(on, Arc::new(Rng::new(Box::new(source))));
         driver.bring_up(0, Rings::default());
         driver
     }
@@ -69,7 +70,7 @@ mod tests {
         use super::*;
 
         fn subject(on: TransportKind) -> Subject {
-            let device = Arc::new(Mutex::new(Rng::new(Box::new(io::repeat(0x5a)))));
+            let device = Arc::new(Rng::new(Box::new(io::repeat(0x5a))));
             let mut driver = TestDriver::behind(page_by_page(), on, device, vec![]);
             driver.bring_up(0, Rings::default());
             Subject { driver, ..super::subject(on) }

@@ -71,7 +71,7 @@ impl Moat {
 
 impl Machine for Moat {
     fn memory_device(&self) -> Result<MemoryDevice, VmError> {
-        let status = self.control.status().memory_devices.remove(0);
+        let status = self.control.status()?.memory_devices.remove(0);
         Ok(MemoryDevice {
             region: status.address..status.address + status.size,
             requested: status.requested,
@@ -85,12 +85,12 @@ impl Machine for Moat {
     }
 
     fn witness(&self) -> Option<Witness> {
-        let status = self.control.status().memory_devices.remove(0);
+        let status = self.control.status().ok()?.memory_devices.remove(0);
         Some(Witness { violations: status.violations, requests: status.requests })
     }
 
     fn bar_accesses(&self, function: PciAddress) -> Option<BarAccesses> {
-        let functions = self.control.status().pci?.functions;
+        let functions = self.control.status().ok()?.pci?.functions;
         let address = function.to_string();
         let counters =
             functions.into_iter().find(|function| address.ends_with(&function.address))?.counters;

@@ -16,7 +16,7 @@ use std::{
 
 use vmm::{
     Ending, MachineError,
-    machine::{RequestCounters, ResizeRefused},
+    machine::{NotRunning, RequestCounters, ResizeRefused},
     memory::violations::ViolationCounters,
 };
 
@@ -171,6 +171,9 @@ pub enum VmError {
     /// The guest's agent said no, or nothing.
     #[error(transparent)]
     Guest(#[from] GuestError),
+    /// The machine has not started, or has ended.
+    #[error(transparent)]
+    NotRunning(#[from] NotRunning),
     /// A size that the device cannot have.
     #[error(transparent)]
     Resize(#[from] ResizeRefused),

@@ -128,8 +128,11 @@ fn router(control: MachineControl) -> Router {
         .with_state(control)
 }
 
-async fn machine(State(control): State<MachineControl>) -> Json<MachineStatus> {
-    Json(control.status())
+async fn machine(State(control): State<MachineControl>) -> Result<Json<MachineStatus>, Refused> {
+    control
+        .status()
+        .map(Json)
+        .map_err(|error| Refused(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))
 }
 
 async fn resize(
@@ -143,6 +146,7 @@ async fn resize(
         let status = match error {
             ResizeRefused::UnknownDevice { .. } => StatusCode::NOT_FOUND,
             ResizeRefused::Size { .. } => StatusCode::BAD_REQUEST,
+            ResizeRefused::NotRunning(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         Refused(status, error.to_string())
     })

@@ -2,10 +2,18 @@
 //! is.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek};
+use std::ops::Range;
 use std::path::Path;
 
+use linux_loader::loader::bootparam;
+use object::elf::{EM_X86_64, ET_EXEC, FileHeader64, PT_LOAD, PT_NOTE};
+use object::read::elf::{FileHeader, ProgramHeader};
+use object::{Endianness, ReadCache, ReadRef};
+use vm_memory::ByteValued;
+
 use super::BootError;
+use crate::memory::layout;
 
 /// The images that boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,22 +33,59 @@ const KNOWN_WRONG: [(&[u8], &str); 5] = [
     (b"070701", "is an initramfs; give it with --initrd"),
 ];
 
-/// Looks at the first bytes of `file`.
-pub fn detect(path: &Path, file: &mut File) -> Result<ImageFormat, BootError> {
-    let mut head = Vec::with_capacity(0x300);
-    file.take(0x300).read_to_end(&mut head).map_err(|source| BootError::read(path, source))?;
-    classify(&head).map_err(|reason| BootError::NotAKernel { path: path.into(), reason })
+/// A kernel image, as its headers say and its file bears out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// What kind it is.
+    pub format: ImageFormat,
+    /// What of an ELF file is loaded, by guest address.
+    segments: Vec<Range<u64>>,
 }
+
+impl Image {
+    /// First address beyond what is loaded of an ELF file.
+    pub fn segments_end(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.end).max().unwrap_or(0)
+    }
+
+    /// Whether there is something at an ELF file's entry point.
+    pub fn is_loaded(&self, entry: u64) -> bool {
+        self.segments.iter().any(|segment| segment.contains(&entry))
+    }
+}
+
+/// Looks at the headers of `file`.
+pub fn inspect(path: &Path, file: &File) -> Result<Image, BootError> {
+    let read_error = |source| BootError::read(path, source);
+    let not_a_kernel = |reason| BootError::NotAKernel { path: path.into(), reason };
+    let file_size = file.metadata().map_err(read_error)?.len();
+    let mut head = Vec::with_capacity(HEAD_BYTES);
+    let mut start = file;
+    start.rewind().map_err(read_error)?;
+    start.take(HEAD_BYTES as u64).read_to_end(&mut head).map_err(read_error)?;
+    let format = classify(&head).map_err(not_a_kernel)?;
+    let segments = match format {
+        ImageFormat::BzImage => {
+            check_bzimage(&head, file_size).map_err(not_a_kernel)?;
+            Vec::new()
+        }
+        ImageFormat::Elf => elf_segments(&ReadCache::new(file)).map_err(not_a_kernel)?,
+    };
+    Ok(Image { format, segments })
+}
+
+/// All headers of a bzImage that are looked at.
+const HEAD_BYTES: usize = 0x300;
 
 fn classify(head: &[u8]) -> Result<ImageFormat, String> {
     if head.is_empty() {
         return Err("is empty".into());
     }
     if head.starts_with(b"\x7fELF") {
-        return classify_elf(head);
+        return Ok(ImageFormat::Elf);
     }
     if head.get(0x202..0x206) == Some(b"HdrS") {
-        return classify_bzimage(head);
+        return Ok(ImageFormat::BzImage);
     }
     if head.get(56..60) == Some(b"ARM\x64") {
         return Err("is an arm64 kernel; this machine is x86-64".into());
@@ -52,67 +97,275 @@ fn classify(head: &[u8]) -> Result<ImageFormat, String> {
     Err(known.map_or("is neither a bzImage nor an ELF vmlinux", |(_, reason)| reason).into())
 }
 
-fn classify_elf(head: &[u8]) -> Result<ImageFormat, String> {
-    const CLASS_64: u8 = 2;
-    const MACHINE_X86_64: u16 = 62;
-    const TYPE_EXEC: u16 = 2;
-    if head.len() < 64 {
-        return Err("is a truncated ELF file".into());
-    }
-    let half = |offset: usize| u16::from_le_bytes([head[offset], head[offset + 1]]);
-    if head[4] != CLASS_64 || half(18) != MACHINE_X86_64 {
-        return Err(format!(
-            "is an ELF file for another machine (e_machine {}); this one is x86-64",
-            half(18)
-        ));
-    }
-    if half(16) != TYPE_EXEC {
-        return Err("is an ELF file but no vmlinux (not of type EXEC)".into());
-    }
-    Ok(ImageFormat::Elf)
-}
-
-fn classify_bzimage(head: &[u8]) -> Result<ImageFormat, String> {
+/// "The Real-Mode Kernel Header", Documentation/arch/x86/boot.rst.
+fn check_bzimage(head: &[u8], file_size: u64) -> Result<(), String> {
     const XLF_KERNEL_64: u16 = 1 << 0;
     const VERSION_2_12: u16 = 0x20c;
-    let half = |offset: usize| {
-        head.get(offset..offset + 2).map_or(0, |bytes| u16::from_le_bytes([bytes[0], bytes[1]]))
-    };
-    if half(0x206) < VERSION_2_12 || half(0x236) & XLF_KERNEL_64 == 0 {
+    const SECTOR: u64 = 512;
+    const PARAGRAPH: u64 = 16;
+    let header = setup_header(head).ok_or_else(|| truncated(file_size, HEAD_BYTES as u64))?;
+    if header.version < VERSION_2_12 || header.xloadflags & XLF_KERNEL_64 == 0 {
         return Err("is a bzImage without a 64-bit entry point; build it for x86-64".into());
     }
-    Ok(ImageFormat::BzImage)
+    let setup_sectors = match header.setup_sects {
+        0 => 4,
+        sectors => u64::from(sectors),
+    };
+    let kernel_size = u64::from(header.syssize) * PARAGRAPH;
+    let needed = (setup_sectors + 1) * SECTOR + kernel_size;
+    if kernel_size == 0 {
+        return Err("is a bzImage with no kernel behind its setup code".into());
+    }
+    if file_size < needed {
+        return Err(truncated(file_size, needed));
+    }
+    let payload_end = u64::from(header.payload_offset) + u64::from(header.payload_length);
+    if payload_end > kernel_size {
+        return Err(format!(
+            "is a damaged bzImage: its payload ends at {payload_end:#x}, beyond its {kernel_size:#x} \
+             bytes of kernel"
+        ));
+    }
+    Ok(())
+}
+
+fn setup_header(head: &[u8]) -> Option<bootparam::setup_header> {
+    const OFFSET: usize = 0x1f1;
+    let bytes = head.get(OFFSET..OFFSET + size_of::<bootparam::setup_header>())?;
+    let mut header = bootparam::setup_header::default();
+    header.as_mut_slice().copy_from_slice(bytes);
+    Some(header)
+}
+
+fn truncated(file_size: u64, needed: u64) -> String {
+    format!("is truncated: it has {file_size} bytes, and its headers describe {needed}")
+}
+
+/// What of an ELF file is to be loaded, by guest address.
+fn elf_segments<'a>(file: impl ReadRef<'a>) -> Result<Vec<Range<u64>>, String> {
+    /// A vmlinux has five; what comes behind that is no program header.
+    const MOST_SEGMENTS: u16 = 128;
+    /// A vmlinux has less than a page of notes, which are read one by one.
+    const MOST_NOTE_BYTES: u64 = 1 << 20;
+    let file_size = file.len().map_err(|()| "cannot be read")?;
+    let damaged = |error: object::Error| format!("is a damaged ELF file: {error}");
+    let header = FileHeader64::<Endianness>::parse(file).map_err(damaged)?;
+    let endian = header.endian().map_err(damaged)?;
+    let machine = header.e_machine(endian);
+    if machine != EM_X86_64 || !header.is_class_64() {
+        return Err(format!(
+            "is an ELF file for another machine (e_machine {}); this one is x86-64",
+            machine.0
+        ));
+    }
+    if header.e_type(endian) != ET_EXEC {
+        return Err("is an ELF file but no vmlinux (not of type EXEC)".into());
+    }
+    if header.e_phnum(endian) > MOST_SEGMENTS {
+        return Err(format!("is a damaged ELF file: it has {} segments", header.e_phnum(endian)));
+    }
+    let mut segments = Vec::new();
+    for segment in header.program_headers(endian, file).map_err(damaged)? {
+        let (offset, in_file) = segment.file_range(endian);
+        let end = offset.saturating_add(in_file);
+        let kind = segment.p_type(endian);
+        if [PT_LOAD, PT_NOTE].contains(&kind) && end > file_size {
+            return Err(truncated(file_size, end));
+        }
+        if kind == PT_NOTE && in_file > MOST_NOTE_BYTES {
+            return Err(format!("is a damaged ELF file: it has {in_file} bytes of notes"));
+        }
+        if kind == PT_LOAD {
+            segments.extend(loaded_range(
+                segment.p_paddr(endian),
+                segment.p_memsz(endian),
+                in_file,
+            )?);
+        }
+    }
+    if segments.is_empty() {
+        return Err("is an ELF file with nothing to load".into());
+    }
+    let entry = header.e_entry(endian);
+    if !segments.iter().any(|segment| segment.contains(&entry)) {
+        return Err(format!("is a damaged ELF file: its entry point {entry:#x} is in no segment"));
+    }
+    Ok(segments)
+}
+
+/// Where a segment of `size` bytes goes, of which the file has `in_file`. None if it is empty.
+fn loaded_range(start: u64, size: u64, in_file: u64) -> Result<Option<Range<u64>>, String> {
+    if size == 0 {
+        return Ok(None);
+    }
+    let end = start.checked_add(size).filter(|_| in_file <= size);
+    let end = end.ok_or_else(|| {
+        format!("is a damaged ELF file: {in_file} bytes for {size} bytes of memory at {start:#x}")
+    })?;
+    if start < layout::HIGH_MEMORY_START.0 {
+        return Err(format!(
+            "is an ELF file that is loaded at {start:#x}, where boot structures are: nothing may be \
+             loaded below {:#x}",
+            layout::HIGH_MEMORY_START.0
+        ));
+    }
+    Ok(Some(start..end))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    use std::io::Write;
+
+    use object::elf::*;
+    use object::write::elf::Writer;
+
     #[test]
     fn wrong_images_are_named_as_what_they_are() {
         let mut arm64 = vec![0; 64];
         arm64[56..60].copy_from_slice(b"ARM\x64");
-        let mut elf_arm64 = vec![0; 64];
-        elf_arm64[..5].copy_from_slice(b"\x7fELF\x02");
-        elf_arm64[16] = 2;
-        elf_arm64[18] = 183;
-        let mut bzimage_32 = vec![0; 0x300];
-        bzimage_32[0x202..0x206].copy_from_slice(b"HdrS");
-        bzimage_32[0x206..0x208].copy_from_slice(&[0x0d, 0x02]);
         for (head, reason) in [
             (&b""[..], "is empty"),
-            (b"\x7fELF\x02", "truncated"),
             (&arm64, "arm64"),
-            (&elf_arm64, "e_machine 183"),
-            (&bzimage_32, "64-bit entry"),
             (b"\x1f\x8b\x08", "gzip"),
             (b"hello", "neither"),
         ] {
             let message = classify(head).unwrap_err();
             assert!(message.contains(reason), "{message:?} should say {reason:?}");
         }
-        let mut bzimage = bzimage_32;
-        bzimage[0x236] = 1;
-        assert_eq!(classify(&bzimage), Ok(ImageFormat::BzImage));
+    }
+
+    /// The head of a bzImage of 1 KiB of setup code and 64 KiB of kernel.
+    fn bzimage(change: impl FnOnce(&mut bootparam::setup_header)) -> Vec<u8> {
+        let mut header = bootparam::setup_header {
+            setup_sects: 1,
+            syssize: 0x1000,
+            header: u32::from_le_bytes(*b"HdrS"),
+            version: 0x20f,
+            xloadflags: 1,
+            payload_offset: 0x100,
+            payload_length: 0xff00,
+            ..Default::default()
+        };
+        change(&mut header);
+        let mut head = vec![0; HEAD_BYTES];
+        head[0x1f1..][..size_of_val(&header)].copy_from_slice(header.as_slice());
+        head
+    }
+
+    #[test]
+    fn a_bzimage_is_as_long_as_its_headers_say_or_longer() {
+        const SIZE: u64 = 1024 + 0x1_0000;
+        let head = bzimage(|_| {});
+        assert_eq!(classify(&head), Ok(ImageFormat::BzImage));
+        assert_eq!(check_bzimage(&head, SIZE), Ok(()));
+        assert_eq!(check_bzimage(&head, SIZE + 1234), Ok(()), "a signature may follow");
+        let message = check_bzimage(&head, SIZE - 1).unwrap_err();
+        let expected = "is truncated: it has 66559 bytes, and its headers describe 66560";
+        assert_eq!(message, expected);
+        assert!(check_bzimage(&head[..0x250], 0x250).unwrap_err().contains("truncated"));
+        let wrong: [(fn(&mut bootparam::setup_header), &str); 4] = [
+            (|header| header.version = 0x20d - 2, "64-bit entry"),
+            (|header| header.xloadflags = 0, "64-bit entry"),
+            (|header| header.syssize = 0, "no kernel behind"),
+            (|header| header.payload_length = 0xff01, "payload ends"),
+        ];
+        for (change, reason) in wrong {
+            let message = check_bzimage(&bzimage(change), SIZE).unwrap_err();
+            assert!(message.contains(reason), "{message:?} should say {reason:?}");
+        }
+    }
+
+    /// A program header.
+    #[derive(Clone, Copy)]
+    struct Segment {
+        kind: ProgramType,
+        offset: u64,
+        in_file: u64,
+        address: u64,
+        size: u64,
+    }
+
+    const CODE: Segment =
+        Segment { kind: PT_LOAD, offset: 0x1000, in_file: 0x1000, address: 2 << 20, size: 0x2000 };
+    const NOTE: Segment = Segment { kind: PT_NOTE, in_file: 0x40, ..CODE };
+
+    fn elf(machine: Machine, kind: FileType, entry: u64, segments: &[Segment]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(Endianness::Little, true, &mut bytes);
+        writer.reserve_file_header();
+        writer.reserve_program_headers(segments.len() as u32);
+        let header = object::write::elf::FileHeader {
+            os_abi: ELFOSABI_NONE,
+            abi_version: 0,
+            e_type: kind,
+            e_machine: machine,
+            e_entry: entry,
+            e_flags: FileFlags(0),
+        };
+        writer.write_file_header(&header).unwrap();
+        writer.write_align_program_headers();
+        for segment in segments {
+            writer.write_program_header(&object::write::elf::ProgramHeader {
+                p_type: segment.kind,
+                p_flags: PF_R | PF_X,
+                p_offset: segment.offset,
+                p_vaddr: segment.address,
+                p_paddr: segment.address,
+                p_filesz: segment.in_file,
+                p_memsz: segment.size,
+                p_align: 0x1000,
+            });
+        }
+        bytes.resize(0x2000, 0);
+        bytes
+    }
+
+    fn vmlinux(entry: u64, segments: &[Segment]) -> Result<Vec<Range<u64>>, String> {
+        elf_segments(&elf(EM_X86_64, ET_EXEC, entry, segments)[..])
+    }
+
+    #[test]
+    fn an_elf_file_holds_what_its_headers_say() {
+        const MIB: u64 = 1 << 20;
+        let empty = Segment { in_file: 0, size: 0, ..CODE };
+        let bss = Segment { in_file: 0, address: 4 * MIB, ..CODE };
+        let code = 2 * MIB..2 * MIB + 0x2000;
+        assert_eq!(vmlinux(2 * MIB, &[CODE, NOTE, empty]), Ok(vec![code.clone()]));
+        assert_eq!(vmlinux(2 * MIB, &[CODE, bss]), Ok(vec![code, 4 * MIB..4 * MIB + 0x2000]));
+        for (entry, segments, reason) in [
+            (2 * MIB, &[][..], "nothing to load"),
+            (2 * MIB, &[empty], "nothing to load"),
+            (2 * MIB, &[NOTE], "nothing to load"),
+            (MIB, &[CODE], "its entry point 0x100000 is in no segment"),
+            (2 * MIB, &[Segment { in_file: 0x1001, ..CODE }], "truncated"),
+            (2 * MIB, &[Segment { offset: u64::MAX, ..CODE }], "truncated"),
+            (2 * MIB, &[CODE, Segment { in_file: 1 << 40, ..NOTE }], "truncated"),
+            (2 * MIB, &[Segment { size: 0xfff, ..CODE }], "4096 bytes for 4095 bytes of memory"),
+            (2 * MIB, &[CODE, Segment { address: u64::MAX, ..CODE }], "of memory at"),
+            (2 * MIB, &[CODE, Segment { address: 0x7000, ..CODE }], "loaded at 0x7000"),
+        ] {
+            let message = vmlinux(entry, segments).unwrap_err();
+            assert!(message.contains(reason), "{message:?} should say {reason:?}");
+        }
+        assert!(vmlinux(2 * MIB, &[CODE; 129]).unwrap_err().contains("129 segments"));
+        let arm64 = elf(EM_AARCH64, ET_EXEC, 2 * MIB, &[CODE]);
+        assert!(elf_segments(&arm64[..]).unwrap_err().contains("e_machine 183"));
+        let shared = elf(EM_X86_64, ET_DYN, 2 * MIB, &[CODE]);
+        assert!(elf_segments(&shared[..]).unwrap_err().contains("not of type EXEC"));
+        assert!(elf_segments(&b"\x7fELF\x02"[..]).unwrap_err().contains("damaged"));
+    }
+
+    #[test]
+    fn notes_of_a_sparse_file_are_not_read_for_minutes() {
+        let file = tempfile::tempfile().unwrap();
+        let huge = Segment { in_file: 1 << 40, ..NOTE };
+        let bytes = elf(EM_X86_64, ET_EXEC, 2 << 20, &[CODE, huge]);
+        (&file).write_all(&bytes).unwrap();
+        file.set_len(1 << 41).unwrap();
+        let error = inspect(Path::new("sparse"), &file).unwrap_err();
+        let expected = "sparse is a damaged ELF file: it has 1099511627776 bytes of notes";
+        assert_eq!(error.to_string(), expected);
     }
 }

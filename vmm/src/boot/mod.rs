@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use crate::files;
 use crate::memory::layout::{self, port};
 use image::ImageFormat;
 
@@ -68,6 +69,14 @@ pub enum BootError {
     NoPvhEntry {
         /// The file.
         path: PathBuf,
+    },
+    /// PVH would enter where nothing is.
+    #[error("{} is a damaged ELF file: its PVH entry point {entry:#x} is in no segment", path.display())]
+    StrayPvhEntry {
+        /// The file.
+        path: PathBuf,
+        /// The address.
+        entry: u64,
     },
     /// The kernel needs more memory to unpack itself.
     #[error(
@@ -141,10 +150,25 @@ pub enum EntryMode {
     },
 }
 
+/// A kernel image.
+#[derive(Debug)]
+pub struct KernelFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl KernelFile {
+    /// The image at `path`.
+    pub fn open(path: &Path) -> Result<Self, BootError> {
+        let file = files::open_regular(path).map_err(|source| BootError::read(path, source))?;
+        Ok(Self { path: path.into(), file })
+    }
+}
+
 /// What to boot.
 pub struct Payload<'a> {
     /// The kernel image.
-    pub kernel: &'a Path,
+    pub kernel: &'a KernelFile,
     /// How to enter it.
     pub protocol: BootProtocol,
     /// The initramfs; empty for none.
@@ -169,29 +193,36 @@ pub fn load(
     memory: &GuestMemoryMmap,
     ram_bytes: u64,
 ) -> Result<Entry, BootError> {
-    let path = payload.kernel;
-    let mut file = File::open(path).map_err(|source| BootError::read(path, source))?;
-    let format = image::detect(path, &mut file)?;
+    let KernelFile { path, file } = payload.kernel;
+    let mut file = file.try_clone().map_err(|source| BootError::read(path, source))?;
+    let image = image::inspect(path, &file)?;
     let low_end = ram_bytes.min(layout::MMIO_GAP_START.0);
-    let loaded = load_image(path, &mut file, format, memory)?;
+    let must_fit = |needed| match needed {
+        needed if needed > low_end => {
+            Err(BootError::KernelDoesNotFit { needed, available: low_end })
+        }
+        needed => Ok(needed),
+    };
+    let segments_end = must_fit(image.segments_end())?;
+    let loaded = load_image(path, &mut file, image.format, memory)?;
     let header = loaded.setup_header.unwrap_or_default();
-    let kernel_end = kernel_end(&loaded);
-    if kernel_end > low_end {
-        return Err(BootError::KernelDoesNotFit { needed: kernel_end, available: low_end });
-    }
+    let kernel_end = must_fit(kernel_end(&loaded).max(segments_end))?;
     let initrd = load_initrd(payload.initrd, memory, kernel_end, initrd_limit(&header, low_end))?;
     load_command_line(payload.cmdline, memory, &header)?;
     write_reset_vector(memory)?;
     let map = memory_map(ram_bytes);
     match (payload.protocol, loaded.pvh_boot_cap) {
         (BootProtocol::Auto | BootProtocol::Pvh, PvhBootCapability::PvhEntryPresent(address)) => {
+            if !image.is_loaded(address.0) {
+                return Err(BootError::StrayPvhEntry { path: path.into(), entry: address.0 });
+            }
             write_start_info(memory, &map, initrd)?;
             Ok(Entry { address, mode: EntryMode::Pvh { start_info: layout::PVH_START_INFO } })
         }
         (BootProtocol::Pvh, _) => Err(BootError::NoPvhEntry { path: path.into() }),
         (BootProtocol::Auto | BootProtocol::Linux64, _) => {
             // A bzImage has its 64-bit entry 512 bytes in; a vmlinux says where.
-            let offset = if format == ImageFormat::BzImage { 0x200 } else { 0 };
+            let offset = if image.format == ImageFormat::BzImage { 0x200 } else { 0 };
             write_zero_page(memory, &map, header, payload.cmdline.len(), initrd)?;
             let address = GuestAddress(loaded.kernel_load.0 + offset);
             Ok(Entry { address, mode: EntryMode::Linux64 { zero_page: layout::ZERO_PAGE } })

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use devices::dma::{DmaPath, DmaRegion, DmaView, FixedRequester};
+use devices::dma::{DmaMemory, DmaPath, DmaRegion, FixedRequester, Leases};
 use devices::pci::{ConfigPorts, Ecam, InterruptLine, RootComplex};
 use devices::platform::{PowerRegisters, Pvpanic};
 use devices::probe::Probe;
@@ -20,11 +20,15 @@ use vm_memory::{Address, GuestAddress, GuestMemoryMmap};
 
 use super::buses::GuestBuses;
 use super::ending::{Ending, EndingCell};
-use super::memory_device::MemoryDevice;
+use super::files::Files;
+use super::memory_device::{MemoryDevice, Surroundings};
 use super::pci::{KvmDoorbell, KvmLine, KvmMessages, Pci, PciDevices, PciPlace};
 use super::serial::SerialWires;
 use super::worker::{DeviceWork, EventSignal, Worker};
-use super::{Enforcement, Machine, MachineConfig, MachineError, Parts, Running, VirtioTransport};
+use super::{
+    Enforcement, Machine, MachineConfig, MachineControl, MachineError, Parts, Running,
+    VirtioTransport,
+};
 use crate::acpi::{
     self, HotpluggableMemory, IommuPlace, PciHostBridge, Platform, VirtioMmioDevice,
 };
@@ -44,6 +48,8 @@ use crate::vcpu::{self, UncachedMemory, Vcpu, VcpuError, VcpuGate};
 /// A machine half-built.
 pub struct Builder<'a> {
     config: &'a MachineConfig,
+    files: &'a mut Files,
+    control: &'a MachineControl,
     /// Those of the console, and those of the agent.
     serial: &'a [SerialWires],
     vm: Arc<VmFd>,
@@ -51,6 +57,7 @@ pub struct Builder<'a> {
     machine_checks: Option<MachineChecks>,
     slots: MemorySlots,
     gate: Arc<VcpuGate>,
+    leases: Leases,
     ending: Arc<EndingCell>,
     buses: GuestBuses,
     /// From here on nothing has an address yet.
@@ -67,8 +74,9 @@ impl<'a> Builder<'a> {
     /// Opens KVM and checks what can be checked before anything is made.
     pub fn new(
         config: &'a MachineConfig,
+        files: &'a mut Files,
         serial: &'a [SerialWires],
-        ending: Arc<EndingCell>,
+        control: &'a MachineControl,
     ) -> Result<Self, MachineError> {
         let kvm = kvm::open()?;
         check(config, &kvm)?;
@@ -92,11 +100,14 @@ impl<'a> Builder<'a> {
             pci: None,
             iommu: None,
         };
+        let slots = MemorySlots::new(Arc::clone(&vm));
+        let leases = Leases::default();
         Ok(Self {
-            slots: MemorySlots::new(Arc::clone(&vm)),
             gate: Arc::new(VcpuGate::new(config.vcpus as usize)),
-            ending,
-            buses: GuestBuses::default(),
+            ending: Arc::clone(&control.ending),
+            buses: GuestBuses::new(slots.clone(), leases.clone()),
+            slots,
+            leases,
             next_address: ram_end(config.memory).max(layout::MMIO_GAP_END.0),
             pci: PciDevices::default(),
             iommu: None,
@@ -106,12 +117,16 @@ impl<'a> Builder<'a> {
             cpuid,
             machine_checks,
             config,
+            files,
+            control,
             serial,
             vm,
         })
     }
 
     /// Makes all the parts, wires them, and lets the vCPUs run.
+    ///
+    /// A machine that has been stopped meanwhile gets vCPUs that do not run.
     pub fn build(mut self) -> Result<(Parts, Running), MachineError> {
         self.create_interrupt_controllers()?;
         let ram = self.create_ram()?;
@@ -119,27 +134,33 @@ impl<'a> Builder<'a> {
         self.buses.ram = memory.clone();
         self.create_memory_devices()?;
         self.create_pci_window()?;
-        let dma = self.dma_view(&ram)?;
+        let dma = self.dma_memory(&ram)?;
         self.attach_platform_devices()?;
         let dma = self.attach_iommu(dma)?;
         self.attach_virtio_devices(&dma)?;
         self.attach_probes(&dma)?;
         self.attach_pci()?;
         let entry = self.load(&memory)?;
-        let symbols = Arc::new(match &self.config.symbols {
-            Some(path) => GuestSymbols::from_file(path)?,
+        let symbols = Arc::new(match &self.files.symbols {
+            Some(file) => GuestSymbols::from_file(Arc::clone(file)),
             None => GuestSymbols::from_memory(memory.clone()),
         });
         self.buses.symbols = Some(Arc::clone(&symbols));
         let (vcpus, halted) = self.create_vcpus(&memory, &entry)?;
         let parts = Parts {
-            slots: Some(self.slots),
+            vcpus: self.config.vcpus,
+            memory: self.config.memory,
+            enforcement: self.config.enforcement,
+            slots: self.slots,
             memory_devices: vcpus[0].buses.memory_devices.clone(),
             pci: vcpus[0].buses.pci.clone(),
             iommu: self.iommu,
-            symbols: Some(symbols),
+            symbols,
         };
         let (gate, ending) = (self.gate, self.ending);
+        if ending.get().is_some() {
+            gate.end();
+        }
         let worker = Worker::start(self.work, Arc::clone(&gate), halted, Arc::clone(&ending))?;
         let mut running = Running { gate, vcpus: Vec::new(), worker, _ram: ram };
         for vcpu in vcpus {
@@ -164,15 +185,19 @@ impl<'a> Builder<'a> {
         self.vm.create_pit2(pit).map_err(MachineError::kvm("KVM_CREATE_PIT2"))
     }
 
-    fn create_ram(&self) -> Result<Vec<(HostMemory, SlotId)>, MachineError> {
+    fn create_ram(&mut self) -> Result<Vec<(HostMemory, SlotId)>, MachineError> {
+        let to_populate = if self.config.ram.is_preallocated() { self.config.memory } else { 0 };
+        let work = self.control.start_work(to_populate);
         let create = |memory: HostMemory| {
+            let memory = memory.with_work(work.clone());
             let size = memory.size();
             memory.populate(0..size).map_err(|source| MemoryError::Populate { size, source })?;
             let slot = self.slots.add(&memory, 0..size).map_err(MemoryError::Slot)?;
             Ok((memory, slot))
         };
         let ranges = layout::ram_ranges(self.config.memory);
-        HostMemory::map_ranges(&ranges, &self.config.ram)?.into_iter().map(create).collect()
+        let memory = HostMemory::map_ranges(&ranges, &self.config.ram, &mut self.files.ram)?;
+        memory.into_iter().map(create).collect()
     }
 
     /// Keeps room for PCI's memory above 4 GiB, if there is to be any.
@@ -189,7 +214,15 @@ impl<'a> Builder<'a> {
     }
 
     fn create_memory_devices(&mut self) -> Result<(), MachineError> {
-        for (index, config) in self.config.memory_devices.iter().enumerate() {
+        let surroundings = Surroundings {
+            enforcement: self.config.enforcement,
+            slots: &self.slots,
+            gate: &self.gate,
+            leases: &self.leases,
+            ending: &self.ending,
+        };
+        let files = &mut self.files.memory_devices;
+        for (index, (config, file)) in self.config.memory_devices.iter().zip(files).enumerate() {
             let alignment = layout::REGION_ALIGNMENT.max(config.block_size);
             let address = self.next_address.next_multiple_of(alignment);
             self.next_address = address.saturating_add(config.size);
@@ -198,10 +231,8 @@ impl<'a> Builder<'a> {
                 format!("mem{index}"),
                 GuestAddress(address),
                 config,
-                self.config.enforcement,
-                &self.slots,
-                &self.gate,
-                &self.ending,
+                file,
+                &surroundings,
             )?;
             self.platform.hotpluggable.push(HotpluggableMemory {
                 address,
@@ -213,14 +244,14 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    fn dma_view(&self, ram: &[(HostMemory, SlotId)]) -> Result<DmaView, MachineError> {
+    fn dma_memory(&self, ram: &[(HostMemory, SlotId)]) -> Result<DmaMemory, MachineError> {
         let fixed = ram.iter().map(|(memory, _)| DmaRegion::fixed(memory.mapping()));
         let partial = self
             .buses
             .memory_devices
             .iter()
             .map(|device| DmaRegion::partial(device.memory().mapping(), device.reachable()));
-        Ok(DmaView::new(fixed.chain(partial).collect())?)
+        Ok(DmaMemory::new(fixed.chain(partial).collect(), self.leases.clone())?)
     }
 
     fn attach_platform_devices(&mut self) -> Result<(), MachineError> {
@@ -239,7 +270,7 @@ impl<'a> Builder<'a> {
 
     /// The way to memory of all devices to come, which is through the IOMMU if there is to be one. It
     /// comes first, so that its place is known.
-    fn attach_iommu(&mut self, memory: DmaView) -> Result<DmaPath, MachineError> {
+    fn attach_iommu(&mut self, memory: DmaMemory) -> Result<DmaPath, MachineError> {
         let Some(config) = self.config.iommu else {
             return Ok(DmaPath::direct(memory));
         };
@@ -249,10 +280,10 @@ impl<'a> Builder<'a> {
             VirtioTransport::Pci => vec![endpoint::PCI],
         };
         let config = VirtioIommuConfig { endpoints, bypass: config.bypass };
-        let device = VirtioIommu::new(config, doorbell.clone());
+        let device = VirtioIommu::new(config, doorbell.clone(), self.leases.clone());
         let translations = device.translations();
         let own_path = DmaPath::direct(memory.clone());
-        self.attach_virtio(Arc::new(Mutex::new(device)), &own_path, doorbell)?;
+        self.attach_virtio(Arc::new(device), &own_path, doorbell)?;
         self.platform.iommu = Some(match self.config.virtio_transport {
             VirtioTransport::Mmio => IommuPlace::Mmio(layout::VIRTIO_MMIO.0),
             VirtioTransport::Pci => IommuPlace::Pci(PciDevices::FIRST),
@@ -269,19 +300,18 @@ impl<'a> Builder<'a> {
         }
         let random = std::fs::File::open("/dev/urandom")
             .map_err(MachineError::host("cannot open /dev/urandom"))?;
-        let random = Arc::new(Mutex::new(Rng::new(Box::new(random))));
-        self.attach_virtio(random, dma, doorbell()?)?;
+        self.attach_virtio(Arc::new(Rng::new(Box::new(random))), dma, doorbell()?)?;
         Ok(())
     }
 
     fn attach_virtio(
         &mut self,
-        device: Arc<Mutex<dyn VirtioDevice>>,
+        device: Arc<dyn VirtioDevice>,
         dma: &DmaPath,
         doorbell: Arc<EventSignal>,
-    ) -> Result<Arc<Mutex<dyn Transport>>, MachineError> {
+    ) -> Result<Arc<dyn Transport>, MachineError> {
         let on_pci = self.config.virtio_transport == VirtioTransport::Pci;
-        let transport: Arc<Mutex<dyn Transport>> = match self.platform.pci.filter(|_| on_pci) {
+        let transport: Arc<dyn Transport> = match self.platform.pci.filter(|_| on_pci) {
             None => self.attach_mmio(device, dma, &doorbell)?,
             Some(bridge) => {
                 let doorbell = KvmDoorbell::new(doorbell.clone(), Arc::clone(&self.vm), bridge);
@@ -297,7 +327,7 @@ impl<'a> Builder<'a> {
 
     fn attach_mmio(
         &mut self,
-        device: Arc<Mutex<dyn VirtioDevice>>,
+        device: Arc<dyn VirtioDevice>,
         dma: &DmaPath,
         doorbell: &Arc<EventSignal>,
     ) -> Result<Arc<Mutex<MmioTransport>>, MachineError> {
@@ -343,7 +373,7 @@ impl<'a> Builder<'a> {
         let topology = std::mem::take(&mut self.pci).into_topology();
         let line =
             |gsi| -> Arc<dyn InterruptLine> { Arc::new(KvmLine { vm: Arc::clone(&self.vm), gsi }) };
-        let root = Arc::new(RootComplex::new(topology, gsi::PCI.map(line))?);
+        let root = Arc::new(RootComplex::new(topology, gsi::PCI.map(line), self.leases.clone())?);
         let ports = ConfigPorts::new(Arc::clone(&root));
         self.buses.ports.insert(
             ConfigPorts::FIRST,
@@ -382,7 +412,7 @@ impl<'a> Builder<'a> {
 
     fn load(&self, memory: &GuestMemoryMmap) -> Result<Entry, MachineError> {
         let payload = Payload {
-            kernel: &self.config.kernel,
+            kernel: &self.files.kernel,
             protocol: self.config.protocol,
             initrd: &self.config.initrd,
             cmdline: &self.config.cmdline,
@@ -397,7 +427,8 @@ impl<'a> Builder<'a> {
         memory: &GuestMemoryMmap,
         entry: &Entry,
     ) -> Result<(Vec<Vcpu>, Vec<Arc<AtomicBool>>), MachineError> {
-        let buses = Arc::new(std::mem::take(&mut self.buses));
+        let empty = GuestBuses::new(self.slots.clone(), self.leases.clone());
+        let buses = Arc::new(std::mem::replace(&mut self.buses, empty));
         let uncached = self.uncached_memory();
         let mut vcpus = Vec::new();
         for index in 0..self.config.vcpus {

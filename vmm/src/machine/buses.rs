@@ -3,18 +3,22 @@
 use std::sync::Arc;
 
 use devices::bus::Bus;
+use devices::dma::Leases;
 use devices::pci::{Access, AddressSpace};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::memory_device::{MemoryDevice, UnpluggedMemoryAccess};
 use super::pci::{Pci, RefusedAccess};
-use crate::memory::slots::SlotError;
+use crate::memory::slots::{MemorySlots, SlotError};
 use crate::memory::violations::{Accessor, Consequence, GuestAccess, Operation};
 use crate::symbols::GuestSymbols;
 
 /// All that a vCPU reaches.
-#[derive(Default)]
 pub struct GuestBuses {
+    /// The memory slots, which are what it reaches without an exit.
+    pub slots: MemorySlots,
+    /// The accesses of devices.
+    pub leases: Leases,
     /// What it reaches without an exit and for ever.
     pub ram: GuestMemoryMmap,
     /// Devices by I/O port.
@@ -59,6 +63,20 @@ fn access(space: AddressSpace, address: u64, data: &[u8], operation: Operation) 
 }
 
 impl GuestBuses {
+    /// With nothing on them.
+    pub fn new(slots: MemorySlots, leases: Leases) -> Self {
+        Self {
+            slots,
+            leases,
+            ram: GuestMemoryMmap::default(),
+            ports: Bus::default(),
+            memory: Bus::default(),
+            pci: None,
+            memory_devices: Vec::new(),
+            symbols: None,
+        }
+    }
+
     /// Reads a port; all ones where there is nothing.
     pub fn read_port(&self, port: u16, data: &mut [u8]) -> Option<StrayAccess<'_>> {
         if self.ports.read(port.into(), data) {

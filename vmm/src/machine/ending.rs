@@ -8,6 +8,7 @@ use devices::platform::{PlatformControl, PlatformEvent};
 
 use crate::memory::refusals::RefusedDevice;
 use crate::memory::violations::Violation;
+use crate::sync::Cancellation;
 
 /// Why a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +36,11 @@ pub enum Ending {
 }
 
 impl Ending {
+    /// Whether a PC would start anew.
+    pub fn is_reset(&self) -> bool {
+        matches!(self, Self::Reset | Self::TripleFault)
+    }
+
     /// The exit code of a program that ran a machine to this end.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -72,24 +78,38 @@ impl fmt::Display for Ending {
 pub struct EndingCell {
     ending: Mutex<Option<Ending>>,
     set: Condvar,
+    cancellation: Cancellation,
 }
 
 impl EndingCell {
     /// The machine ends because of `ending`, unless it has ended already.
     pub fn set(&self, ending: Ending) {
         let mut cell = self.lock();
-        if cell.is_none() || (*cell == Some(Ending::Reset) && ending == Ending::Stopped) {
+        let goes_on = |before: &Ending| before.is_reset() && ending == Ending::Stopped;
+        if cell.as_ref().is_none_or(goes_on) {
             *cell = Some(ending);
         }
+        self.cancellation.cancel();
         self.set.notify_all();
     }
 
     /// A reset was no end: the machine goes on.
     pub fn forget_reset(&self) {
         let mut cell = self.lock();
-        if *cell == Some(Ending::Reset) {
+        if cell.as_ref().is_some_and(Ending::is_reset) {
             *cell = None;
+            self.cancellation.clear();
         }
+    }
+
+    /// The end, if there is one yet.
+    pub fn get(&self) -> Option<Ending> {
+        self.lock().clone()
+    }
+
+    /// Ends whatever the host works on for the machine, once it ends.
+    pub fn cancellation(&self) -> Cancellation {
+        self.cancellation.clone()
     }
 
     /// Waits for the end.

@@ -52,11 +52,20 @@ pub enum MachineError {
     PciFunction(#[from] devices::pci::FunctionError),
     #[error("cannot put a device on PCI: {0}")]
     PciTopology(#[from] devices::pci::TopologyError),
+    #[error("cannot lay out memory: {0}")]
+    Layout(#[from] vm_memory::GuestRegionCollectionError),
     #[error("cannot show memory to devices: {0}")]
-    DmaView(#[from] vm_memory::GuestRegionCollectionError),
+    DmaMemory(#[from] devices::dma::UnsortedRegions),
     #[error("{what}: {source}")]
     Host { what: &'static str, source: std::io::Error },
+    #[error("it was stopped while it started")]
+    Stopped,
 }
+
+/// The machine is starting, starting again after a reset, or has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("the machine is not running: it is starting, or has ended")]
+pub struct NotRunning;
 
 impl MachineError {
     /// For `map_err` on what the host refuses.
@@ -73,6 +82,9 @@ impl MachineError {
 /// A resize that is refused.
 #[derive(Debug, Error)]
 pub enum ResizeRefused {
+    /// There is nobody to ask.
+    #[error(transparent)]
+    NotRunning(#[from] NotRunning),
     /// There is no such device.
     #[error("there is no device {id}; this machine has {known}")]
     UnknownDevice {

@@ -2,8 +2,9 @@
 //! record of who touched what was not there.
 
 use std::num::NonZeroU64;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
+use devices::dma::Leases;
 use devices::virtio::mem::{
     BlockBackend, BlockIndex, Region, RegionError, RequestCounters, ResizeError, UnpluggedAccess,
     VirtioMem, VirtioMemConfig,
@@ -12,11 +13,11 @@ use devices::virtio::transport::Transport;
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, MemoryRegionAddress};
 
-use super::{EndingCell, lock};
+use super::EndingCell;
 use crate::memory::MemoryError;
-use crate::memory::backing::Backing;
+use crate::memory::backing::{Backing, KeptFile};
 use crate::memory::busy::BusyBackend;
-use crate::memory::host::{HostMemory, HostMemoryConfig};
+use crate::memory::host::{HostMemory, HostMemoryConfig, HostWork};
 use crate::memory::one_slot::OneSlot;
 use crate::memory::reachable::ReachableBlocks;
 use crate::memory::refusals::{Refusals, RefusedDevice};
@@ -107,16 +108,31 @@ pub struct MemoryDeviceStatus {
     pub refused_devices: Vec<RefusedDevice>,
 }
 
+/// What of the machine a device has to do with.
+pub struct Surroundings<'a> {
+    /// Whether unplugged memory is really gone.
+    pub enforcement: Enforcement,
+    /// Where its memory is put.
+    pub slots: &'a MemorySlots,
+    /// Where vCPUs can be stopped.
+    pub gate: &'a Arc<VcpuGate>,
+    /// Those of devices that access its memory.
+    pub leases: &'a Leases,
+    /// How it can end the machine.
+    pub ending: &'a Arc<EndingCell>,
+}
+
 /// A virtio-mem device of a machine.
 pub struct MemoryDevice {
     id: String,
     region: Region,
-    device: Arc<Mutex<VirtioMem>>,
-    transport: OnceLock<Arc<Mutex<dyn Transport>>>,
+    device: Arc<VirtioMem>,
+    transport: OnceLock<Arc<dyn Transport>>,
     memory: HostMemory,
     /// What plugs its blocks, if unplugged ones are to be gone.
-    strict: Option<Arc<Mutex<StrictBlocks>>>,
+    strict: Option<Arc<StrictBlocks>>,
     reachable: Arc<ReachableBlocks>,
+    leases: Leases,
     violations: ViolationLog,
     on_violation: ViolationPolicy,
 }
@@ -151,21 +167,23 @@ pub enum MemoryDeviceError {
 }
 
 impl MemoryDevice {
-    /// A device whose region starts at `address`.
+    /// A device whose region starts at `address`, with its memory in `file` if it is in one.
     pub fn new(
         id: String,
         address: GuestAddress,
         config: &MemoryDeviceConfig,
-        enforcement: Enforcement,
-        slots: &MemorySlots,
-        gate: &Arc<VcpuGate>,
-        ending: &Arc<EndingCell>,
+        file: &mut KeptFile,
+        surroundings: &Surroundings<'_>,
     ) -> Result<Self, MemoryDeviceError> {
+        let &Surroundings { enforcement, slots, gate, leases, ending } = surroundings;
         let page_size = config.memory.backing.page_size();
         let region = Region::new(address.0, config.size, config.block_size, page_size)
             .map_err(|source| MemoryDeviceError::Region { id: id.clone(), source })?;
         let memory_error = |source| MemoryDeviceError::Memory { id: id.clone(), source };
-        let memory = HostMemory::map(address, config.size, &config.memory).map_err(memory_error)?;
+        let memory =
+            HostMemory::map(address, config.size, &config.memory, file).map_err(memory_error)?;
+        let cancellation = ending.cancellation();
+        let memory = memory.with_work(HostWork { cancellation, ..HostWork::default() });
         let refusals = Refusals::new(id.clone(), config.on_violation, Arc::clone(ending));
         let reachable = Arc::new(ReachableBlocks::none(region, refusals));
         let strict = match enforcement {
@@ -175,12 +193,13 @@ impl MemoryDevice {
                     memory.clone(),
                     slots.clone(),
                     Arc::clone(gate),
+                    leases.clone(),
                     Arc::clone(&reachable),
                     Arc::clone(ending),
                 )
                 .map_err(|source| MemoryError::Map { size: config.size, source })
                 .map_err(memory_error)?;
-                Some(Arc::new(Mutex::new(blocks)))
+                Some(Arc::new(blocks))
             }
             Enforcement::Off => None,
         };
@@ -210,11 +229,12 @@ impl MemoryDevice {
         Ok(Self {
             id,
             region,
-            device: Arc::new(Mutex::new(device)),
+            device: Arc::new(device),
             transport: OnceLock::new(),
             memory,
             strict,
             reachable,
+            leases: leases.clone(),
             violations: ViolationLog::default(),
             on_violation: config.on_violation,
         })
@@ -226,7 +246,7 @@ impl MemoryDevice {
     }
 
     /// The device, for its transport.
-    pub fn device(&self) -> Arc<Mutex<VirtioMem>> {
+    pub fn device(&self) -> Arc<VirtioMem> {
         Arc::clone(&self.device)
     }
 
@@ -241,29 +261,32 @@ impl MemoryDevice {
     }
 
     /// Its driver is reached through `transport`, and never through another.
-    pub fn attach(&self, transport: Arc<Mutex<dyn Transport>>) {
+    pub fn attach(&self, transport: Arc<dyn Transport>) {
         self.transport.get_or_init(|| transport);
     }
 
     /// Asks the driver to plug or unplug until `bytes` are plugged.
     pub fn resize(&self, bytes: u64) -> Result<(), ResizeError> {
-        // Held over both steps, so that no driver reads new values under the old generation.
-        let mut transport = self.transport.get().map(|transport| lock(transport));
-        let changed = lock(&self.device).set_requested_size(bytes)?;
-        if changed && let Some(transport) = &mut transport {
-            transport.config_changed();
+        let mut result = Ok(false);
+        let mut change = || {
+            result = self.device.set_requested_size(bytes);
+            matches!(result, Ok(true))
+        };
+        match self.transport.get() {
+            Some(transport) => transport.change_config(&mut change),
+            None => drop(change()),
         }
-        Ok(())
+        result.map(drop)
     }
 
     /// Bytes requested from the driver.
     pub fn requested(&self) -> u64 {
-        lock(&self.device).requested_size()
+        self.device.requested_size()
     }
 
     /// The device as seen from outside.
     pub fn status(&self) -> MemoryDeviceStatus {
-        let device = lock(&self.device);
+        let device = &self.device;
         MemoryDeviceStatus {
             id: self.id.clone(),
             address: self.region.address(),
@@ -284,13 +307,13 @@ impl MemoryDevice {
 
     /// Takes its unplugged blocks out of the memory slots. Returns whether there were any.
     pub fn withdraw_unplugged(&self) -> Result<bool, SlotError> {
-        self.strict.as_ref().map_or(Ok(false), |blocks| lock(blocks).withdraw_unplugged())
+        self.strict.as_ref().map_or(Ok(false), |blocks| blocks.withdraw_unplugged())
     }
 
     /// Reads plugged memory, of one page at most. False if it is not plugged.
     pub fn peek(&self, address: u64, data: &mut [u8]) -> bool {
-        // Held so that the block does not go meanwhile.
-        let _device = lock(&self.device);
+        // So that the block does not go meanwhile.
+        let _lease = self.leases.take();
         let offset = || MemoryRegionAddress(address - self.region.address());
         self.region.block_at(address).is_some_and(|block| {
             self.reachable.contains(block.0)
@@ -317,7 +340,7 @@ impl<'a> UnpluggedMemoryAccess<'a> {
     pub fn new(device: &'a MemoryDevice, block: BlockIndex, access: GuestAccess) -> Self {
         // A driver may look at unplugged memory, and no more.
         let only_read = access.operation == Operation::Read;
-        let kind = lock(&device.device).classify_unplugged_access(access.address, !only_read);
+        let kind = device.device.classify_unplugged_access(access.address, !only_read);
         Self { device, block, access, kind }
     }
 

@@ -4,6 +4,7 @@ mod builder;
 mod buses;
 mod ending;
 mod error;
+mod files;
 mod memmap;
 mod memory_device;
 mod pci;
@@ -11,7 +12,8 @@ mod serial;
 mod worker;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use devices::virtio::iommu::Translations;
@@ -23,7 +25,7 @@ pub use devices::virtio::mem::RequestCounters;
 
 pub use buses::{GuestBuses, StrayAccess};
 pub use ending::{Ending, EndingCell};
-pub use error::{MachineError, ResizeRefused};
+pub use error::{MachineError, NotRunning, ResizeRefused};
 pub use memory_device::{
     Enforcement, MemoryDevice, MemoryDeviceConfig, MemoryDeviceError, MemoryDeviceStatus,
     UnpluggedMemoryAccess,
@@ -33,11 +35,13 @@ pub use serial::SerialEndpoint;
 
 use crate::boot::BootProtocol;
 use crate::memory::backing::Backing;
-use crate::memory::host::{HostMemory, HostMemoryConfig};
+use crate::memory::host::{HostMemory, HostMemoryConfig, HostWork};
 use crate::memory::slots::{MemorySlots, SlotId};
 use crate::symbols::GuestSymbols;
+use crate::sync::lock;
 use crate::vcpu::VcpuGate;
 use builder::Builder;
+use files::Files;
 use serial::SerialWires;
 use worker::Worker;
 
@@ -89,7 +93,8 @@ pub enum OnReset {
     #[default]
     End,
     /// It starts anew, with everything as it was at first but the sizes requested of its memory
-    /// devices: nothing is plugged, and the kernel and the initramfs are loaded again.
+    /// devices: nothing is plugged, and the kernel and the initramfs are loaded again. A triple fault
+    /// counts as a reset, as it does on a PC.
     Restart,
 }
 
@@ -183,44 +188,81 @@ pub struct Resizing {
     pub warning: Option<String>,
 }
 
-/// What can be asked of a running machine, from any thread.
-#[derive(Clone)]
+/// What can be asked of a machine, from any thread: before it starts, while it runs, and after its end.
+#[derive(Clone, Default)]
 pub struct MachineControl {
+    phase: Arc<Mutex<Phase>>,
+    ending: Arc<EndingCell>,
+    starting: Arc<Starting>,
+}
+
+/// How far the start of a machine is.
+#[derive(Default)]
+struct Starting {
+    to_populate: AtomicU64,
+    populated: Arc<AtomicU64>,
+}
+
+/// What a machine is doing.
+#[derive(Default)]
+enum Phase {
+    /// It starts, or starts again.
+    #[default]
+    Starting,
+    Running(Parts),
+    /// Nothing is left of it, whoever still has a [`MachineControl`], but what it was like.
+    Ended(Box<MachineStatus>),
+}
+
+/// The parts of a running machine that somebody may ask about.
+struct Parts {
     vcpus: u32,
     memory: u64,
     enforcement: Enforcement,
-    parts: Arc<Mutex<Parts>>,
-    ending: Arc<EndingCell>,
-}
-
-/// What a restart replaces.
-#[derive(Default)]
-struct Parts {
-    slots: Option<MemorySlots>,
+    slots: MemorySlots,
     memory_devices: Vec<Arc<MemoryDevice>>,
     pci: Option<Arc<Pci>>,
     iommu: Option<Arc<Translations>>,
-    symbols: Option<Arc<GuestSymbols>>,
+    symbols: Arc<GuestSymbols>,
 }
 
-impl MachineControl {
-    /// The machine as it is now.
-    pub fn status(&self) -> MachineStatus {
-        let parts = lock(&self.parts);
+impl Phase {
+    fn running(&self) -> Result<&Parts, NotRunning> {
+        match self {
+            Self::Running(parts) => Ok(parts),
+            Self::Starting | Self::Ended(_) => Err(NotRunning),
+        }
+    }
+}
+
+impl Parts {
+    fn status(&self) -> MachineStatus {
         MachineStatus {
             vcpus: self.vcpus,
             memory: self.memory,
-            memory_slots: parts.slots.as_ref().map_or(0, |slots| slots.used()),
+            memory_slots: self.slots.used(),
             enforcement: self.enforcement,
-            memory_devices: parts.memory_devices.iter().map(|device| device.status()).collect(),
-            pci: parts.pci.as_ref().map(|pci| pci.status()),
-            iommu: parts.iommu.as_ref().map(|translations| translations.status()),
+            memory_devices: self.memory_devices.iter().map(|device| device.status()).collect(),
+            pci: self.pci.as_ref().map(|pci| pci.status()),
+            iommu: self.iommu.as_ref().map(|translations| translations.status()),
+        }
+    }
+}
+
+impl MachineControl {
+    /// The machine as it is now, or was at its end.
+    pub fn status(&self) -> Result<MachineStatus, NotRunning> {
+        match &*lock(&self.phase) {
+            Phase::Starting => Err(NotRunning),
+            Phase::Running(parts) => Ok(parts.status()),
+            Phase::Ended(status) => Ok(MachineStatus::clone(status)),
         }
     }
 
     /// Asks the driver of device `id` to plug or unplug until `bytes` are plugged.
     pub fn resize(&self, id: &str, bytes: u64) -> Result<Resizing, ResizeRefused> {
-        let parts = lock(&self.parts);
+        let phase = lock(&self.phase);
+        let parts = phase.running()?;
         let Some(device) = parts.memory_devices.iter().find(|device| device.id() == id) else {
             let known: Vec<&str> = parts.memory_devices.iter().map(|device| device.id()).collect();
             let known =
@@ -230,23 +272,39 @@ impl MachineControl {
         device.resize(bytes).map_err(|source| ResizeRefused::Size { id: id.into(), source })?;
         let device = device.status();
         let growth = device.requested.saturating_sub(device.plugged);
-        Ok(Resizing { device, warning: memmap::warning(growth, self.memory) })
+        Ok(Resizing { device, warning: memmap::warning(growth, parts.memory) })
     }
 
-    /// Names for the instructions of the guest's kernel; none while the machine starts anew.
-    pub fn symbols(&self) -> Option<Arc<GuestSymbols>> {
-        lock(&self.parts).symbols.clone()
+    /// Looks at the names for the instructions of the guest's kernel.
+    pub fn with_symbols<T>(&self, look: impl FnOnce(&GuestSymbols) -> T) -> Result<T, NotRunning> {
+        Ok(look(&lock(&self.phase).running()?.symbols))
     }
 
-    /// Ends the machine, whatever the guest is doing.
+    /// Bytes of RAM that have been taken from the host in advance, and that will be, while the machine
+    /// starts. Both are 0 unless RAM is to be had in advance.
+    pub fn start_progress(&self) -> (u64, u64) {
+        let Starting { to_populate, populated } = &*self.starting;
+        (populated.load(Ordering::Relaxed), to_populate.load(Ordering::Relaxed))
+    }
+
+    /// Ends the machine, whatever the guest is doing. One that is starting does not start.
     pub fn stop(&self) {
         self.ending.set(Ending::Stopped);
+    }
+
+    /// How RAM is taken from the host in advance, `bytes` of it.
+    fn start_work(&self, bytes: u64) -> HostWork {
+        self.starting.to_populate.store(bytes, Ordering::Relaxed);
+        self.starting.populated.store(0, Ordering::Relaxed);
+        let populated = Arc::clone(&self.starting.populated);
+        HostWork { cancellation: self.ending.cancellation(), populated }
     }
 }
 
 /// A machine. Dropping it ends it.
 pub struct Machine {
     config: MachineConfig,
+    files: Files,
     serial: Vec<SerialWires>,
     control: MachineControl,
     running: Option<Running>,
@@ -277,18 +335,20 @@ impl Machine {
     pub const MINIMUM_MEMORY: u64 = 16 << 20;
 
     /// Builds a machine and lets it run. A guest that resets it is attended to by [`Self::wait`].
-    pub fn start(mut config: MachineConfig) -> Result<Self, MachineError> {
+    pub fn start(config: MachineConfig) -> Result<Self, MachineError> {
+        Self::start_with(config, MachineControl::default())
+    }
+
+    /// The same for a machine that `control` is for, by which it may be stopped while it starts.
+    pub fn start_with(
+        mut config: MachineConfig,
+        control: MachineControl,
+    ) -> Result<Self, MachineError> {
         let endpoints = [&mut config.console, &mut config.agent]
             .map(|endpoint| std::mem::replace(endpoint, SerialEndpoint::null()));
-        let control = MachineControl {
-            vcpus: config.vcpus,
-            memory: config.memory,
-            enforcement: config.enforcement,
-            parts: Arc::default(),
-            ending: Arc::default(),
-        };
+        let files = Files::open(&config)?;
         // From here on dropping the machine puts away what has been started.
-        let mut machine = Self { config, serial: Vec::new(), control, running: None };
+        let mut machine = Self { config, files, serial: Vec::new(), control, running: None };
         for endpoint in endpoints {
             let wires = SerialWires::start(endpoint)
                 .map_err(MachineError::host("cannot start a serial port"))?;
@@ -303,10 +363,17 @@ impl Machine {
     }
 
     fn build(&mut self) -> Result<(), MachineError> {
-        let ending = Arc::clone(&self.control.ending);
-        let builder = Builder::new(&self.config, &self.serial, ending)?;
-        let (parts, running) = builder.build()?;
-        *lock(&self.control.parts) = parts;
+        let builder = Builder::new(&self.config, &mut self.files, &self.serial, &self.control)?;
+        let built = builder.build();
+        // Whatever it was that could not be made for the end of the machine.
+        if self.control.ending.get() == Some(Ending::Stopped) {
+            if let Ok((_, running)) = built {
+                running.end();
+            }
+            return Err(MachineError::Stopped);
+        }
+        let (parts, running) = built?;
+        *lock(&self.control.phase) = Phase::Running(parts);
         self.running = Some(running);
         Ok(())
     }
@@ -321,27 +388,35 @@ impl Machine {
     pub fn wait(mut self) -> Ending {
         loop {
             let ending = self.control.ending.wait();
-            if ending != Ending::Reset || self.config.on_reset == OnReset::End {
+            if !ending.is_reset() || self.config.on_reset == OnReset::End {
                 self.shut_down();
                 return ending;
             }
-            if let Err(error) = self.restart() {
-                self.shut_down();
-                return Ending::MachineError(format!("it cannot start again: {error}"));
+            match self.restart(&ending) {
+                Ok(()) => {}
+                Err(MachineError::Stopped) => {
+                    self.shut_down();
+                    return Ending::Stopped;
+                }
+                Err(error) => {
+                    self.shut_down();
+                    return Ending::MachineError(format!("it cannot start again: {error}"));
+                }
             }
         }
     }
 
-    fn restart(&mut self) -> Result<(), MachineError> {
+    fn restart(&mut self, ending: &Ending) -> Result<(), MachineError> {
         self.end_threads();
-        self.control.ending.forget_reset();
         // What is left of the old machine goes before the new one comes: there may not be room for both.
-        let parts = std::mem::take(&mut *lock(&self.control.parts));
-        for (config, device) in self.config.memory_devices.iter_mut().zip(&parts.memory_devices) {
-            config.requested = device.requested();
+        if let Phase::Running(parts) = std::mem::take(&mut *lock(&self.control.phase)) {
+            for (config, device) in self.config.memory_devices.iter_mut().zip(&parts.memory_devices)
+            {
+                config.requested = device.requested();
+            }
         }
-        drop(parts);
-        info!("the guest has reset the machine, which starts again");
+        self.control.ending.forget_reset();
+        info!("{ending}; the machine starts again");
         self.build()
     }
 
@@ -354,8 +429,11 @@ impl Machine {
 
     fn shut_down(&mut self) {
         self.end_threads();
-        // RAM goes with the machine, whoever may still ask about it.
-        lock(&self.control.parts).symbols = None;
+        let mut phase = lock(&self.control.phase);
+        if let Phase::Running(parts) = &*phase {
+            *phase = Phase::Ended(Box::new(parts.status()));
+        }
+        drop(phase);
         self.serial.drain(..).for_each(SerialWires::finish);
     }
 }
@@ -365,9 +443,4 @@ impl Drop for Machine {
         self.control.stop();
         self.shut_down();
     }
-}
-
-/// A device that panicked half-way is still better served than left alone.
-fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
-    device.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -14,13 +14,13 @@ use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use log::{debug, error, warn};
 use serde::{Deserialize, Serialize};
 
-use super::lock;
 use super::worker::EventSignal;
 use crate::acpi::PciHostBridge;
 use crate::memory::violations::{
     Accessor, Consequence, GuestAccess, Offender, Target, ViolationCounters, ViolationLog,
     ViolationPolicy,
 };
+use crate::sync::lock;
 
 /// Where on PCI a device is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use devices::Signal;
 use devices::serial::SerialPort;
 use log::debug;
 
-use super::lock;
+use crate::sync::lock;
 
 /// The far end of a serial port.
 pub struct SerialEndpoint {

@@ -20,7 +20,6 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::ending::{Ending, EndingCell};
-use super::lock;
 use crate::vcpu::VcpuGate;
 
 /// A worker that cannot be started.
@@ -61,8 +60,8 @@ pub struct DeviceWork {
 
 impl DeviceWork {
     /// Processes the queues of a virtio device.
-    pub fn queues(doorbell: Arc<EventSignal>, transport: Arc<Mutex<dyn Transport>>) -> Self {
-        let process = move || lock(&transport).process_queues();
+    pub fn queues(doorbell: Arc<EventSignal>, transport: Arc<dyn Transport>) -> Self {
+        let process = move || transport.process_queues();
         Self { doorbell, process: Box::new(process) }
     }
 

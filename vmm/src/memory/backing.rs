@@ -103,6 +103,9 @@ pub enum BackingError {
         /// What the host said.
         source: io::Error,
     },
+    /// A machine that restarts would find its old memory.
+    #[error("cannot empty the file of guest memory for a restart: {0}")]
+    Reuse(io::Error),
 }
 
 /// Bytes in an ordinary page.
@@ -132,7 +135,7 @@ impl Backing {
     }
 
     /// The file that `size` bytes of it are in, if it is one.
-    pub(super) fn open(&self, size: u64) -> Result<Option<MemoryFile>, BackingError> {
+    fn open(&self, size: u64) -> Result<Option<MemoryFile>, BackingError> {
         let (file, outlasts) = match self {
             Self::Anonymous => return Ok(None),
             Self::Memfd => (memfd(MemfdFlags::empty(), size).map_err(BackingError::Memfd)?, false),
@@ -147,16 +150,37 @@ impl Backing {
             }
             Self::File(path) => (open_file(path, size)?, true),
         };
-        Ok(Some(MemoryFile { file: Arc::new(file), outlasts }))
+        Ok(Some(MemoryFile { file: Arc::new(file), outlasts, size }))
     }
 }
 
 /// The file that guest memory is in.
 #[derive(Debug)]
-pub(super) struct MemoryFile {
+pub struct MemoryFile {
     file: Arc<File>,
     /// Whether it is there after the memory is gone.
     outlasts: bool,
+    size: u64,
+}
+
+/// The file of a piece of guest memory: the same one as long as this lives, so that a machine that
+/// restarts does not depend on what is at a path by then.
+#[derive(Debug, Default)]
+pub struct KeptFile(Option<Arc<MemoryFile>>);
+
+impl KeptFile {
+    /// A file of `size` bytes, always the same, with nothing in it. None if `backing` is no file.
+    pub(super) fn open(
+        &mut self,
+        backing: &Backing,
+        size: u64,
+    ) -> Result<Option<Arc<MemoryFile>>, BackingError> {
+        match &self.0 {
+            Some(file) => file.punch_hole(0..file.size).map_err(BackingError::Reuse)?,
+            None => self.0 = backing.open(size)?.map(Arc::new),
+        }
+        Ok(self.0.clone())
+    }
 }
 
 impl MemoryFile {

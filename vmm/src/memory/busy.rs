@@ -1,6 +1,7 @@
 //! A backend that is busy at will: what a driver meets on a host that is short of memory.
 
 use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use devices::virtio::mem::{BackendBusy, BlockBackend, BlockRange};
 
@@ -8,18 +9,18 @@ use devices::virtio::mem::{BackendBusy, BlockBackend, BlockRange};
 pub struct BusyBackend {
     backend: Box<dyn BlockBackend>,
     every: NonZeroU64,
-    requests: u64,
+    requests: AtomicU64,
 }
 
 impl BusyBackend {
     /// Has `backend` be busy at each request whose number, counted from 1, is a multiple of `every`.
     pub fn new(backend: Box<dyn BlockBackend>, every: NonZeroU64) -> Self {
-        Self { backend, every, requests: 0 }
+        Self { backend, every, requests: AtomicU64::new(0) }
     }
 
-    fn admit(&mut self) -> Result<(), BackendBusy> {
-        self.requests += 1;
-        if self.requests.is_multiple_of(self.every.get()) {
+    fn admit(&self) -> Result<(), BackendBusy> {
+        let number = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
+        if number.is_multiple_of(self.every.get()) {
             return Err(BackendBusy("this device is made to be busy".into()));
         }
         Ok(())
@@ -27,17 +28,17 @@ impl BusyBackend {
 }
 
 impl BlockBackend for BusyBackend {
-    fn plug(&mut self, range: BlockRange) -> Result<(), BackendBusy> {
+    fn plug(&self, range: BlockRange) -> Result<(), BackendBusy> {
         self.admit()?;
         self.backend.plug(range)
     }
 
-    fn unplug(&mut self, range: BlockRange) -> Result<(), BackendBusy> {
+    fn unplug(&self, range: BlockRange) -> Result<(), BackendBusy> {
         self.admit()?;
         self.backend.unplug(range)
     }
 
-    fn unplug_all(&mut self) -> Result<(), BackendBusy> {
+    fn unplug_all(&self) -> Result<(), BackendBusy> {
         self.admit()?;
         self.backend.unplug_all()
     }

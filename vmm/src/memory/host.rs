@@ -5,6 +5,7 @@ use std::num::NonZero;
 use std::ops::Range;
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use log::error;
@@ -13,8 +14,9 @@ use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, MmapRegion,
 };
 
-use super::backing::{Backing, MemoryFile};
+use super::backing::{Backing, KeptFile, MemoryFile};
 use super::{MemoryError, numa};
+use crate::sync::Cancellation;
 
 /// How guest memory is had from the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +31,13 @@ pub struct HostMemoryConfig {
     pub host_node: Option<u16>,
 }
 
+impl HostMemoryConfig {
+    /// Whether memory is taken from the host before it is touched. That of a pool always is.
+    pub fn is_preallocated(&self) -> bool {
+        self.prealloc || self.backing.page_size() > Backing::Anonymous.page_size()
+    }
+}
+
 impl From<Backing> for HostMemoryConfig {
     /// Memory that comes as it is touched, from anywhere, in huge pages.
     fn from(backing: Backing) -> Self {
@@ -40,8 +49,11 @@ impl From<Backing> for HostMemoryConfig {
 /// has mapped, so a guest of small pages would take many thousand faults to come back.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// The least that is worth a thread of its own to populate, in bytes, and how many there may be.
-const POPULATED_PIECE: u64 = 64 << 20;
+/// How many bytes the host gives or takes at a time. Between two such pieces it can be told to stop.
+const PIECE: u64 = 64 << 20;
+/// How many it takes back at a time, which is faster.
+const DISCARDED_PIECE: u64 = 1 << 30;
+/// How many threads may populate memory.
 const POPULATING_THREADS: u64 = 8;
 
 /// A mapping of host memory for a range of guest addresses. Nothing is populated until touched, or
@@ -52,29 +64,41 @@ pub struct HostMemory {
     file: Option<Arc<MemoryFile>>,
     page_size: u64,
     prealloc: bool,
+    work: HostWork,
+}
+
+/// What whoever waits for the host may want: to give up, and to know how far it is.
+#[derive(Debug, Clone, Default)]
+pub struct HostWork {
+    /// Ends it early.
+    pub cancellation: Cancellation,
+    /// Bytes populated so far.
+    pub populated: Arc<AtomicU64>,
 }
 
 impl HostMemory {
-    /// Maps `size` bytes for the guest address `start`.
+    /// Maps `size` bytes for the guest address `start`, in `file` if the backing is one.
     pub fn map(
         start: GuestAddress,
         size: u64,
         config: &HostMemoryConfig,
+        file: &mut KeptFile,
     ) -> Result<Self, MemoryError> {
-        Ok(Self::map_ranges(&[(start, size)], config)?.remove(0))
+        Ok(Self::map_ranges(&[(start, size)], config, file)?.remove(0))
     }
 
     /// Maps ranges of guest addresses, each (start, size), of which a file has one after the other.
     pub fn map_ranges(
         ranges: &[(GuestAddress, u64)],
         config: &HostMemoryConfig,
+        file: &mut KeptFile,
     ) -> Result<Vec<Self>, MemoryError> {
         let page_size = config.backing.page_size();
         let sizes = ranges.iter().map(|(_, size)| *size);
         if let Some(size) = sizes.clone().find(|size| !size.is_multiple_of(page_size)) {
             return Err(MemoryError::NotPages { size, page_size });
         }
-        let file = config.backing.open(sizes.sum())?.map(Arc::new);
+        let file = file.open(&config.backing, sizes.sum())?;
         let mut next = 0;
         let map = |&(start, size): &(GuestAddress, u64)| {
             let offset = next;
@@ -111,8 +135,11 @@ impl HostMemory {
             mapping: Arc::new(mapping),
             file,
             page_size,
-            prealloc: config.prealloc || page_size > Backing::Anonymous.page_size(),
+            prealloc: config.is_preallocated(),
+            work: HostWork::default(),
         };
+        // A core dump of this process is about this process. Hosts without it have none to leave it out.
+        let _ = memory.advise(0..size, libc::MADV_DONTDUMP);
         let advice = if config.huge_pages { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
         // A host that has no huge pages refuses it, and so does one for pages of its pool.
         let _ = memory.advise(0..size, advice);
@@ -132,6 +159,11 @@ impl HostMemory {
         }
         numa::bind(self.host_address(0), self.size(), node)
             .map_err(|source| MemoryError::Node { node, source })
+    }
+
+    /// The same memory, of which [`Self::populate`] and [`Self::discard`] go by `work`.
+    pub fn with_work(self, work: HostWork) -> Self {
+        Self { work, ..self }
     }
 
     /// The mapping, for those who read and write guest memory.
@@ -194,18 +226,22 @@ impl HostMemory {
     fn populate_in_pieces(&self, offsets: &Range<u64>) -> io::Result<()> {
         let processors = thread::available_parallelism().map_or(1, NonZero::get) as u64;
         let threads = processors.min(POPULATING_THREADS);
-        let piece = (offsets.end - offsets.start)
-            .div_ceil(threads)
-            .max(POPULATED_PIECE)
-            .next_multiple_of(self.page_size);
-        let starts = (offsets.start..offsets.end).step_by(piece as usize);
-        let mut pieces = starts.map(|start| start..offsets.end.min(start.saturating_add(piece)));
-        let populate = |piece| self.advise(piece, libc::MADV_POPULATE_WRITE);
-        let first = pieces.next();
+        let share = (offsets.end - offsets.start).div_ceil(threads);
+        let mut shares = self.pieces(offsets.clone(), share.max(PIECE));
+        let populate = |share: Range<u64>| {
+            self.pieces(share, PIECE).try_for_each(|piece| {
+                self.work.cancellation.check()?;
+                let bytes = piece.end - piece.start;
+                self.advise(piece, libc::MADV_POPULATE_WRITE)?;
+                self.work.populated.fetch_add(bytes, Ordering::Relaxed);
+                Ok(())
+            })
+        };
+        let first = shares.next();
         thread::scope(|scope| {
-            let others = pieces.map(|piece| {
+            let others = shares.map(|share| {
                 let thread = thread::Builder::new().name("populate".into());
-                thread.spawn_scoped(scope, move || populate(piece))
+                thread.spawn_scoped(scope, move || populate(share))
             });
             let others = others.collect::<io::Result<Vec<_>>>()?;
             first.map_or(Ok(()), populate)?;
@@ -213,9 +249,23 @@ impl HostMemory {
         })
     }
 
-    /// Gives the memory of `offsets` back to the host; it reads as zeros from then on.
+    /// `offsets` in pieces of at least `size` bytes, which are whole pages, but for the last.
+    fn pieces(&self, offsets: Range<u64>, size: u64) -> impl Iterator<Item = Range<u64>> + use<> {
+        let size = size.next_multiple_of(self.page_size);
+        let starts = (offsets.start..offsets.end).step_by(size as usize);
+        starts.map(move |start| start..offsets.end.min(start.saturating_add(size)))
+    }
+
+    /// Gives the memory of `offsets` back to the host; it reads as zeros from then on. Once the machine
+    /// ends, all memory goes back in a moment, and there is no need for this.
     pub fn discard(&self, offsets: Range<u64>) -> io::Result<()> {
         assert!(offsets.end <= self.size(), "discarding beyond the mapping");
+        self.pieces(offsets, DISCARDED_PIECE)
+            .take_while(|_| self.work.cancellation.check().is_ok())
+            .try_for_each(|piece| self.discard_piece(piece))
+    }
+
+    fn discard_piece(&self, offsets: Range<u64>) -> io::Result<()> {
         match &self.file {
             Some(file) => {
                 let start = self.mapping.file_offset().map_or(0, FileOffset::start);

@@ -12,7 +12,7 @@ const MIB: u64 = 1 << 20;
 const HUGE_PAGES: Backing = Backing::Hugetlb(HugePageSize::Size2M);
 
 fn map(size: u64, config: impl Into<HostMemoryConfig>) -> Result<HostMemory, MemoryError> {
-    HostMemory::map(GuestAddress(1 << 30), size, &config.into())
+    HostMemory::map(GuestAddress(1 << 30), size, &config.into(), &mut KeptFile::default())
 }
 
 /// Pages of 2 MiB that this host has left.
@@ -59,7 +59,7 @@ fn ranges_are_in_one_file_one_after_the_other() {
     let path = directory.path().join("memory");
     let ranges = [(GuestAddress(0), 2 * MIB), (GuestAddress(1 << 32), MIB)];
     let config = HostMemoryConfig::from(Backing::File(path.clone()));
-    let memory = HostMemory::map_ranges(&ranges, &config).unwrap();
+    let memory = HostMemory::map_ranges(&ranges, &config, &mut KeptFile::default()).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().len(), 3 * MIB);
     memory.iter().for_each(fill);
     let word = |offset: u64| fs::read(&path).unwrap()[offset as usize];

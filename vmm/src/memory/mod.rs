@@ -13,6 +13,7 @@ pub mod strict;
 #[cfg(test)]
 mod strict_test;
 pub mod violations;
+mod windows;
 
 use std::io;
 

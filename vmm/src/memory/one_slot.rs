@@ -28,18 +28,18 @@ impl OneSlot {
 }
 
 impl BlockBackend for OneSlot {
-    fn plug(&mut self, range: BlockRange) -> Result<(), BackendBusy> {
+    fn plug(&self, range: BlockRange) -> Result<(), BackendBusy> {
         // The guest may have written here while it should not have.
         self.discard(range)?;
         let offsets = self.region.byte_offsets(range);
         self.memory.populate(offsets).map_err(|error| BackendBusy(Box::new(error)))
     }
 
-    fn unplug(&mut self, range: BlockRange) -> Result<(), BackendBusy> {
+    fn unplug(&self, range: BlockRange) -> Result<(), BackendBusy> {
         self.discard(range)
     }
 
-    fn unplug_all(&mut self) -> Result<(), BackendBusy> {
+    fn unplug_all(&self) -> Result<(), BackendBusy> {
         self.discard(self.region.blocks())
     }
 }

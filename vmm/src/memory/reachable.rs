@@ -78,13 +78,11 @@ impl Reachability for ReachableBlocks {
             .all(|block| block < self.region.block_count() && self.contains(block))
     }
 
-    fn refused(&self, origin: Option<DmaOrigin>, offset: u64, len: usize) {
+    fn refused(&self, origin: DmaOrigin, offset: u64, len: usize) {
         self.refused.fetch_add(1, Ordering::Relaxed);
-        if let Some(origin) = origin {
-            let address = self.region.address() + offset;
-            let block = offset / self.region.block_size();
-            self.refusals.record(origin, address, len as u64, block);
-        }
+        let address = self.region.address() + offset;
+        let block = offset / self.region.block_size();
+        self.refusals.record(origin, address, len as u64, block);
     }
 }
 
@@ -113,14 +111,13 @@ mod tests {
     fn a_refused_device_is_kept_with_a_count() {
         let region = Region::new(0x10_0000, 16 * 0x1000, 0x1000, 0x1000).unwrap();
         let blocks = ReachableBlocks::none(region, Refusals::default());
-        blocks.refused(None, 0, 1);
         let chain = Some(ChainId { queue: 1, head: 7 });
         for (requester, chain, offset) in
             [(0x10, None, 0x2008), (0x1_0000, None, 0x3000), (0x10, chain, 0x4010)]
         {
-            blocks.refused(Some(DmaOrigin { requester, chain }), offset, 16);
+            blocks.refused(DmaOrigin { requester, chain }, offset, 16);
         }
-        assert_eq!(blocks.refusal_count(), 4);
+        assert_eq!(blocks.refusal_count(), 3);
         let devices: Vec<_> = blocks
             .refused_devices()
             .into_iter()

@@ -1,6 +1,7 @@
 //! KVM memory slots: which guest addresses are backed by memory at all.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::kvm_userspace_memory_region;
@@ -58,6 +59,7 @@ pub struct SlotId(u32);
 pub struct MemorySlots {
     table: Arc<dyn SlotTable>,
     ids: Arc<Mutex<Ids>>,
+    changes: Arc<AtomicU64>,
 }
 
 struct Ids {
@@ -77,13 +79,27 @@ impl MemorySlots {
     /// The first `limit` slots of `table`.
     pub fn with_limit(table: Arc<dyn SlotTable>, limit: u32) -> Self {
         let ids = Ids { returned: Vec::new(), next: 0, claimed: 0, limit };
-        Self { table, ids: Arc::new(Mutex::new(ids)) }
+        Self { table, ids: Arc::new(Mutex::new(ids)), changes: Arc::default() }
     }
 
     /// How many slots are in use.
     pub fn used(&self) -> u32 {
         let ids = self.lock();
         ids.next - ids.returned.len() as u32
+    }
+
+    /// How often what vCPUs find in the slots has changed.
+    ///
+    /// KVM_RUN refuses a vCPU memory that is in a slot and may not be accessed. A vCPU that asks before
+    /// KVM_RUN, and after it has waited for whoever was changing something, knows whether it was refused
+    /// for what was there before.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// Memory in a slot may be accessed, or not any more: to be called when that is done.
+    pub fn count_change(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
     }
 
     /// Keeps `count` slots for the caller, beside those that it has claimed before.
@@ -143,7 +159,9 @@ impl MemorySlots {
         // SAFETY: the region is empty or lies inside a live `HostMemory` (asserted in `set`), in which
         // guests may do what they like. Its mapping outlives the slot: whoever owns the slot owns the
         // memory, and the VM's last descriptor is closed after all vCPU threads have ended.
-        unsafe { self.table.set(region) }.map_err(|source| SlotError::Refused {
+        let result = unsafe { self.table.set(region) };
+        self.count_change();
+        result.map_err(|source| SlotError::Refused {
             address: region.guest_phys_addr,
             size: region.memory_size,
             source,

@@ -3,40 +3,28 @@
 //! An unplugged block has no memory, and the mapping behind it permits no access: nobody can touch it,
 //! neither a vCPU nor a device nor this process by mistake. That costs hardly more than giving the
 //! memory back. It does not tell who tried, for then KVM_RUN fails with EFAULT and no address. So
-//! the vCPU that is refused has all unplugged blocks *withdrawn* from the memory slots, and tries
-//! again: now its access is an MMIO exit.
+//! the vCPU that is refused has all unplugged blocks withdrawn from the memory slots ([`Windows`]), and
+//! tries again: now its access is an MMIO exit. Only the first stray access costs anything, then.
 //!
-//! Only the first stray access costs anything, then:
-//!
-//! - Plugging the first block of a *window*, an aligned piece of the region, sets a slot for all of
-//!   it. Other blocks come and go without a change of slots.
-//! - Withdrawing leaves a window with a slot for each run of plugged blocks. KVM cannot shrink a slot
-//!   in place, so for a moment the neighbours are in no slot either; every vCPU is out of KVM_RUN
-//!   meanwhile.
-//! - The slots that this would take are claimed when blocks are plugged or unplugged. Where there are
-//!   no more, windows are put under single slots again; and where that is not enough, the driver is
-//!   told BUSY.
+//! The host may take long to give memory and to take it back. The windows are not locked meanwhile, so
+//! that no vCPU waits for that.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::mem;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use devices::dma::Leases;
 use devices::virtio::mem::{BackendBusy, BlockBackend, BlockRange, Region};
-use log::{error, info};
+use log::error;
 use thiserror::Error;
 
 use super::host::HostMemory;
 use super::reachable::ReachableBlocks;
-use super::slots::{MemorySlots, SlotError, SlotId};
-use crate::machine::{Ending, EndingCell};
+use super::slots::{MemorySlots, SlotError};
+use super::windows::Windows;
+use crate::machine::EndingCell;
+use crate::sync::lock;
 use crate::vcpu::VcpuGate;
-
-/// The least size of a window. What KVM keeps for each page of a slot bounds it from above.
-const WINDOW_BYTES: u64 = 1 << 30;
-/// The number of windows that a region has at most, unless its blocks are as large.
-const WINDOWS: u64 = 256;
 
 /// Why blocks cannot be plugged or unplugged now.
 #[derive(Debug, Error)]
@@ -53,323 +41,115 @@ impl From<StrictError> for BackendBusy {
     }
 }
 
-/// A piece of the region with blocks that are plugged, or are in slots still.
-#[derive(Default)]
-struct Window {
-    /// How many runs of plugged blocks there are in it.
-    runs: u32,
-    /// Disjoint ranges of blocks that include all plugged ones, in no order.
-    slots: Vec<(Range<u64>, SlotId)>,
-}
-
-impl Window {
-    /// How many slots have to be claimed for it.
-    fn claim(&self) -> u32 {
-        self.runs.max(self.slots.len() as u32)
-    }
-
-    /// What of `blocks` is in no slot.
-    fn gaps(&self, blocks: Range<u64>) -> Vec<Range<u64>> {
-        let mut covered: Vec<_> = self.slots.iter().map(|(range, _)| range).collect();
-        covered.sort_by_key(|range| range.start);
-        let mut gaps = Vec::new();
-        let mut next = blocks.start;
-        for range in covered {
-            gaps.push(next..range.start.min(blocks.end));
-            next = next.max(range.end);
-        }
-        gaps.push(next..blocks.end);
-        gaps.retain(|gap| !gap.is_empty());
-        gaps
-    }
-}
-
-/// What becomes of a window.
-struct Plan {
-    window: u64,
-    runs: u32,
-    /// What is to be in slots, each range in one of its own, and is in none.
-    gaps: Vec<Range<u64>>,
-}
-
 /// The memory of a device whose unplugged blocks nobody reaches.
+///
+/// Blocks are plugged and unplugged by one thread; any may have unplugged ones withdrawn.
 pub struct StrictBlocks {
     region: Region,
     memory: HostMemory,
-    slots: MemorySlots,
-    gate: Arc<VcpuGate>,
-    ending: Arc<EndingCell>,
-    /// The blocks that are plugged.
-    reachable: Arc<ReachableBlocks>,
-    windows: BTreeMap<u64, Window>,
-    window_blocks: u64,
-    claimed: u32,
+    leases: Leases,
+    windows: Mutex<Windows>,
 }
 
 impl StrictBlocks {
-    /// All blocks of `region` unplugged; `memory` is what stands behind them.
+    /// All blocks of `region` unplugged; `memory` is what stands behind them, which devices access
+    /// within `leases`.
     pub fn new(
         region: Region,
         memory: HostMemory,
         slots: MemorySlots,
         gate: Arc<VcpuGate>,
+        leases: Leases,
         reachable: Arc<ReachableBlocks>,
         ending: Arc<EndingCell>,
     ) -> io::Result<Self> {
         memory.forbid(0..memory.size())?;
-        let window_bytes = WINDOW_BYTES.max((region.size() / WINDOWS).next_power_of_two());
-        let window_blocks = (window_bytes / region.block_size()).max(1);
-        Ok(Self {
-            region,
-            memory,
-            slots,
-            gate,
-            ending,
-            reachable,
-            windows: BTreeMap::new(),
-            window_blocks,
-            claimed: 0,
-        })
+        let windows = Windows::new(region, memory.clone(), slots, gate, reachable, ending);
+        Ok(Self { region, memory, leases, windows: Mutex::new(windows) })
     }
 
     /// Takes all unplugged blocks out of the memory slots, so that touching one is an MMIO exit.
     /// Returns whether there were any.
-    pub fn withdraw_unplugged(&mut self) -> Result<bool, SlotError> {
-        let runs = |index: &u64| (*index, self.reachable.runs(self.window(*index)));
-        self.rearrange(self.windows.keys().map(runs).collect())
+    pub fn withdraw_unplugged(&self) -> Result<bool, SlotError> {
+        lock(&self.windows).withdraw_unplugged()
     }
 
-    /// Gives each window a single slot, and those in which nothing is plugged none.
-    fn gather(&mut self) -> Result<bool, SlotError> {
-        let whole = |(index, window): (&u64, &Window)| {
-            let slots = (window.runs > 0).then(|| self.window(*index));
-            (*index, slots.into_iter().collect())
-        };
-        self.rearrange(self.windows.iter().map(whole).collect())
-    }
-
-    /// Has windows have these slots. Returns whether they had others.
-    fn rearrange(&mut self, mut wanted: Vec<(u64, Vec<Range<u64>>)>) -> Result<bool, SlotError> {
-        wanted.retain(|(index, ranges)| {
-            let slots = &self.windows[index].slots;
-            slots.len() != ranges.len() || slots.iter().any(|(range, _)| !ranges.contains(range))
-        });
-        if wanted.is_empty() {
-            return Ok(false);
-        }
-        let gate = Arc::clone(&self.gate);
-        let _quiesced = gate.close();
-        let before = self.slots.used();
-        for (index, ranges) in wanted {
-            self.set_slots(index, ranges)?;
-        }
-        self.adjust_claim();
-        info!("rearranged unplugged blocks: {before} memory slots are {} now", self.slots.used());
-        Ok(true)
-    }
-
-    /// Has the window's slots be `ranges`. No vCPU may run.
-    ///
-    /// On an error they are what they were. Where KVM refuses that too, plugged blocks may be in no
-    /// slot, and the machine ends.
-    fn set_slots(&mut self, index: u64, ranges: Vec<Range<u64>>) -> Result<(), SlotError> {
-        let window = self.windows.entry(index).or_default();
-        let before = window.slots.iter().map(|(range, _)| range.clone()).collect();
-        self.try_set_slots(index, ranges).inspect_err(|_| {
-            if let Err(error) = self.try_set_slots(index, before) {
-                let what = format!("KVM has taken memory from the guest: {error}");
-                self.ending.set(Ending::MachineError(what));
-            }
-        })
-    }
-
-    fn try_set_slots(&mut self, index: u64, ranges: Vec<Range<u64>>) -> Result<(), SlotError> {
-        let window = self.windows.entry(index).or_default();
-        let (kept, mut gone): (Vec<_>, Vec<_>) =
-            mem::take(&mut window.slots).into_iter().partition(|(range, _)| ranges.contains(range));
-        window.slots = kept;
-        while let Some((range, slot)) = gone.pop() {
-            if let Err((slot, error)) = self.slots.clear(slot) {
-                gone.push((range, slot));
-                window.slots.append(&mut gone);
-                return Err(error);
-            }
-        }
-        for range in ranges {
-            if !window.slots.iter().any(|(kept, _)| *kept == range) {
-                let slot = self.slots.set(&self.memory, byte_offsets(&self.region, &range))?;
-                window.slots.push((range, slot));
-            }
-        }
-        Ok(())
-    }
-
-    /// The blocks of a window.
-    fn window(&self, index: u64) -> Range<u64> {
-        let end = (index + 1) * self.window_blocks;
-        index * self.window_blocks..end.min(self.region.block_count())
-    }
-
-    /// `range` in pieces, each in a window: that window's number, the piece, and how many blocks beside
-    /// the piece are plugged and in the window, 0 to 2.
-    fn pieces(&self, range: BlockRange) -> impl Iterator<Item = (u64, Range<u64>, u32)> {
-        let Range { start, end } = range.indices();
-        (start / self.window_blocks..end.div_ceil(self.window_blocks)).map(move |index| {
-            let window = self.window(index);
-            let piece = start.max(window.start)..end.min(window.end);
-            let left = piece.start > window.start && self.reachable.contains(piece.start - 1);
-            let right = piece.end < window.end && self.reachable.contains(piece.end);
-            (index, piece, u32::from(left) + u32::from(right))
-        })
-    }
-
-    fn plan_plug(&self, range: BlockRange) -> Vec<Plan> {
-        let plan = |(index, piece, neighbours)| match self.windows.get(&index) {
-            Some(window) => {
-                let runs = window.runs + 1 - neighbours;
-                Plan { window: index, runs, gaps: window.gaps(piece) }
-            }
-            None => Plan { window: index, runs: 1, gaps: vec![self.window(index)] },
-        };
-        self.pieces(range).map(plan).collect()
-    }
-
-    fn plan_unplug(&self, range: BlockRange) -> Vec<Plan> {
-        let plan = |(index, _, neighbours)| {
-            let runs = self.windows.get(&index).map_or(0, |window| window.runs);
-            Plan { window: index, runs: runs + neighbours - 1, gaps: Vec::new() }
-        };
-        self.pieces(range).map(plan).collect()
-    }
-
-    /// Claims what a change takes, and returns the change.
-    fn claim(&mut self, plan: impl Fn(&Self) -> Vec<Plan>) -> Result<Vec<Plan>, SlotError> {
-        let plans = plan(self);
-        if self.claim_for(&plans).is_ok() {
-            return Ok(plans);
-        }
-        // Windows without a plugged block may have slots still, and blocks that were plugged after a
-        // withdrawal have more than they need.
-        self.gather()?;
-        let plans = plan(self);
-        self.claim_for(&plans)?;
-        Ok(plans)
-    }
-
-    fn claim_for(&mut self, plans: &[Plan]) -> Result<(), SlotError> {
-        let more = |plan: &Plan| {
-            let (slots, claim) = self
-                .windows
-                .get(&plan.window)
-                .map_or((0, 0), |window| (window.slots.len(), window.claim()));
-            plan.runs.max((slots + plan.gaps.len()) as u32).saturating_sub(claim)
-        };
-        let count = plans.iter().map(more).sum();
-        self.slots.claim(count)?;
-        self.claimed += count;
-        Ok(())
-    }
-
-    /// Forgets windows that have nothing left, and gives back what is claimed and not needed.
-    fn adjust_claim(&mut self) {
-        self.windows.retain(|_, window| window.claim() > 0);
-        let needed = self.windows.values().map(Window::claim).sum();
-        self.slots.release(self.claimed - needed);
-        self.claimed = needed;
-    }
-
-    /// Has all of `plans` in slots. On an error some are, which does no harm.
-    fn cover(&mut self, plans: &[Plan]) -> Result<(), SlotError> {
-        for plan in plans {
-            for gap in &plan.gaps {
-                let slot = self.slots.set(&self.memory, byte_offsets(&self.region, gap))?;
-                let window = self.windows.entry(plan.window).or_default();
-                window.slots.push((gap.clone(), slot));
-            }
-        }
-        Ok(())
-    }
-
-    fn commit(&mut self, plans: Vec<Plan>) {
-        for plan in plans {
-            self.windows.entry(plan.window).or_default().runs = plan.runs;
-        }
-    }
-
-    fn admit(&mut self, range: BlockRange, plans: &[Plan]) -> Result<(), StrictError> {
+    fn try_plug(&self, range: BlockRange) -> Result<(), StrictError> {
         let offsets = self.region.byte_offsets(range);
-        self.memory.permit(offsets.clone())?;
-        self.memory.populate(offsets)?;
-        Ok(self.cover(plans)?)
+        let plug = || {
+            self.memory.permit(offsets.clone())?;
+            self.memory.populate(offsets.clone())?;
+            Ok(lock(&self.windows).plug(range)?)
+        };
+        plug().inspect_err(|_| {
+            // A vCPU may have written to it already.
+            if let Err(error) = self.take_back(offsets.clone()) {
+                error!("blocks {:?} are unplugged and not gone: {error}", range.indices());
+            }
+        })
     }
 
-    /// Leaves nothing of `offsets` to anybody.
+    fn try_unplug(&self, range: BlockRange) -> Result<(), StrictError> {
+        let unplugging = lock(&self.windows).begin_unplug(range)?;
+        let result = self.take_from_everybody(self.region.byte_offsets(range));
+        let mut windows = lock(&self.windows);
+        match result {
+            Ok(()) => windows.end_unplug(unplugging),
+            Err(error) => {
+                self.give_again(range);
+                windows.cancel_unplug(unplugging);
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves no slots either: everything is as it was at first.
+    fn try_unplug_all(&self) -> Result<(), StrictError> {
+        let unplugging = lock(&self.windows).begin_unplug_all();
+        let result = self.take_from_everybody(0..self.memory.size());
+        let mut windows = lock(&self.windows);
+        if let Err(error) = result {
+            unplugging.blocks().iter().for_each(|run| self.give_again(*run));
+            windows.cancel_unplug(unplugging);
+            return Err(error.into());
+        }
+        windows.end_unplug(unplugging);
+        if let Err(error) = windows.clear() {
+            error!("unplugged blocks stay in their memory slots: {error}");
+        }
+        Ok(())
+    }
+
+    /// Leaves nothing of `offsets`, which are reachable no more, to anybody.
+    fn take_from_everybody(&self, offsets: Range<u64>) -> io::Result<()> {
+        self.leases.drain();
+        self.take_back(offsets)
+    }
+
     fn take_back(&self, offsets: Range<u64>) -> io::Result<()> {
         self.memory.forbid(offsets.clone())?;
         self.memory.discard(offsets)
     }
 
-    /// Undoes a failed [`Self::take_back`] where blocks are plugged.
+    /// Undoes a failed [`Self::take_back`].
     fn give_again(&self, range: BlockRange) {
         if let Err(error) = self.memory.permit(self.region.byte_offsets(range)) {
             error!("blocks {:?} are lost to the guest: {error}", range.indices());
         }
-        self.reachable.insert(range);
     }
 }
 
 impl BlockBackend for StrictBlocks {
-    fn plug(&mut self, range: BlockRange) -> Result<(), BackendBusy> {
-        let plans = self.claim(|blocks| blocks.plan_plug(range)).map_err(StrictError::from)?;
-        let result = self.admit(range, &plans);
-        match &result {
-            Ok(()) => {
-                self.commit(plans);
-                self.reachable.insert(range);
-                self.gate.announce_memory();
-            }
-            // A vCPU may have written to it already.
-            Err(_) => {
-                if let Err(error) = self.take_back(self.region.byte_offsets(range)) {
-                    error!("blocks {:?} are unplugged and not gone: {error}", range.indices());
-                }
-            }
-        }
-        self.adjust_claim();
-        Ok(result?)
+    fn plug(&self, range: BlockRange) -> Result<(), BackendBusy> {
+        Ok(self.try_plug(range)?)
     }
 
-    fn unplug(&mut self, range: BlockRange) -> Result<(), BackendBusy> {
-        let plans = self.claim(|blocks| blocks.plan_unplug(range)).map_err(StrictError::from)?;
-        self.reachable.remove(range);
-        let result = self.take_back(self.region.byte_offsets(range));
-        match &result {
-            Ok(()) => self.commit(plans),
-            Err(_) => self.give_again(range),
-        }
-        self.adjust_claim();
-        Ok(result.map_err(StrictError::from)?)
+    fn unplug(&self, range: BlockRange) -> Result<(), BackendBusy> {
+        Ok(self.try_unplug(range)?)
     }
 
-    /// Leaves no slots either: everything is as it was at first.
-    fn unplug_all(&mut self) -> Result<(), BackendBusy> {
-        let plugged = self.reachable.runs(self.region.blocks().indices());
-        self.reachable.remove(self.region.blocks());
-        if let Err(error) = self.take_back(0..self.memory.size()) {
-            plugged.into_iter().filter_map(BlockRange::new).for_each(|run| self.give_again(run));
-            return Err(StrictError::from(error).into());
-        }
-        for index in self.windows.keys().copied().collect::<Vec<_>>() {
-            self.windows.entry(index).or_default().runs = 0;
-            if let Err(error) = self.set_slots(index, Vec::new()) {
-                error!("unplugged blocks stay in their memory slots: {error}");
-            }
-        }
-        self.adjust_claim();
-        Ok(())
+    fn unplug_all(&self) -> Result<(), BackendBusy> {
+        Ok(self.try_unplug_all()?)
     }
-}
-
-fn byte_offsets(region: &Region, blocks: &Range<u64>) -> Range<u64> {
-    blocks.start * region.block_size()..blocks.end * region.block_size()
 }

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use devices::dma::Leases;
 use devices::virtio::mem::{BlockBackend, BlockRange, Region};
 use kvm_bindings::kvm_userspace_memory_region;
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, MemoryRegionAddress};
 
-use super::backing::Backing;
+use super::backing::{Backing, KeptFile};
 use super::host::HostMemory;
 use super::reachable::ReachableBlocks;
 use super::refusals::Refusals;
@@ -68,7 +69,7 @@ impl Table {
 }
 
 struct Fixture {
-    blocks: StrictBlocks,
+    blocks: Arc<StrictBlocks>,
     slots: MemorySlots,
     memory: HostMemory,
     reachable: Arc<ReachableBlocks>,
@@ -81,7 +82,9 @@ impl Fixture {
         let table = Arc::new(Table::default());
         let region = Region::new(START, BLOCKS * BLOCK, BLOCK, 4096).unwrap();
         let config = Backing::Anonymous.into();
-        let memory = HostMemory::map(GuestAddress(START), region.size(), &config).unwrap();
+        let mut file = KeptFile::default();
+        let memory =
+            HostMemory::map(GuestAddress(START), region.size(), &config, &mut file).unwrap();
         let slots = MemorySlots::with_limit(table.clone(), limit);
         let gate = Arc::new(VcpuGate::new(0));
         let reachable = Arc::new(ReachableBlocks::none(region, Refusals::default()));
@@ -91,10 +94,12 @@ impl Fixture {
             memory.clone(),
             slots.clone(),
             gate,
+            Leases::default(),
             reachable.clone(),
             ending.clone(),
         )
         .unwrap();
+        let blocks = Arc::new(blocks);
         Self { blocks, slots, memory, reachable, table, ending }
     }
 

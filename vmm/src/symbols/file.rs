@@ -1,19 +1,20 @@
 //! Symbols from a file: a System.map, a copy of /proc/kallsyms, or a vmlinux.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
 use log::warn;
-use object::elf::SHF_EXECINSTR;
+use object::elf::{FileHeader64, SHF_EXECINSTR, SHT_DYNSYM, SHT_STRTAB, SHT_SYMTAB};
 use object::read::StringTable;
-use object::read::elf::{ElfFile64, Sym};
-use object::{Endianness, Object, ObjectSection, ObjectSymbol, ReadCache, SectionFlags};
+use object::read::elf::{ElfFile64, FileHeader, SectionHeader, Sym};
+use object::{Endianness, Object, ObjectSection, ObjectSymbol, ReadCache, ReadRef, SectionFlags};
 use thiserror::Error;
 
 use super::kallsyms::ENTRY;
 use super::table::{Symbol, Symbols, TooManySymbols};
+use crate::files;
 
 /// A file that gives no symbols.
 #[derive(Debug, Error)]
@@ -40,13 +41,16 @@ enum Reason {
         "all addresses are zero; copy /proc/kallsyms as root, with kernel.kptr_restrict=1 or 0"
     )]
     AddressesHidden,
+    #[error("it has {0} bytes of symbols or names, as no kernel has")]
+    TooLarge(u64),
     #[error("it has no {ENTRY}, as every Linux kernel for x86-64 has")]
     NoEntry,
     #[error(transparent)]
     TooMany(#[from] TooManySymbols),
 }
 
-/// The symbols of a kernel that may lie elsewhere when it runs.
+/// The symbols of a kernel that may lie elsewhere when it runs: those of a System.map, a copy of
+/// /proc/kallsyms, or a vmlinux.
 #[derive(Debug)]
 pub struct SymbolFile {
     path: PathBuf,
@@ -93,34 +97,41 @@ impl SymbolFile {
 
 fn read(path: &Path) -> Result<Symbols, Reason> {
     const ELF_MAGIC: &[u8] = b"\x7fELF";
-    let mut file = File::open(path)?;
-    let mut contents = Vec::new();
-    (&file).take(ELF_MAGIC.len() as u64).read_to_end(&mut contents)?;
-    if contents == ELF_MAGIC {
-        return read_elf(file);
-    }
-    file.read_to_end(&mut contents)?;
-    read_text(&contents)
+    let mut file = files::open_regular(path)?;
+    let mut start = Vec::new();
+    (&file).take(ELF_MAGIC.len() as u64).read_to_end(&mut start)?;
+    file.rewind()?;
+    if start == ELF_MAGIC { read_elf(file) } else { read_text(BufReader::new(file)) }
 }
 
-/// Reads lines such as `ffffffff81000000 T _text`, with `[module]` at the end of some.
-fn read_text(contents: &[u8]) -> Result<Symbols, Reason> {
+/// Reads lines such as `ffffffff81000000 T _text`, with `[module]` at the end of some. They are read one
+/// by one: there may be far more of them than anybody has room for.
+fn read_text(mut lines: impl BufRead) -> Result<Symbols, Reason> {
+    /// Names have 511 characters at most (KSYM_NAME_LEN of Linux 6.1).
+    const LONGEST_LINE: u64 = 1024;
     const SHOWN: usize = 40;
-    let text = String::from_utf8_lossy(contents);
-    let symbols = text
-        .lines()
-        .map(|line| {
-            let foreign = || Reason::Foreign(line.chars().take(SHOWN).collect());
-            parse_line(line).ok_or_else(foreign)
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    if symbols.is_empty() {
-        return Err(Reason::Empty);
+    let mut symbols = Symbols::default();
+    let (mut some, mut some_address) = (false, false);
+    let mut line = Vec::new();
+    while {
+        line.clear();
+        (&mut lines).take(LONGEST_LINE).read_until(b'\n', &mut line)? > 0
+    } {
+        let text = str::from_utf8(&line).ok();
+        let (address, kind, name, module) = text.and_then(parse_line).ok_or_else(|| {
+            let text = String::from_utf8_lossy(&line);
+            Reason::Foreign(text.trim_end().chars().take(SHOWN).collect())
+        })?;
+        some = true;
+        some_address |= address != 0;
+        symbols.push(address, kind, name, module)?;
     }
-    if symbols.iter().all(|(address, ..)| *address == 0) {
-        return Err(Reason::AddressesHidden);
+    match (some, some_address) {
+        (false, _) => return Err(Reason::Empty),
+        (true, false) => return Err(Reason::AddressesHidden),
+        (true, true) => symbols.sort(),
     }
-    Ok(Symbols::collect(symbols)?)
+    Ok(symbols)
 }
 
 fn parse_line(line: &str) -> Option<(u64, char, &str, Option<&str>)> {
@@ -139,6 +150,7 @@ fn parse_line(line: &str) -> Option<(u64, char, &str, Option<&str>)> {
 /// gigabyte of debugging information.
 fn read_elf(file: File) -> Result<Symbols, Reason> {
     let cache = ReadCache::new(file);
+    check_table_sizes(&cache)?;
     let elf = ElfFile64::<Endianness, _>::parse(&cache)?;
     let table = elf.elf_symbol_table();
     if table.is_empty() {
@@ -160,10 +172,32 @@ fn read_elf(file: File) -> Result<Symbols, Reason> {
     Ok(Symbols::collect(symbols)?)
 }
 
+/// Both the symbols and their names are read at once. What the headers say of their size may be anything.
+fn check_table_sizes<'a>(file: impl ReadRef<'a>) -> Result<(), Reason> {
+    /// A kernel with all its drivers built in has 30 MiB of either.
+    const LARGEST_TABLE: u64 = 256 << 20;
+    let header = FileHeader64::<Endianness>::parse(file)?;
+    let endian = header.endian()?;
+    // Zero says that there are more sections than any file has.
+    if header.e_shnum(endian) == 0 {
+        return Err(Reason::Empty);
+    }
+    for section in header.section_headers(endian, file)? {
+        let size = section.sh_size(endian);
+        let is_read = matches!(section.sh_type(endian), SHT_SYMTAB | SHT_STRTAB | SHT_DYNSYM);
+        if is_read && size > LARGEST_TABLE {
+            return Err(Reason::TooLarge(size));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
 
+    use object::write::elf::Writer;
+    use object::{elf, write};
     use tempfile::TempDir;
 
     use super::*;
@@ -220,6 +254,60 @@ ffffffffa0000000 t in_module\t[module]
             message,
             "cannot take symbols from /none: No such file or directory (os error 2)"
         );
+    }
+
+    #[test]
+    fn names_that_no_compiler_makes_are_left_out() {
+        let file = open(format!("{KALLSYMS}ffffffff81000200 t \x1b[2Jgone\n")).unwrap();
+        let entry = 0xffff_ffff_81e0_0040;
+        let symbol = file.resolve(entry, 0xffff_ffff_8100_0210).unwrap();
+        assert_eq!(symbol.to_string(), "some_function+0x110");
+    }
+
+    #[test]
+    fn nothing_is_read_that_is_larger_than_any_kernel_has() {
+        let message = SymbolFile::open(Path::new("/dev/zero")).unwrap_err().to_string();
+        assert!(message.contains("character device"), "{message}");
+        let line = vec![b'x'; 1 << 20];
+        assert!(open(line).unwrap_err().to_string().contains("xxx"));
+        // A section header table of one symbol table, in a sparse file.
+        let mut writer_bytes = Vec::new();
+        let mut writer = Writer::new(Endianness::Little, true, &mut writer_bytes);
+        writer.reserve_file_header();
+        writer.reserve_symtab_section_index();
+        writer.reserve_shstrtab_section_index();
+        writer.reserve_shstrtab().unwrap();
+        writer.reserve_section_headers();
+        let header = write::elf::FileHeader {
+            os_abi: elf::ELFOSABI_NONE,
+            abi_version: 0,
+            e_type: elf::ET_EXEC,
+            e_machine: elf::EM_X86_64,
+            e_entry: 0,
+            e_flags: elf::FileFlags(0),
+        };
+        writer.write_file_header(&header).unwrap();
+        writer.write_shstrtab();
+        writer.write_null_section_header();
+        writer.write_section_header(&write::elf::SectionHeader {
+            sh_name: 0,
+            sh_type: SHT_SYMTAB,
+            sh_flags: elf::SectionFlags(0),
+            sh_addr: 0,
+            sh_offset: 0,
+            sh_size: 1 << 40,
+            sh_link: 0,
+            sh_info: 0,
+            sh_addralign: 8,
+            sh_entsize: 24,
+        });
+        writer.write_shstrtab_section_header();
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("sparse");
+        fs::write(&path, writer_bytes).unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(1 << 41).unwrap();
+        let message = SymbolFile::open(&path).unwrap_err().to_string();
+        assert!(message.contains("1099511627776 bytes of symbols"), "{message}");
     }
 
     #[test]

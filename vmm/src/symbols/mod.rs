@@ -11,7 +11,6 @@ pub mod kallsyms;
 mod kallsyms_encoder;
 mod table;
 
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
@@ -21,10 +20,8 @@ use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
 };
 
-pub use file::SymbolFileError;
+pub use file::{SymbolFile, SymbolFileError};
 pub use table::{Symbol, Symbols, TooManySymbols};
-
-use file::SymbolFile;
 
 /// The first address of the half that belongs to the kernel.
 pub const KERNEL_HALF: u64 = 0xffff_8000_0000_0000;
@@ -33,14 +30,14 @@ pub const KERNEL_HALF: u64 = 0xffff_8000_0000_0000;
 pub struct GuestSymbols(Source);
 
 enum Source {
-    File(SymbolFile),
+    File(Arc<SymbolFile>),
     Memory { memory: GuestMemoryMmap, searches: Mutex<Searches> },
 }
 
 impl GuestSymbols {
-    /// Names as `path` has them: a System.map, a copy of /proc/kallsyms, or a vmlinux.
-    pub fn from_file(path: &Path) -> Result<Self, SymbolFileError> {
-        Ok(Self(Source::File(SymbolFile::open(path)?)))
+    /// Names as `file` has them.
+    pub fn from_file(file: Arc<SymbolFile>) -> Self {
+        Self(Source::File(file))
     }
 
     /// Names as the guest's kernel has them in `memory`, its RAM.

@@ -67,6 +67,8 @@ impl Symbols {
     }
 
     /// Adds a symbol, if it is code. The table must be [sorted](Self::sort) before it is used.
+    ///
+    /// A guest may have anything for names. What no compiler makes is left out: it goes to terminals.
     pub(super) fn push(
         &mut self,
         address: u64,
@@ -75,6 +77,10 @@ impl Symbols {
         module: Option<&str>,
     ) -> Result<(), TooManySymbols> {
         if !matches!(kind, 'T' | 't' | 'W' | 'w') {
+            return Ok(());
+        }
+        let is_name = |name: &str| name.bytes().all(|byte| byte.is_ascii_graphic());
+        if !is_name(name) || !module.is_none_or(is_name) {
             return Ok(());
         }
         let name = self.intern(name)?;

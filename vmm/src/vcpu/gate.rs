@@ -12,8 +12,6 @@ use super::kick::{self, Kicker};
 struct State {
     /// How many [`Closed`] there are.
     closers: usize,
-    /// How often what vCPUs reach may have changed.
-    changes: u64,
     /// The vCPUs in KVM_RUN.
     inside: Vec<Option<Kicker>>,
     ended: bool,
@@ -33,8 +31,6 @@ pub struct Closed<'a>(&'a VcpuGate);
 pub struct Entered<'a> {
     gate: &'a VcpuGate,
     vcpu: usize,
-    /// How often what vCPUs reach may have changed by then.
-    pub changes: u64,
 }
 
 impl VcpuGate {
@@ -59,31 +55,20 @@ impl VcpuGate {
         }
         kick::rearm();
         state.inside[vcpu] = Some(kicker);
-        let changes = state.changes;
-        Some(Entered { gate: self, vcpu, changes })
+        Some(Entered { gate: self, vcpu })
     }
 
     /// Takes all vCPUs out of KVM_RUN and keeps them out while the result lives.
     pub fn close(&self) -> Closed<'_> {
         let mut state = self.lock();
         state.closers += 1;
-        state.changes += 1;
+        // Whatever happens from here on, the gate opens again.
+        let closed = Closed(self);
         state.inside.iter().flatten().for_each(|kicker| kicker.kick());
         while state.inside.iter().any(Option::is_some) {
             state = self.wait(state);
         }
-        Closed(self)
-    }
-
-    /// Says that there is memory where there was none, to vCPUs that may just have been refused it.
-    /// They are not taken out of KVM_RUN for that.
-    pub fn announce_memory(&self) {
-        self.lock().changes += 1;
-    }
-
-    /// How often what vCPUs reach may have changed so far: it was closed, or memory was announced.
-    pub fn changes(&self) -> u64 {
-        self.lock().changes
+        closed
     }
 
     /// Takes all vCPUs out of KVM_RUN, for good.

@@ -10,17 +10,20 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_ioctls::VcpuFd;
+use libc::{c_int, c_void, siginfo_t};
+use vmm_sys_util::signal::{register_signal_handler, unblock_signal};
 
 thread_local! {
     /// `immediate_exit` of the vCPU that this thread runs; null in any other thread.
     static IMMEDIATE_EXIT: Cell<*const AtomicU8> = const { Cell::new(ptr::null()) };
 }
 
-fn signal_number() -> libc::c_int {
-    libc::SIGRTMIN()
-}
+/// A kick. Of real-time signals there may be no more than the host lets a user have waiting
+/// (RLIMIT_SIGPENDING), so one may fail; of others there is one or none. Nobody sends this one to a
+/// process that has not asked for it (socket(7)), and it would do no harm.
+const KICK: c_int = libc::SIGURG;
 
-extern "C" fn on_kick(_signal: libc::c_int) {
+extern "C" fn on_kick(_signal: c_int, _info: *mut siginfo_t, _context: *mut c_void) {
     let immediate_exit = IMMEDIATE_EXIT.get();
     // SAFETY: the pointer is null, or `KickTarget` put it there and takes it away before the
     // page goes. The variable is the thread's own, and is a plain cell without destructor, so
@@ -34,13 +37,8 @@ extern "C" fn on_kick(_signal: libc::c_int) {
 pub fn install_handler() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
-        // SAFETY: all zeros is a valid `sigaction`: no flags, nothing masked.
-        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        // No SA_RESTART: the point is to interrupt.
-        action.sa_sigaction = on_kick as *const () as libc::sighandler_t;
-        // SAFETY: the handler only stores to an atomic, which is async-signal-safe.
-        let result = unsafe { libc::sigaction(signal_number(), &action, ptr::null_mut()) };
-        assert_eq!(result, 0, "SIGRTMIN takes a handler");
+        // Without SA_RESTART: the point is to interrupt.
+        register_signal_handler(KICK, on_kick).expect("any signal but two takes a handler");
     });
 }
 
@@ -61,8 +59,8 @@ impl Kicker {
     /// gate knows: it has the kicker only while the thread is inside.
     pub fn kick(self) {
         // SAFETY: the thread is between `enter` and the end of its `Entered`, so it exists.
-        let result = unsafe { libc::pthread_kill(self.0, signal_number()) };
-        assert_eq!(result, 0, "a thread inside the gate takes a signal");
+        let result = unsafe { libc::pthread_kill(self.0, KICK) };
+        assert_eq!(result, 0, "a thread that exists takes a signal that needs no room");
     }
 }
 
@@ -78,6 +76,8 @@ impl KickTarget {
     pub fn new(vcpu: &mut VcpuFd) -> Self {
         let immediate_exit: *const u8 = &vcpu.get_kvm_run().immediate_exit;
         IMMEDIATE_EXIT.set(immediate_exit.cast());
+        // Whoever started this process may have blocked it.
+        unblock_signal(KICK).expect("a signal that exists can be unblocked");
         // SAFETY: asks for the calling thread's own id; nothing can go wrong.
         let kicker = Kicker(unsafe { libc::pthread_self() });
         Self { kicker, _not_send: std::marker::PhantomData }

@@ -12,7 +12,9 @@ mod unemulated;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED, kvm_regs};
+use kvm_bindings::{
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, kvm_regs,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use thiserror::Error;
 
@@ -116,6 +118,7 @@ impl Vcpu {
         buses: &GuestBuses,
         pending: &mut Option<PendingMachineCheck>,
     ) -> Result<Round, VcpuError> {
+        let changes = buses.slots.changes();
         let exit = self.fd.run();
         if let Err(error) = &exit
             && matches!(error.errno(), libc::EINTR | libc::EAGAIN)
@@ -124,7 +127,6 @@ impl Vcpu {
             self.halted.store(halted, Ordering::Relaxed);
             return Ok(Round::Continue);
         }
-        let changes = entered.changes;
         drop(entered);
         let stray = match exit {
             Ok(VcpuExit::IoIn(port, data)) => buses.read_port(port, data),
@@ -140,6 +142,9 @@ impl Vcpu {
             Err(error) if error.errno() == libc::EFAULT => return Ok(self.refused_memory(changes)),
             Err(error) => return Ok(Round::End(self.failure(&format!("KVM_RUN: {error}")))),
         };
+        // An access may have taken a permission away from a device, which must not make use of it any
+        // more once the guest goes on.
+        buses.leases.settle();
         let Some(access) = stray else {
             return Ok(Round::Continue);
         };
@@ -192,12 +197,12 @@ impl Vcpu {
         checks.try_for_each(|checks| checks.raise(&self.fd, access, precise))
     }
 
-    /// KVM found a slot and no memory that may be accessed. `changes` is of when it was entered.
+    /// KVM found a slot and no memory that may be accessed. `changes` is that of the slots before.
     fn refused_memory(&self, changes: u64) -> Round {
         match self.buses.withdraw_unplugged() {
             // It was an unplugged block, and the access will come again, for us to see. So it will if
-            // another vCPU has withdrawn the block meanwhile, or plugged it.
-            Ok(withdrawn) if withdrawn || self.gate.changes() != changes => Round::Continue,
+            // somebody else has withdrawn the block meanwhile, or plugged it.
+            Ok(withdrawn) if withdrawn || self.buses.slots.changes() != changes => Round::Continue,
             Ok(_) => Round::End(self.failure("KVM_RUN: the host has no memory for the guest")),
             Err(error) => Round::End(Ending::MachineError(error.to_string())),
         }
@@ -208,12 +213,17 @@ impl Vcpu {
         Ending::VcpuError(format!("vCPU {} at {rip:#x}: {what}", self.index))
     }
 
-    /// Whether only a reset would ever wake the vCPU: it waits for its start, or it halted with
-    /// interrupts off. KVM handles HLT itself and never tells.
+    /// Whether nothing but another vCPU would ever wake the vCPU: it waits for its start (INIT or the
+    /// start-up IPI), or it halted with interrupts off. KVM handles HLT itself and never tells.
     fn is_halted_for_good(&self) -> bool {
         const INTERRUPTS_ENABLED: u64 = 1 << 9;
         match self.fd.get_mp_state() {
-            Ok(state) if state.mp_state == KVM_MP_STATE_UNINITIALIZED => true,
+            Ok(state)
+                if [KVM_MP_STATE_UNINITIALIZED, KVM_MP_STATE_INIT_RECEIVED]
+                    .contains(&state.mp_state) =>
+            {
+                true
+            }
             Ok(state) if state.mp_state == KVM_MP_STATE_HALTED => {
                 self.fd.get_regs().is_ok_and(|regs| regs.rflags & INTERRUPTS_ENABLED == 0)
             }

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::mem::offset_of;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use log::debug;
 use zerocopy::{FromBytes, IntoBytes};
@@ -12,9 +12,9 @@ use super::translations::{MSI_WINDOW, PROBE_SIZE, Translations};
 use super::wire::{
     Config, FaultReport, Features, Head, Probe, Request, RequestType, ReservedMemory, Status, Tail,
 };
-use crate::Signal;
-use crate::dma::DmaView;
+use crate::dma::Leases;
 use crate::virtio::{Chain, DeviceType, VirtioDevice, read_config_bytes};
+use crate::{Signal, lock};
 
 const REQUEST_QUEUE: u16 = 0;
 
@@ -33,7 +33,7 @@ pub struct VirtioIommuConfig {
 /// A virtio-iommu device.
 pub struct VirtioIommu {
     translations: Arc<Translations>,
-    negotiated: Features,
+    negotiated: Mutex<Features>,
 }
 
 impl VirtioIommu {
@@ -41,10 +41,11 @@ impl VirtioIommu {
     ///
     /// `doorbell` is signalled when there is a fault to be told to the driver. The machine then
     /// calls [`Transport::process_queues`](crate::virtio::transport::Transport::process_queues).
-    pub fn new(config: VirtioIommuConfig, doorbell: Arc<dyn Signal>) -> Self {
+    /// `leases` are those in which translations are relied on.
+    pub fn new(config: VirtioIommuConfig, doorbell: Arc<dyn Signal>, leases: Leases) -> Self {
         let VirtioIommuConfig { endpoints, bypass } = config;
-        let translations = Arc::new(Translations::new(endpoints, bypass, doorbell));
-        Self { translations, negotiated: Features::empty() }
+        let translations = Arc::new(Translations::new(endpoints, bypass, doorbell, leases));
+        Self { translations, negotiated: Mutex::new(Features::empty()) }
     }
 
     /// What to put other devices behind.
@@ -52,16 +53,19 @@ impl VirtioIommu {
         Arc::clone(&self.translations)
     }
 
+    fn negotiated(&self) -> Features {
+        *lock(&self.negotiated)
+    }
+
     /// Carries out the request of `chain`, and returns how many bytes the answer took. Without
     /// room for that the request is not carried out: the driver would not know.
-    fn answer(&self, memory: &DmaView, chain: Chain<'_>) -> Option<u32> {
-        let mut reader = chain.clone().reader(memory).ok()?;
-        let mut writer = chain.writer(memory).ok()?;
+    fn answer(&self, chain: &Chain<'_>) -> Option<u32> {
+        let (mut reader, mut writer) = (chain.reader()?, chain.writer()?);
         let kind = RequestType::from(read::<Head>(&mut reader)?);
-        let room = writer.available_bytes().checked_sub(size_of::<Tail>())?;
+        let room = writer.available().checked_sub(size_of::<Tail>() as u64)?;
         let properties_size = match kind {
             RequestType::Unknown(_) => return None,
-            RequestType::Probe => room.min(PROBE_SIZE),
+            RequestType::Probe => room.min(PROBE_SIZE as u64) as usize,
             _ => 0,
         };
         let mut properties = vec![0; properties_size];
@@ -74,15 +78,16 @@ impl VirtioIommu {
         }
         writer.write_all(&properties).ok()?;
         writer.write_all(Tail::from(status).as_bytes()).ok()?;
-        Some(writer.bytes_written() as u32)
+        Some(writer.written())
     }
 
     fn carry_out(&self, request: &Request, properties: &mut [u8]) -> Status {
-        let map_unmap = self.negotiated.contains(Features::MAP_UNMAP);
+        let negotiated = self.negotiated();
+        let map_unmap = negotiated.contains(Features::MAP_UNMAP);
         match request {
-            Request::Attach(attach) => self.translations.attach(attach, self.negotiated),
+            Request::Attach(attach) => self.translations.attach(attach, negotiated),
             Request::Detach(detach) => self.translations.detach(detach),
-            Request::Map(map) if map_unmap => self.translations.map(map, self.negotiated),
+            Request::Map(map) if map_unmap => self.translations.map(map, negotiated),
             Request::Unmap(unmap) if map_unmap => self.translations.unmap(unmap),
             Request::Map(_) | Request::Unmap(_) => Status::Unsupported,
             Request::Probe(probe) => self.probe(probe, properties),
@@ -104,12 +109,12 @@ impl VirtioIommu {
     }
 
     /// Puts the report that waits the longest into `chain`.
-    fn report(&self, memory: &DmaView, chain: Chain<'_>) -> u32 {
+    fn report(&self, chain: &Chain<'_>) -> u32 {
         let Some(report) = self.translations.take_fault_report() else {
             return 0;
         };
-        let written = chain.writer(memory).is_ok_and(|mut writer| {
-            writer.available_bytes() >= size_of::<FaultReport>()
+        let written = chain.writer().is_some_and(|mut writer| {
+            writer.available() >= size_of::<FaultReport>() as u64
                 && writer.write_all(report.as_bytes()).is_ok()
         });
         self.translations.count_report(written);
@@ -135,19 +140,19 @@ impl VirtioDevice for VirtioIommu {
     }
 
     /// The driver may write `bypass`, and nothing else.
-    fn write_config(&mut self, offset: u64, data: &[u8]) {
+    fn write_config(&self, offset: u64, data: &[u8]) {
         let bypass = (offset_of!(Config, bypass) as u64)
             .checked_sub(offset)
             .and_then(|index| data.get(usize::try_from(index).ok()?));
         if let Some(&bypass @ 0..=1) = bypass
-            && self.negotiated.contains(Features::BYPASS_CONFIG)
+            && self.negotiated().contains(Features::BYPASS_CONFIG)
         {
             self.translations.set_bypass(bypass != 0);
         }
     }
 
-    fn accept_features(&mut self, features: u64) -> bool {
-        self.negotiated = Features::from_bits_truncate(features);
+    fn accept_features(&self, features: u64) -> bool {
+        *lock(&self.negotiated) = Features::from_bits_truncate(features);
         true
     }
 
@@ -156,16 +161,12 @@ impl VirtioDevice for VirtioIommu {
         queue == REQUEST_QUEUE || self.translations.has_fault_to_report()
     }
 
-    fn process_chain(&mut self, queue: u16, memory: &DmaView, chain: Chain<'_>) -> u32 {
-        if queue == REQUEST_QUEUE {
-            self.answer(memory, chain).unwrap_or(0)
-        } else {
-            self.report(memory, chain)
-        }
+    fn process_chain(&self, queue: u16, chain: &Chain<'_>) -> u32 {
+        if queue == REQUEST_QUEUE { self.answer(chain).unwrap_or(0) } else { self.report(chain) }
     }
 
-    fn reset(&mut self) {
-        self.negotiated = Features::empty();
+    fn reset(&self) {
+        *lock(&self.negotiated) = Features::empty();
         self.translations.reset();
     }
 }

@@ -1,9 +1,11 @@
 //! A virtio device behind the IOMMU: its rings and its buffers are translated alike.
 
-use std::io;
-use std::sync::{Arc, Mutex};
+use std::io::{self, Read};
+use std::sync::{Arc, OnceLock};
 
+use super::Translations;
 use super::test_machine::*;
+use super::wire;
 use crate::virtio::DeviceStatus;
 use crate::virtio::rng::Rng;
 use crate::virtio::test_driver::memory::BUFFERS;
@@ -14,6 +16,7 @@ on_each_transport! {
     nothing_is_filled_if_any_buffer_is_refused
     rings_that_are_not_mapped_cannot_be_set_up
     rings_that_are_unmapped_need_a_reset
+    from_the_moment_that_a_permission_ends_nothing_is_filled
 }
 
 const RINGS: u64 = 0x1_0000;
@@ -28,7 +31,7 @@ fn machines(on: TransportKind) -> (TestDriver, TestMachine) {
     iommu.driver.write_config(36, &[0]);
     assert_eq!(iommu.attach(1, TestDriver::ENDPOINT), OK);
     assert_eq!(iommu.map(1, RINGS, RINGS_END, RINGS, RW), OK);
-    let device = Arc::new(Mutex::new(Rng::new(Box::new(io::repeat(0x5a)))));
+    let device = Arc::new(Rng::new(Box::new(io::repeat(0x5a))));
     let mut driver = TestDriver::behind(iommu.translations.clone(), on, device, vec![]);
     driver.bring_up(0, Rings::at(RINGS));
     (driver, iommu)
@@ -91,4 +94,61 @@ fn rings_that_are_unmapped_need_a_reset(on: TransportKind) {
     assert_eq!(iommu.map(1, RINGS, RINGS_END, RINGS, RW), OK);
     driver.bring_up(0, Rings::at(RINGS));
     assert_eq!(driver.send(&[Buffer::writable(IOVA, 8)]), 8);
+}
+
+type Revoke = fn(&Translations);
+
+/// A source that takes a permission away while it is read for the first time.
+struct Source(Arc<OnceLock<(Arc<Translations>, Revoke)>>);
+
+impl Read for Source {
+    fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
+        if let Some((translations, revoke)) = self.0.get() {
+            revoke(translations);
+        }
+        data.fill(0x5a);
+        Ok(data.len())
+    }
+}
+
+fn from_the_moment_that_a_permission_ends_nothing_is_filled(on: TransportKind) {
+    let detach: Revoke = |translations| {
+        let (domain, endpoint) = (1.into(), TestDriver::ENDPOINT.into());
+        translations.detach(&wire::Detach { domain, endpoint, reserved: [0; 8] });
+    };
+    let unmap: Revoke = |translations| {
+        let (virt_start, virt_end) = (0.into(), u64::MAX.into());
+        let domain = 1.into();
+        translations.unmap(&wire::Unmap { domain, virt_start, virt_end, reserved: [0; 4] });
+    };
+    // Whether the endpoint is in a domain, and what ends what it may do there.
+    let cases: [(bool, Revoke); 4] = [
+        (false, |translations| translations.set_bypass(false)),
+        (true, detach),
+        (true, unmap),
+        (true, |translations| translations.reset()),
+    ];
+    for (case, (attached, revoke)) in (0..).zip(cases) {
+        let mut iommu = TestMachine::up(TransportKind::Mmio);
+        if attached {
+            iommu.driver.write_config(36, &[0]);
+            assert_eq!(iommu.attach(1, TestDriver::ENDPOINT), OK);
+            assert_eq!(iommu.map(1, RINGS, RINGS_END, RINGS, RW), OK);
+            assert_eq!(iommu.map(1, BUFFERS, BUFFERS + 0xfffff, BUFFERS, RW), OK);
+        }
+        let what = Arc::new(OnceLock::new());
+        let device = Arc::new(Rng::new(Box::new(Source(Arc::clone(&what)))));
+        let mut driver = TestDriver::behind(iommu.translations.clone(), on, device, vec![]);
+        driver.bring_up(0, Rings::at(RINGS));
+        assert_eq!(driver.send(&[Buffer::writable(BUFFERS, 8)]), 8);
+        let set = what.set((iommu.translations.clone(), revoke));
+        set.unwrap_or_else(|_| panic!("it is set once"));
+        let head = driver.write_chain(&[Buffer::writable(BUFFERS + 0x1000, 64 << 10)]);
+        driver.publish(head);
+        driver.registers.notify(0);
+        driver.process_queues();
+        let filled = driver.load::<[u8; 32]>(BUFFERS + 0x1000);
+        assert_eq!(filled, [0; 32], "case {case}");
+        assert_eq!(driver.take_used(), [], "case {case}");
+    }
 }

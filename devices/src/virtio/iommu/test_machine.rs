@@ -1,11 +1,11 @@
 //! An IOMMU device and its driver, for tests. Requests are spelled out byte by byte.
 
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, LazyLock};
 
 use vm_memory::{Bytes, GuestAddress, Permissions};
 
 use super::{Translations, VirtioIommu, VirtioIommuConfig};
-use crate::dma::{Iommu, PhysicalRange, Refused};
+use crate::dma::{Iommu, Leases, PhysicalRange, Refused};
 use crate::virtio::test_driver::memory::{BUFFERS, RAM_SIZE, STAGE, STAGE_SIZE};
 use crate::virtio::test_driver::{Buffer, Count, Rings, TestDriver, TransportKind};
 
@@ -47,9 +47,9 @@ impl TestMachine {
         let fault_signals = Arc::new(Count::default());
         let endpoints = vec![0..=0xffff, 0x2_0000..=0x2_0000];
         let config = VirtioIommuConfig { endpoints, bypass: true };
-        let device = VirtioIommu::new(config, fault_signals.clone());
+        let device = VirtioIommu::new(config, fault_signals.clone(), Leases::default());
         let translations = device.translations();
-        let driver = TestDriver::new(on, Arc::new(Mutex::new(device)));
+        let driver = TestDriver::new(on, Arc::new(device));
         Self { translations, driver, fault_signals }
     }
 

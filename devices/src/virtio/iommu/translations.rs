@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::mem;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +13,7 @@ use vm_memory::Permissions;
 use super::fault::{Fault, FaultLog, FaultReason, ReportCounters};
 use super::mappings::{MappingTable, Overlap, Split, Untranslatable};
 use super::wire::{self, AttachFlags, Config, FaultReport, Features, MapFlags, Status};
-use crate::dma::{Iommu, PhysicalRange, Refused};
+use crate::dma::{Iommu, Leases, PhysicalRange, Refused};
 use crate::{Signal, lock};
 
 /// Mappings are made of pages of this size.
@@ -35,6 +36,7 @@ pub const PROBE_SIZE: usize = 64;
 pub struct Translations {
     endpoints: Vec<RangeInclusive<u32>>,
     doorbell: Arc<dyn Signal>,
+    leases: Leases,
     state: Mutex<State>,
 }
 
@@ -93,6 +95,7 @@ impl Translations {
         endpoints: Vec<RangeInclusive<u32>>,
         bypass: bool,
         doorbell: Arc<dyn Signal>,
+        leases: Leases,
     ) -> Self {
         let state = State {
             bypass,
@@ -101,7 +104,7 @@ impl Translations {
             mappings: 0,
             faults: FaultLog::default(),
         };
-        Self { endpoints, doorbell, state: Mutex::new(state) }
+        Self { endpoints, doorbell, leases, state: Mutex::new(state) }
     }
 
     /// How things are now. Any thread may ask.
@@ -144,8 +147,10 @@ impl Translations {
         }
     }
 
+    /// On a vCPU's thread, with the device's lock held.
     pub(super) fn set_bypass(&self, bypass: bool) {
         lock(&self.state).bypass = bypass;
+        self.leases.revoke();
     }
 
     /// Section 5.13.6.3.2.
@@ -173,8 +178,12 @@ impl Translations {
             return Status::Invalid;
         }
         if state.attached.get(&endpoint) != Some(&id) {
-            state.detach(endpoint);
+            let left = state.detach(endpoint);
             state.attach(endpoint, id, bypass);
+            drop(state);
+            // What the endpoint reached by its old domain.
+            self.leases.drain();
+            drop(left);
         }
         Status::Ok
     }
@@ -189,7 +198,10 @@ impl Translations {
         if state.attached.get(&endpoint) != Some(&id) {
             return Status::Invalid;
         }
-        state.detach(endpoint);
+        let left = state.detach(endpoint);
+        drop(state);
+        self.leases.drain();
+        drop(left);
         Status::Ok
     }
 
@@ -216,16 +228,15 @@ impl Translations {
         lock(&self.state).map(request.domain.get(), first..=last, physical, permissions(flags))
     }
 
-    /// Section 5.13.6.6.2.
-    ///
-    /// Devices' work is done by the thread that this runs on, so when it returns no access is
-    /// under way that was translated before.
+    /// Section 5.13.6.6.2. When it returns no access is under way that was translated before.
     pub(super) fn unmap(&self, request: &wire::Unmap) -> Status {
         let (first, last) = (request.virt_start.get(), request.virt_end.get());
         if request.reserved != [0; 4] || last < first {
             return Status::Invalid;
         }
-        lock(&self.state).unmap(request.domain.get(), first..=last)
+        let status = lock(&self.state).unmap(request.domain.get(), first..=last);
+        self.leases.drain();
+        status
     }
 
     /// As the driver finds it: no domains, and no faults to tell of. `bypass` stays (section
@@ -233,9 +244,13 @@ impl Translations {
     pub(super) fn reset(&self) {
         let mut state = lock(&self.state);
         state.attached.clear();
-        state.domains.clear();
+        let domains = mem::take(&mut state.domains);
         state.mappings = 0;
         state.faults.drop_pending();
+        drop(state);
+        self.leases.revoke();
+        // That of a million mappings takes a while, for which nobody has to wait.
+        drop(domains);
     }
 
     pub(super) fn has_fault_to_report(&self) -> bool {
@@ -277,17 +292,20 @@ impl State {
         self.attached.insert(endpoint, id);
     }
 
-    /// The last one to leave takes the domain along.
-    fn detach(&mut self, endpoint: u32) {
-        let Some(id) = self.attached.remove(&endpoint) else {
-            return;
+    /// The last one to leave takes the domain along, which may be dropped when nothing is locked: it
+    /// takes a while for a million mappings.
+    #[must_use]
+    fn detach(&mut self, endpoint: u32) -> Option<Domain> {
+        let id = self.attached.remove(&endpoint)?;
+        let Entry::Occupied(mut domain) = self.domains.entry(id) else {
+            return None;
         };
-        if let Entry::Occupied(mut domain) = self.domains.entry(id) {
-            domain.get_mut().endpoints -= 1;
-            if domain.get().endpoints == 0 {
-                self.mappings -= domain.remove().mappings();
-            }
-        }
+        domain.get_mut().endpoints -= 1;
+        (domain.get().endpoints == 0).then(|| {
+            let domain = domain.remove();
+            self.mappings -= domain.mappings();
+            domain
+        })
     }
 
     fn map(

@@ -29,7 +29,7 @@ fn c2_only_whole_blocks_can_be_requested(on: TransportKind) {
     let too_large =
         |requested| Err(ResizeError::TooLarge { requested, region_size: BLOCKS * BLOCK });
     let machine = TestMachine::up(on);
-    let mut device = machine.device.lock().unwrap();
+    let device = &machine.device;
     assert_eq!(device.set_requested_size(1), too_odd(1, 0));
     assert_eq!(device.set_requested_size(5 * MIB), too_odd(5 * MIB, 6 * MIB));
     assert_eq!(device.set_requested_size(6 * MIB - 1), too_odd(6 * MIB - 1, 6 * MIB));
@@ -39,7 +39,6 @@ fn c2_only_whole_blocks_can_be_requested(on: TransportKind) {
     assert_eq!(device.set_requested_size(u64::MAX), too_large(u64::MAX));
     assert_eq!(device.requested_size(), config().requested_size);
     assert_eq!(device.set_requested_size(most), Ok(true));
-    drop(device);
 
     let config = VirtioMemConfig { requested_size: 1, ..config() };
     let device = VirtioMem::new(config, Box::new(machine.memory));
@@ -204,7 +203,7 @@ fn x2_x3_only_reads_of_usable_memory_are_permitted_and_only_if_not_negotiated_aw
 ) {
     let mut machine = TestMachine::new(on, config());
     let permitted = |machine: &TestMachine| {
-        let device = machine.device.lock().unwrap();
+        let device = &machine.device;
         [block(0), block(256) - 1, block(256), block(BLOCKS) - 1].map(|address| {
             let is = |is_write, expected| {
                 device.classify_unplugged_access(address, is_write) == expected

@@ -1,6 +1,7 @@
 //! The device: decide a request, have it carried out, commit, answer.
 
 use std::io::{Read, Write};
+use std::sync::Mutex;
 
 use log::warn;
 use serde::{Deserialize, Serialize};
@@ -14,7 +15,7 @@ use super::wire::{
     RequestBytes, RequestedRange, Response, ResponseBytes,
 };
 use super::{BackendBusy, BlockBackend};
-use crate::dma::DmaView;
+use crate::lock;
 use crate::virtio::{Chain, DeviceType, VirtioDevice, read_config_bytes};
 
 /// How a device is made.
@@ -87,15 +88,22 @@ enum Decision {
 }
 
 /// A virtio-mem device.
+///
+/// Requests come one after the other. One may take the backend as long as the host does, and nothing of
+/// the device is locked meanwhile.
 pub struct VirtioMem {
     region: Region,
     node_id: Option<u16>,
     insist_on_inaccessible: bool,
+    state: Mutex<State>,
+    backend: Box<dyn BlockBackend>,
+}
+
+struct State {
     inaccessible_negotiated: bool,
     blocks: BlockMap,
     usable_blocks: u64,
     requested_blocks: u64,
-    backend: Box<dyn BlockBackend>,
     counters: RequestCounters,
 }
 
@@ -110,17 +118,14 @@ impl VirtioMem {
     ) -> Result<Self, ResizeError> {
         let VirtioMemConfig { region, requested_size, node_id, insist_on_inaccessible } = config;
         let requested_blocks = requested_blocks(&region, requested_size)?;
-        Ok(Self {
-            region,
-            node_id,
-            insist_on_inaccessible,
+        let state = State {
             inaccessible_negotiated: false,
             blocks: BlockMap::new(region.block_count()),
             usable_blocks: usable_blocks(&region, requested_blocks),
             requested_blocks,
-            backend,
             counters: RequestCounters::default(),
-        })
+        };
+        Ok(Self { region, node_id, insist_on_inaccessible, state: Mutex::new(state), backend })
     }
 
     /// Where the device's memory lies.
@@ -130,40 +135,42 @@ impl VirtioMem {
 
     /// Bytes plugged.
     pub fn plugged_size(&self) -> u64 {
-        self.blocks.plugged() * self.region.block_size()
+        lock(&self.state).blocks.plugged() * self.region.block_size()
     }
 
     /// Bytes that the driver is asked to plug.
     pub fn requested_size(&self) -> u64 {
-        self.requested_blocks * self.region.block_size()
+        lock(&self.state).requested_blocks * self.region.block_size()
     }
 
     /// Bytes from the start of the region in which blocks may be plugged.
     pub fn usable_region_size(&self) -> u64 {
-        self.usable_blocks * self.region.block_size()
+        lock(&self.state).usable_blocks * self.region.block_size()
     }
 
     /// What the driver has asked so far.
     pub fn counters(&self) -> RequestCounters {
-        self.counters
+        lock(&self.state).counters
     }
 
     /// Asks the driver to plug or unplug until `bytes` are plugged. True if that is news, which
     /// the transport must then tell the driver (C7).
-    pub fn set_requested_size(&mut self, bytes: u64) -> Result<bool, ResizeError> {
+    pub fn set_requested_size(&self, bytes: u64) -> Result<bool, ResizeError> {
         let requested = requested_blocks(&self.region, bytes)?;
-        let changed = requested != self.requested_blocks;
-        self.requested_blocks = requested;
+        let mut state = lock(&self.state);
+        let changed = requested != state.requested_blocks;
+        state.requested_blocks = requested;
         // The usable size only grows here: blocks beyond a smaller one may be plugged (C6).
-        self.usable_blocks = self.usable_blocks.max(usable_blocks(&self.region, requested));
+        state.usable_blocks = state.usable_blocks.max(usable_blocks(&self.region, requested));
         Ok(changed)
     }
 
     /// What an access by a vCPU to the unplugged memory at `address` is (X2, X3).
     pub fn classify_unplugged_access(&self, address: u64, is_write: bool) -> UnpluggedAccess {
+        let state = lock(&self.state);
         let usable =
-            self.region.block_at(address).is_some_and(|block| block.0 < self.usable_blocks);
-        let may_read = !self.inaccessible_negotiated && !self.insist_on_inaccessible;
+            self.region.block_at(address).is_some_and(|block| block.0 < state.usable_blocks);
+        let may_read = !state.inaccessible_negotiated && !self.insist_on_inaccessible;
         if usable && !is_write && may_read {
             UnpluggedAccess::Permitted
         } else {
@@ -171,75 +178,73 @@ impl VirtioMem {
         }
     }
 
-    fn answer(&mut self, request: Request) -> Response {
-        let response = match self.decide(request) {
+    fn answer(&self, request: Request) -> Response {
+        let decision = self.decide(&lock(&self.state), request);
+        let response = match decision {
             Decision::Plug(range) => self.plug(range),
             Decision::Unplug(range) => self.unplug(range),
             Decision::UnplugAll => self.unplug_all(),
             Decision::Answer(response) => response,
         };
-        self.count(request, response);
+        lock(&self.state).count(request, response);
         response
     }
 
-    fn decide(&self, request: Request) -> Decision {
-        let resolve = |range: RequestedRange| self.region.resolve(range, self.usable_blocks);
+    fn decide(&self, state: &State, request: Request) -> Decision {
+        let resolve = |range: RequestedRange| self.region.resolve(range, state.usable_blocks);
         let refuse = Decision::Answer(Response::Error);
         match request {
             Request::Plug(range) => match resolve(range) {
-                Some(range) if self.blocks.state(range) != BlockRangeState::Unplugged => refuse,
+                Some(range) if state.blocks.state(range) != BlockRangeState::Unplugged => refuse,
                 // NACK and never ERROR, which would make Linux give the device up: the requested
                 // size may have shrunk while the request was under way (P6).
-                Some(range) if self.blocks.plugged() + range.count() > self.requested_blocks => {
+                Some(range) if state.blocks.plugged() + range.count() > state.requested_blocks => {
                     Decision::Answer(Response::Nack)
                 }
                 Some(range) => Decision::Plug(range),
                 None => refuse,
             },
             Request::Unplug(range) => match resolve(range) {
-                Some(range) if self.blocks.state(range) == BlockRangeState::Plugged => {
+                Some(range) if state.blocks.state(range) == BlockRangeState::Plugged => {
                     Decision::Unplug(range)
                 }
                 _ => refuse,
             },
             Request::UnplugAll => Decision::UnplugAll,
             Request::State(range) => resolve(range).map_or(refuse, |range| {
-                Decision::Answer(Response::State(self.blocks.state(range)))
+                Decision::Answer(Response::State(state.blocks.state(range)))
             }),
             Request::Unknown(_) => refuse,
         }
     }
 
-    fn plug(&mut self, range: BlockRange) -> Response {
+    fn plug(&self, range: BlockRange) -> Response {
         let plugged = self.backend.plug(range);
-        self.commit(plugged, |device| device.blocks.plug(range))
+        self.commit(plugged, |state| state.blocks.plug(range))
     }
 
-    fn unplug(&mut self, range: BlockRange) -> Response {
+    fn unplug(&self, range: BlockRange) -> Response {
         let unplugged = self.backend.unplug(range);
-        self.commit(unplugged, |device| device.blocks.unplug(range))
+        self.commit(unplugged, |state| state.blocks.unplug(range))
     }
 
-    fn unplug_all(&mut self) -> Response {
+    fn unplug_all(&self) -> Response {
         let unplugged = self.backend.unplug_all();
-        self.commit(unplugged, |device| {
-            device.blocks.unplug_all();
-            device.usable_blocks = usable_blocks(&device.region, device.requested_blocks);
+        self.commit(unplugged, |state| {
+            state.blocks.unplug_all();
+            state.usable_blocks = usable_blocks(&self.region, state.requested_blocks);
         })
     }
 
-    fn commit(
-        &mut self,
-        result: Result<(), BackendBusy>,
-        change: impl FnOnce(&mut Self),
-    ) -> Response {
+    fn commit(&self, result: Result<(), BackendBusy>, change: impl FnOnce(&mut State)) -> Response {
+        let mut state = lock(&self.state);
         match result {
             Ok(()) => {
-                change(self);
+                change(&mut state);
                 Response::Ack
             }
             Err(error) => {
-                if self.counters.busy == 0 {
+                if state.counters.busy == 0 {
                     warn!("the memory device answers BUSY: {error}");
                 }
                 Response::Busy
@@ -247,6 +252,23 @@ impl VirtioMem {
         }
     }
 
+    fn config(&self) -> Config {
+        let state = lock(&self.state);
+        let bytes = |blocks: u64| (blocks * self.region.block_size()).into();
+        Config {
+            block_size: self.region.block_size().into(),
+            node_id: self.node_id.unwrap_or(0).into(),
+            padding: [0; 6],
+            addr: self.region.address().into(),
+            region_size: self.region.size().into(),
+            usable_region_size: bytes(state.usable_blocks),
+            plugged_size: bytes(state.blocks.plugged()),
+            requested_size: bytes(state.requested_blocks),
+        }
+    }
+}
+
+impl State {
     fn count(&mut self, request: Request, response: Response) {
         match request {
             Request::Plug(_) => self.counters.plug += 1,
@@ -260,19 +282,6 @@ impl VirtioMem {
             Response::Busy => self.counters.busy += 1,
             Response::Error => self.counters.error += 1,
             Response::Ack | Response::State(_) => {}
-        }
-    }
-
-    fn config(&self) -> Config {
-        Config {
-            block_size: self.region.block_size().into(),
-            node_id: self.node_id.unwrap_or(0).into(),
-            padding: [0; 6],
-            addr: self.region.address().into(),
-            region_size: self.region.size().into(),
-            usable_region_size: self.usable_region_size().into(),
-            plugged_size: self.plugged_size().into(),
-            requested_size: self.requested_size().into(),
         }
     }
 }
@@ -295,50 +304,43 @@ impl VirtioDevice for VirtioMem {
         read_config_bytes(self.config().as_bytes(), offset, data);
     }
 
-    fn accept_features(&mut self, features: u64) -> bool {
-        self.inaccessible_negotiated = features & FEATURE_UNPLUGGED_INACCESSIBLE != 0;
-        self.inaccessible_negotiated || !self.insist_on_inaccessible
+    fn accept_features(&self, features: u64) -> bool {
+        let inaccessible = features & FEATURE_UNPLUGGED_INACCESSIBLE != 0;
+        lock(&self.state).inaccessible_negotiated = inaccessible;
+        inaccessible || !self.insist_on_inaccessible
     }
 
-    fn process_chain(&mut self, _queue: u16, memory: &DmaView, chain: Chain<'_>) -> u32 {
+    fn process_chain(&self, _queue: u16, chain: &Chain<'_>) -> u32 {
         // Without room for the answer the request is not carried out: the driver would not know.
-        if !has_room_for_response(memory, chain.clone()) {
+        let room = chain.writer().map_or(0, |writer| writer.available());
+        if room < size_of::<ResponseBytes>() as u64 {
             return 0;
         }
-        let response = match read_request(memory, chain.clone()) {
+        let response = match read_request(chain) {
             Some(request) => self.answer(request),
             None => {
-                self.counters.error += 1;
+                lock(&self.state).counters.error += 1;
                 Response::Error
             }
         };
-        // The buffer is looked up anew: the request may have unplugged the memory it lies in.
-        write_response(memory, chain, response)
+        // Looked up anew: the request may have unplugged the memory that the buffer lies in.
+        let Some(mut writer) = chain.writer() else {
+            return 0;
+        };
+        let _ = writer.write_all(ResponseBytes::from(response).as_bytes());
+        writer.written()
     }
 
-    fn reset(&mut self) {
+    fn reset(&self) {
         // No block changes (I2): the driver that comes next finds what this one left.
-        self.inaccessible_negotiated = false;
+        lock(&self.state).inaccessible_negotiated = false;
     }
 }
 
-fn read_request(memory: &DmaView, chain: Chain<'_>) -> Option<Request> {
+fn read_request(chain: &Chain<'_>) -> Option<Request> {
     let mut bytes = RequestBytes::new_zeroed();
-    chain.reader(memory).ok()?.read_exact(bytes.as_mut_bytes()).ok()?;
+    chain.reader()?.read_exact(bytes.as_mut_bytes()).ok()?;
     Some(bytes.into())
-}
-
-fn has_room_for_response(memory: &DmaView, chain: Chain<'_>) -> bool {
-    chain.writer(memory).is_ok_and(|writer| writer.available_bytes() >= size_of::<ResponseBytes>())
-}
-
-/// Writes the response, and returns how many bytes that took: none where it no longer fits.
-fn write_response(memory: &DmaView, chain: Chain<'_>, response: Response) -> u32 {
-    let bytes = ResponseBytes::from(response);
-    match chain.writer(memory).map(|mut writer| writer.write_all(bytes.as_bytes())) {
-        Ok(Ok(())) => size_of::<ResponseBytes>() as u32,
-        _ => 0,
-    }
 }
 
 fn requested_blocks(region: &Region, bytes: u64) -> Result<u64, ResizeError> {

@@ -257,7 +257,7 @@ fn requests_and_refusals_are_counted(on: TransportKind) {
     machine.unplug(0..4);
     machine.unplug_all();
     machine.request(77, 0, 0);
-    let counters = machine.device.lock().unwrap().counters();
+    let counters = machine.device.counters();
     assert_eq!((counters.plug, counters.unplug), (3, 1));
     assert_eq!((counters.unplug_all, counters.state), (1, 1));
     assert_eq!((counters.nack, counters.busy, counters.error), (1, 2, 2));

@@ -22,14 +22,12 @@ mod resize_test;
 #[cfg(test)]
 pub(crate) mod test_machine;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use thiserror::Error;
 
 pub use device::{RequestCounters, ResizeError, UnpluggedAccess, VirtioMem, VirtioMemConfig};
 pub use region::{BlockIndex, BlockRange, Region, RegionError};
-
-use crate::lock;
 
 /// The machine cannot plug or unplug now. Nothing has changed; the driver may try again.
 #[derive(Debug, Error)]
@@ -38,31 +36,32 @@ pub struct BackendBusy(#[from] pub Box<dyn std::error::Error + Send + Sync>);
 
 /// What makes blocks of guest memory appear and go away.
 ///
-/// The device calls it only with ranges whose state it has checked. An error means that nothing
-/// has changed: whatever was done half-way has been undone.
-pub trait BlockBackend: Send {
+/// The device calls it only with ranges whose state it has checked, one call after the other. A call may
+/// take as long as the host does. An error means that nothing has changed: whatever was done half-way
+/// has been undone.
+pub trait BlockBackend: Send + Sync {
     /// Makes `range`, all unplugged, accessible; it reads as zeros.
-    fn plug(&mut self, range: BlockRange) -> Result<(), BackendBusy>;
+    fn plug(&self, range: BlockRange) -> Result<(), BackendBusy>;
 
     /// Makes `range`, all plugged, inaccessible to vCPUs and devices, and gives its host memory
     /// back.
-    fn unplug(&mut self, range: BlockRange) -> Result<(), BackendBusy>;
+    fn unplug(&self, range: BlockRange) -> Result<(), BackendBusy>;
 
     /// Does the same for every plugged block.
-    fn unplug_all(&mut self) -> Result<(), BackendBusy>;
+    fn unplug_all(&self) -> Result<(), BackendBusy>;
 }
 
 /// A backend that somebody else has to reach as well.
-impl<B: BlockBackend> BlockBackend for Arc<Mutex<B>> {
-    fn plug(&mut self, range: BlockRange) -> Result<(), BackendBusy> {
-        lock(self).plug(range)
+impl<B: BlockBackend> BlockBackend for Arc<B> {
+    fn plug(&self, range: BlockRange) -> Result<(), BackendBusy> {
+        (**self).plug(range)
     }
 
-    fn unplug(&mut self, range: BlockRange) -> Result<(), BackendBusy> {
-        lock(self).unplug(range)
+    fn unplug(&self, range: BlockRange) -> Result<(), BackendBusy> {
+        (**self).unplug(range)
     }
 
-    fn unplug_all(&mut self) -> Result<(), BackendBusy> {
-        lock(self).unplug_all()
+    fn unplug_all(&self) -> Result<(), BackendBusy> {
+        (**self).unplug_all()
     }
 }

@@ -1,6 +1,8 @@
 //! Rows Q1 and Q3 of `docs/virtio-mem.md`: the queue of the memory device in the hands of a
 //! hostile driver. What is no different for other devices is in `virtio/hostile_queue.rs`.
 
+use std::thread;
+
 use super::test_machine::*;
 use crate::virtio::DeviceStatus;
 use crate::virtio::hostile_queue::{Subject, hostile_queue_tests};
@@ -16,6 +18,8 @@ on_each_transport! {
     q1_a_response_in_the_block_that_its_request_unplugs_is_not_written
     q1_i2_rings_in_a_block_that_is_unplugged_need_a_reset_which_keeps_the_plug_state
     q3_requests_of_one_kick_are_carried_out_in_order
+    q3_a_request_that_takes_long_holds_up_nobody
+    q3_a_request_that_a_reset_overtakes_is_not_answered
 }
 
 fn subject(on: TransportKind) -> Subject {
@@ -70,7 +74,7 @@ fn q1_a_request_cut_short_is_an_error(on: TransportKind) {
         }
     });
     assert_eq!(machine.memory.take_calls(), []);
-    assert_eq!(machine.device.lock().unwrap().counters().error, 1 + u64::from(REQUEST));
+    assert_eq!(machine.device.counters().error, 1 + u64::from(REQUEST));
 }
 
 fn q1_a_request_in_no_memory_is_an_error(on: TransportKind) {
@@ -190,4 +194,48 @@ fn q3_requests_of_one_kick_are_carried_out_in_order(on: TransportKind) {
     }
     assert_eq!(machine.state(0..6), UNPLUGGED);
     assert_eq!(machine.state(6..7), PLUGGED);
+}
+
+/// Makes a PLUG request that takes its time available, has it processed by another thread, and does
+/// `meanwhile` while it is under way.
+fn during_a_slow_plug(machine: &mut TestMachine, meanwhile: impl FnOnce(&mut TestMachine)) {
+    machine.driver.store(RESPONSE_AT, [0xee_u8; 16]);
+    let chain = machine.write_request(PLUG, block(0), 4);
+    let head = machine.driver.write_chain(&chain);
+    machine.driver.publish(head);
+    let slow = machine.memory.slow_down();
+    let transport = machine.driver.transport();
+    thread::scope(|scope| {
+        scope.spawn(move || transport.process_queues());
+        slow.wait_until_begun();
+        meanwhile(machine);
+        slow.end();
+    });
+}
+
+fn q3_a_request_that_takes_long_holds_up_nobody(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
+    during_a_slow_plug(&mut machine, |machine| {
+        assert!(machine.driver.status().contains(DeviceStatus::DRIVER_OK));
+        assert_eq!(machine.config().plugged_size, 0);
+        machine.resize(64);
+        assert!(machine.driver.interrupts.take() > 0, "the driver hears of the new size");
+        assert_eq!(machine.config().requested_size, 64 * BLOCK);
+        assert_eq!(machine.device.counters().plug, 0);
+    });
+    assert_eq!(machine.response_at(RESPONSE_AT), (ACK, 0));
+    assert_eq!(machine.driver.take_used().len(), 1);
+    assert_eq!(machine.config().plugged_size, 4 * BLOCK);
+}
+
+fn q3_a_request_that_a_reset_overtakes_is_not_answered(on: TransportKind) {
+    let mut machine = TestMachine::up(on);
+    during_a_slow_plug(&mut machine, |machine| {
+        machine.driver.bring_up(UNPLUGGED_INACCESSIBLE, Rings::default());
+    });
+    assert_eq!(machine.driver.load::<[u8; 16]>(RESPONSE_AT), [0xee; 16]);
+    assert_eq!(machine.driver.take_used(), []);
+    assert_eq!(machine.driver.interrupts.take(), 0);
+    // It was carried out all the same, which the driver can find out.
+    assert_eq!(machine.state(0..4), PLUGGED);
 }

@@ -1,6 +1,7 @@
 //! A machine with one memory device and a driver for it, for tests.
 
 use std::ops::Range;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 
 use vm_memory::GuestRegionMmap;
@@ -69,21 +70,53 @@ pub enum Call {
 #[derive(Clone)]
 pub struct FakeMemory(Arc<Mutex<FakeMemoryState>>);
 
+/// A call that takes its time.
+pub struct SlowCall {
+    begun: Receiver<()>,
+    end: Sender<()>,
+}
+
+impl SlowCall {
+    /// Waits until it has begun.
+    pub fn wait_until_begun(&self) {
+        self.begun.recv().unwrap();
+    }
+
+    /// Lets it end.
+    pub fn end(self) {
+        self.end.send(()).unwrap();
+    }
+}
+
 struct FakeMemoryState {
     plugged: Vec<bool>,
     calls: Vec<Call>,
     busy: bool,
+    slow: Option<(Sender<()>, Receiver<()>)>,
 }
 
 impl FakeMemory {
     fn new() -> Self {
         let plugged = vec![false; BLOCKS as usize];
-        Self(Arc::new(Mutex::new(FakeMemoryState { plugged, calls: vec![], busy: false })))
+        Self(Arc::new(Mutex::new(FakeMemoryState {
+            plugged,
+            calls: vec![],
+            busy: false,
+            slow: None,
+        })))
     }
 
     /// From now on, refuses everything or nothing.
     pub fn set_busy(&self, busy: bool) {
         self.0.lock().unwrap().busy = busy;
+    }
+
+    /// The next call takes its time.
+    pub fn slow_down(&self) -> SlowCall {
+        let (begin, begun) = mpsc::channel();
+        let (end, ended) = mpsc::channel();
+        self.0.lock().unwrap().slow = Some((begin, ended));
+        SlowCall { begun, end }
     }
 
     /// The calls since the last time.
@@ -97,6 +130,11 @@ impl FakeMemory {
     }
 
     fn set(&self, call: Call, range: Range<u64>, plugged: bool) -> Result<(), BackendBusy> {
+        let slow = self.0.lock().unwrap().slow.take();
+        if let Some((begin, ended)) = slow {
+            begin.send(()).unwrap();
+            ended.recv().unwrap();
+        }
         let mut state = self.0.lock().unwrap();
         let blocks = range.start as usize..range.end as usize;
         // UNPLUG_ALL takes blocks as they are; all others come with the state they must have.
@@ -112,15 +150,15 @@ impl FakeMemory {
 }
 
 impl BlockBackend for FakeMemory {
-    fn plug(&mut self, range: BlockRange) -> Result<(), BackendBusy> {
+    fn plug(&self, range: BlockRange) -> Result<(), BackendBusy> {
         self.set(Call::Plug(range.indices()), range.indices(), true)
     }
 
-    fn unplug(&mut self, range: BlockRange) -> Result<(), BackendBusy> {
+    fn unplug(&self, range: BlockRange) -> Result<(), BackendBusy> {
         self.set(Call::Unplug(range.indices()), range.indices(), false)
     }
 
-    fn unplug_all(&mut self) -> Result<(), BackendBusy> {
+    fn unplug_all(&self) -> Result<(), BackendBusy> {
         self.set(Call::UnplugAll, 0..BLOCKS, false)
     }
 }
@@ -148,7 +186,7 @@ pub struct ConfigRead {
 
 /// A memory device, its memory and its driver.
 pub struct TestMachine {
-    pub device: Arc<Mutex<VirtioMem>>,
+    pub device: Arc<VirtioMem>,
     pub memory: FakeMemory,
     pub driver: TestDriver,
 }
@@ -161,14 +199,11 @@ impl TestMachine {
 
     fn build(
         config: VirtioMemConfig,
-        driver: impl FnOnce(
-            Arc<Mutex<VirtioMem>>,
-            (Arc<GuestRegionMmap>, Arc<dyn Reachability>),
-        ) -> TestDriver,
+        driver: impl FnOnce(Arc<VirtioMem>, (Arc<GuestRegionMmap>, Arc<dyn Reachability>)) -> TestDriver,
     ) -> Self {
         let memory = FakeMemory::new();
         let device = VirtioMem::new(config, Box::new(memory.clone())).unwrap();
-        let device = Arc::new(Mutex::new(device));
+        let device = Arc::new(device);
         let region = (map(REGION, BLOCKS * BLOCK), Arc::new(memory.clone()) as Arc<_>);
         let driver = driver(device.clone(), region);
         Self { device, memory, driver }
@@ -192,9 +227,10 @@ impl TestMachine {
 
     /// Changes the requested size as the machine's owner does.
     pub fn resize(&mut self, blocks: u64) {
-        if self.device.lock().unwrap().set_requested_size(blocks * BLOCK).unwrap() {
-            self.driver.config_changed();
-        }
+        let device = Arc::clone(&self.device);
+        self.driver
+            .transport()
+            .change_config(&mut || device.set_requested_size(blocks * BLOCK).unwrap());
     }
 
     /// Reads the configuration.

@@ -15,7 +15,7 @@ use virtio_bindings::bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use memory::{RAM_SIZE, STAGE, STAGE_SIZE, Stage, map};
 use mmio::MmioRegisters;
@@ -27,7 +27,7 @@ pub use registers::{CONFIG_CHANGE, Register, TransportKind, USED_BUFFER};
 use super::transport::{MmioTransport, PciTransport, Transport};
 use super::{DeviceStatus, Features, VirtioDevice};
 use crate::Signal;
-use crate::dma::{DmaPath, DmaRegion, DmaView, FixedRequester, Iommu, Reachability};
+use crate::dma::{DmaMemory, DmaPath, DmaRegion, FixedRequester, Iommu, Leases, Reachability};
 use crate::pci::Doorbell;
 
 /// Counts signals.
@@ -127,14 +127,14 @@ pub struct TestDriver {
     /// The device's registers.
     pub registers: Box<dyn Registers>,
     /// Memory as the guest's processors see it: all of it, whatever devices are refused.
-    pub memory: DmaView,
+    pub memory: GuestMemoryMmap,
     /// The part of it that a test directs.
     pub stage: Arc<Stage>,
     /// Interrupts that the device raised.
     pub interrupts: Arc<Count>,
     /// Queue notifications that got through to the machine.
     pub doorbells: Arc<Count>,
-    transport: Arc<Mutex<dyn Transport>>,
+    transport: Arc<dyn Transport>,
     queue: u16,
     rings: Rings,
     next_descriptor: u16,
@@ -147,14 +147,14 @@ impl TestDriver {
     pub const ENDPOINT: u32 = 0x100;
 
     /// A driver that has not touched `device` yet, with RAM and a stage.
-    pub fn new(kind: TransportKind, device: Arc<Mutex<dyn VirtioDevice>>) -> Self {
+    pub fn new(kind: TransportKind, device: Arc<dyn VirtioDevice>) -> Self {
         Self::with_memory(kind, device, vec![])
     }
 
     /// The same, with further memory above the stage.
     pub fn with_memory(
         kind: TransportKind,
-        device: Arc<Mutex<dyn VirtioDevice>>,
+        device: Arc<dyn VirtioDevice>,
         more: Vec<(Arc<GuestRegionMmap>, Arc<dyn Reachability>)>,
     ) -> Self {
         Self::build(kind, device, more, DmaPath::direct)
@@ -164,7 +164,7 @@ impl TestDriver {
     pub fn behind(
         iommu: Arc<dyn Iommu>,
         kind: TransportKind,
-        device: Arc<Mutex<dyn VirtioDevice>>,
+        device: Arc<dyn VirtioDevice>,
         more: Vec<(Arc<GuestRegionMmap>, Arc<dyn Reachability>)>,
     ) -> Self {
         Self::build(kind, device, more, |memory| DmaPath::through(iommu, memory))
@@ -172,9 +172,9 @@ impl TestDriver {
 
     fn build(
         kind: TransportKind,
-        device: Arc<Mutex<dyn VirtioDevice>>,
+        device: Arc<dyn VirtioDevice>,
         more: Vec<(Arc<GuestRegionMmap>, Arc<dyn Reachability>)>,
-        path: impl FnOnce(DmaView) -> DmaPath,
+        path: impl FnOnce(DmaMemory) -> DmaPath,
     ) -> Self {
         let stage = Stage::new();
         let ram = map(0, RAM_SIZE);
@@ -182,16 +182,17 @@ impl TestDriver {
             vec![(map(STAGE, STAGE_SIZE), stage.clone())];
         partial.extend(more);
 
-        let mut for_processors = vec![DmaRegion::fixed(Arc::clone(&ram))];
+        let mut for_processors = vec![Arc::clone(&ram)];
         let mut for_devices = vec![DmaRegion::fixed(ram)];
         for (mapping, reachability) in partial {
-            for_processors.push(DmaRegion::fixed(Arc::clone(&mapping)));
+            for_processors.push(Arc::clone(&mapping));
             for_devices.push(DmaRegion::partial(mapping, reachability));
         }
         let interrupts = Arc::new(Count::default());
         let doorbells = Arc::new(Count::default());
-        let path = path(DmaView::new(for_devices).unwrap());
-        let (transport, registers): (Arc<Mutex<dyn Transport>>, Box<dyn Registers>) = match kind {
+        let leases = Leases::default();
+        let path = path(DmaMemory::new(for_devices, leases.clone()).unwrap());
+        let (transport, registers): (Arc<dyn Transport>, Box<dyn Registers>) = match kind {
             TransportKind::Mmio => {
                 let view = path.view(Arc::new(FixedRequester(Self::ENDPOINT)));
                 let transport =
@@ -203,12 +204,12 @@ impl TestDriver {
                 let messages = Messages::new(interrupts.clone());
                 let (transport, function) =
                     PciTransport::new(device, &path, messages.clone(), doorbells.clone()).unwrap();
-                (transport, Box::new(PciRegisters::new(function, messages)))
+                (transport, Box::new(PciRegisters::new(function, messages, leases)))
             }
         };
         Self {
             registers,
-            memory: DmaView::new(for_processors).unwrap(),
+            memory: GuestMemoryMmap::from_arc_regions(for_processors).unwrap(),
             stage,
             interrupts,
             doorbells,
@@ -267,14 +268,19 @@ impl TestDriver {
         self.registers.take_interrupt_status()
     }
 
+    /// What the machine's worker has of the device.
+    pub fn transport(&self) -> Arc<dyn Transport> {
+        Arc::clone(&self.transport)
+    }
+
     /// Lets the machine process the queues once. Whether there may be more to do.
     pub fn process_queues(&mut self) -> bool {
-        self.transport.lock().unwrap().process_queues()
+        self.transport.process_queues()
     }
 
     /// Lets the machine tell that it changed the device's configuration.
     pub fn config_changed(&mut self) {
-        self.transport.lock().unwrap().config_changed();
+        self.transport.change_config(&mut || true);
     }
 
     /// The features on offer.

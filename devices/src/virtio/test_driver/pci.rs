@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use super::Count;
 use super::registers::{CONFIG_CHANGE, Register, Registers, USED_BUFFER};
 use crate::Signal;
+use crate::dma::Leases;
 use crate::pci::test_machine::Line;
 use crate::pci::{
     Access, Function, FunctionAddress, Message, MessageSink, Node, RootComplex, RootNode, RootPort,
@@ -134,7 +135,7 @@ pub struct Structure {
 /// A device's registers.
 pub struct PciRegisters {
     /// The way to them.
-    pub root: RootComplex,
+    pub root: Arc<RootComplex>,
     /// What the function sends.
     pub messages: Arc<Messages>,
     /// What the function's INTA drives.
@@ -159,15 +160,15 @@ impl PciRegisters {
     const MESSAGE_ADDRESS: u64 = 0xfee0_0000;
 
     /// Puts `function` into a machine and finds its structures.
-    pub fn new(function: Function, messages: Arc<Messages>) -> Self {
+    pub fn new(function: Function, messages: Arc<Messages>, leases: Leases) -> Self {
         let port = RootPort { access_control: false, below: Some(Node::Device(vec![function])) };
         let topology = Topology { root: vec![RootNode::Port(port)] };
         let lines = [(); 4].map(|()| Arc::new(Line::default()));
         // Pin A of device 0 behind device 1 of bus 0.
         let line = Arc::clone(&lines[1]);
-        let root = RootComplex::new(topology, lines.map(|line| line as _)).unwrap();
+        let root = RootComplex::new(topology, lines.map(|line| line as _), leases).unwrap();
         let mut registers = Self {
-            root,
+            root: Arc::new(root),
             messages,
             line,
             common: 0,

@@ -1,8 +1,8 @@
 //! virtio over MMIO, version 2 (virtio 1.3, section 4.2).
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use super::{CommonConfig, Notification, Transport, set_high, set_low};
+use super::{CommonConfig, Notification, Registers, set_high, set_low};
 use crate::Signal;
 use crate::bus::BusDevice;
 use crate::dma::DmaView;
@@ -63,9 +63,9 @@ impl MmioTransport {
     /// A transport for `device`, which reaches guest memory through `memory`.
     ///
     /// `doorbell` is signalled when the driver notifies a queue. The machine then calls
-    /// [`Transport::process_queues`] from a thread that is no vCPU's.
+    /// [`Transport::process_queues`](super::Transport::process_queues) from a thread that is no vCPU's.
     pub fn new(
-        device: Arc<Mutex<dyn VirtioDevice>>,
+        device: Arc<dyn VirtioDevice>,
         memory: DmaView,
         interrupt: Arc<dyn Signal>,
         doorbell: Arc<dyn Signal>,
@@ -74,26 +74,12 @@ impl MmioTransport {
         Self { common, interrupt_status: 0, interrupt, doorbell }
     }
 
-    fn notify(&mut self, notification: Notification) {
-        let Notification { used_queues, config_change } = notification;
-        let used_buffer = !used_queues.is_empty();
-        if used_buffer {
-            self.interrupt_status |= INTERRUPT_USED_BUFFER;
-        }
-        if config_change {
-            self.interrupt_status |= INTERRUPT_CONFIG_CHANGE;
-        }
-        if used_buffer || config_change {
-            self.interrupt.signal();
-        }
-    }
-
     fn read_register(&mut self, offset: u64) -> u32 {
         let common = &mut self.common;
         match offset {
             register::MAGIC_VALUE => MAGIC,
             register::VERSION => VERSION,
-            register::DEVICE_ID => common.device().device_type() as u32,
+            register::DEVICE_ID => common.device.device_type() as u32,
             register::VENDOR_ID => VENDOR,
             register::DEVICE_FEATURES => common.device_features(),
             register::QUEUE_SIZE_MAX => {
@@ -123,7 +109,7 @@ impl MmioTransport {
             }
             register::QUEUE_READY => {
                 let notification = common.set_queue_ready(value & 1 != 0);
-                self.notify(notification);
+                self.notify(&notification);
             }
             // It is over at once, so that the register always reads as 0.
             register::QUEUE_RESET => {
@@ -186,15 +172,21 @@ impl BusDevice for MmioTransport {
     }
 }
 
-impl Transport for MmioTransport {
-    fn process_queues(&mut self) -> bool {
-        let (notification, more) = self.common.process_queues();
-        self.notify(notification);
-        more
+impl Registers for MmioTransport {
+    fn common(&mut self) -> &mut CommonConfig {
+        &mut self.common
     }
 
-    fn config_changed(&mut self) {
-        let notification = self.common.config_changed();
-        self.notify(notification);
+    fn notify(&mut self, notification: &Notification) {
+        let used_buffer = !notification.used_queues.is_empty();
+        if used_buffer {
+            self.interrupt_status |= INTERRUPT_USED_BUFFER;
+        }
+        if notification.config_change {
+            self.interrupt_status |= INTERRUPT_CONFIG_CHANGE;
+        }
+        if used_buffer || notification.config_change {
+            self.interrupt.signal();
+        }
     }
 }

@@ -86,7 +86,7 @@ fn a_queue_that_is_no_longer_ready_is_left_alone_until_it_is_set_up_anew() {
     assert_eq!(driver.take_used(), []);
     assert!(driver.set_up_queue(0, Rings::at(TABLES)));
     driver.send(&[BUFFER]);
-    assert_eq!(device.lock().unwrap().chains, [0, 0]);
+    assert_eq!(device.seen().chains, [0, 0]);
 }
 
 #[test]

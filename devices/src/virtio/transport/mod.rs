@@ -9,31 +9,64 @@ mod pci_test;
 #[cfg(test)]
 mod transport_test;
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 use log::debug;
 
 pub use mmio::MmioTransport;
 pub use pci::PciTransport;
 
-use super::queue::{Progress, Virtqueue};
+use super::queue::{Progress, QueueCorrupt, Ring, Virtqueue};
 use super::{DeviceStatus, Features, VirtioDevice};
 use crate::dma::DmaView;
 use crate::lock;
 
 /// A device's transport, as the machine's worker sees it.
-pub trait Transport: Send {
-    /// Processes every queue once. True if a queue may hold more: call again after other work.
-    fn process_queues(&mut self) -> bool;
+pub trait Transport: Send + Sync {
+    /// Processes every queue once. True if a queue may hold more: call again after other work. One
+    /// thread may do this at a time.
+    ///
+    /// That may take as long as the host does; nobody who uses the registers waits for it.
+    fn process_queues(&self) -> bool;
 
-    /// The device's configuration has changed by the machine's doing: tells the driver.
-    fn config_changed(&mut self);
+    /// Has `change` change the device's configuration, and tells the driver if it says that it did. No
+    /// driver reads meanwhile, so that none sees new values under the old generation.
+    fn change_config(&self, change: &mut dyn FnMut() -> bool);
+}
+
+/// The registers of a transport.
+trait Registers: Send {
+    fn common(&mut self) -> &mut CommonConfig;
+
+    /// Interrupts the driver.
+    fn notify(&mut self, notification: &Notification);
+}
+
+impl<R: Registers> Transport for Mutex<R> {
+    fn process_queues(&self) -> bool {
+        let Some(mut work) = lock(self).common().begin_work() else {
+            return false;
+        };
+        work.process();
+        let mut registers = lock(self);
+        let (notification, more) = registers.common().end_work(work);
+        registers.notify(&notification);
+        more
+    }
+
+    fn change_config(&self, change: &mut dyn FnMut() -> bool) {
+        let mut registers = lock(self);
+        if change() {
+            let notification = registers.common().config_changed();
+            registers.notify(&notification);
+        }
+    }
 }
 
 /// What a driver sets and reads whatever the transport (the fields of virtio 1.3, section
 /// 4.1.4.3, `virtio_pci_common_cfg`, which virtio-mmio has too).
 struct CommonConfig {
-    device: Arc<Mutex<dyn VirtioDevice>>,
+    device: Arc<dyn VirtioDevice>,
     memory: DmaView,
     status: DeviceStatus,
     device_feature_select: u32,
@@ -54,10 +87,33 @@ struct Notification {
     config_change: bool,
 }
 
+/// The rings of a device, while they are processed.
+struct Work {
+    device: Arc<dyn VirtioDevice>,
+    rings: Vec<RingWork>,
+}
+
+struct RingWork {
+    queue: u16,
+    ring: Ring,
+    outcome: Result<Progress, QueueCorrupt>,
+}
+
+impl Work {
+    /// Once for each ring. A corrupt one is the last.
+    fn process(&mut self) {
+        for RingWork { queue, ring, outcome } in &mut self.rings {
+            *outcome = ring.process(*queue, &*self.device);
+            if outcome.is_err() {
+                break;
+            }
+        }
+    }
+}
+
 impl CommonConfig {
-    fn new(device: Arc<Mutex<dyn VirtioDevice>>, memory: DmaView) -> Self {
-        let queues =
-            lock(&device).queue_max_sizes().iter().map(|&size| Virtqueue::new(size)).collect();
+    fn new(device: Arc<dyn VirtioDevice>, memory: DmaView) -> Self {
+        let queues = device.queue_max_sizes().iter().map(|&size| Virtqueue::new(size)).collect();
         Self {
             device,
             memory,
@@ -72,13 +128,9 @@ impl CommonConfig {
         }
     }
 
-    fn device(&self) -> MutexGuard<'_, dyn VirtioDevice + 'static> {
-        lock(&self.device)
-    }
-
     fn offered_features(&self) -> u64 {
         let common = Features::INDIRECT_DESC | Features::EVENT_IDX | Features::RING_RESET;
-        common.bits() | self.required_features().bits() | self.device().features()
+        common.bits() | self.required_features().bits() | self.device.features()
     }
 
     /// What a driver must accept. Without ACCESS_PLATFORM it would hand out addresses that an IOMMU
@@ -133,7 +185,7 @@ impl CommonConfig {
         let features = self.driver_features;
         features & !self.offered_features() == 0
             && Features::from_bits_retain(features).contains(self.required_features())
-            && self.device().accept_features(features)
+            && self.device.accept_features(features)
     }
 
     fn reset(&mut self) {
@@ -143,7 +195,7 @@ impl CommonConfig {
         self.driver_features = 0;
         self.queue_select = 0;
         self.queues.iter_mut().for_each(Virtqueue::reset);
-        self.device().reset();
+        self.device.reset();
     }
 
     fn selected_queue(&mut self) -> Option<&mut Virtqueue> {
@@ -176,34 +228,48 @@ impl CommonConfig {
         queue.map(Virtqueue::reset).is_some()
     }
 
-    /// Processes every queue once. The flag says whether one may hold more.
-    fn process_queues(&mut self) -> (Notification, bool) {
-        let mut notification = Notification::default();
-        let mut more = false;
+    /// Takes the rings, to process them without a lock on the registers.
+    fn begin_work(&mut self) -> Option<Work> {
         let working = self.status.contains(DeviceStatus::DRIVER_OK)
             && !self.status.contains(DeviceStatus::DEVICE_NEEDS_RESET);
-        if !working {
-            return (notification, more);
-        }
-        let device = Arc::clone(&self.device);
-        for (index, queue) in (0..).zip(&mut self.queues) {
-            match queue.process(index, &mut *lock(&device), &self.memory) {
+        let take_ring = |(queue, virtqueue): (u16, &mut Virtqueue)| {
+            let ring = virtqueue.take_ring()?;
+            Some(RingWork { queue, ring, outcome: Ok(Progress::default()) })
+        };
+        working.then(|| Work {
+            device: Arc::clone(&self.device),
+            rings: (0..).zip(&mut self.queues).filter_map(take_ring).collect(),
+        })
+    }
+
+    /// Puts the rings back. What came of those that have been reset meanwhile is of no interest to the
+    /// driver any more. The flag says whether a queue may hold more.
+    fn end_work(&mut self, work: Work) -> (Notification, bool) {
+        let mut notification = Notification::default();
+        let mut more = false;
+        let mut corrupt = None;
+        for RingWork { queue, ring, outcome } in work.rings {
+            if !self.queues[usize::from(queue)].put_back(ring) {
+                continue;
+            }
+            match outcome {
                 Ok(Progress { interrupt, more: queue_more }) => {
-                    notification.used_queues.extend(interrupt.then_some(index));
+                    notification.used_queues.extend(interrupt.then_some(queue));
                     more |= queue_more;
                 }
-                Err(error) => {
-                    notification.config_change = self.needs_reset(&error).config_change;
-                    return (notification, false);
-                }
+                Err(error) => corrupt = Some(error),
             }
+        }
+        if let Some(error) = corrupt {
+            notification.config_change = self.needs_reset(&error).config_change;
+            more = false;
         }
         (notification, more)
     }
 
     /// The device cannot go on until the driver resets it (section 2.1.2).
     fn needs_reset(&mut self, error: &dyn std::error::Error) -> Notification {
-        debug!("{:?} device needs a reset: {error}", self.device().device_type());
+        debug!("{:?} device needs a reset: {error}", self.device.device_type());
         self.status |= DeviceStatus::DEVICE_NEEDS_RESET;
         self.config_changed()
     }
@@ -211,12 +277,12 @@ impl CommonConfig {
     /// The driver reads the device's configuration.
     fn read_config(&mut self, offset: u64, data: &mut [u8]) {
         self.config_read = true;
-        self.device().read_config(offset, data);
+        self.device.read_config(offset, data);
     }
 
     /// The driver writes to the device's configuration.
     fn write_config(&mut self, offset: u64, data: &[u8]) {
-        self.device().write_config(offset, data);
+        self.device.write_config(offset, data);
     }
 
     /// A change that the driver cannot have seen half of leaves the generation as it is: of the

@@ -1,22 +1,24 @@
 //! virtio-pci (virtio 1.3, section 4.1): what other transports do not have, or otherwise. All of it
 //! through the root complex.
 
-use std::sync::{Arc, Mutex};
+use std::io::{self, Read};
+use std::sync::{Arc, OnceLock};
 
 use super::transport_test::{BUFFER, FEATURE_A, RING_RESET, Stub, VERSION_1, second_rings, stub};
-use crate::pci::Access;
+use crate::pci::{Access, FunctionAddress, RootComplex};
 use crate::virtio::DeviceStatus;
 use crate::virtio::rng::Rng;
+use crate::virtio::test_driver::memory::BUFFERS;
 use crate::virtio::test_driver::pci::{PciRegisters, cfg_type, config, field, field_of};
 use crate::virtio::test_driver::{
-    CONFIG_CHANGE, Register, Rings, TestDriver, TransportKind, USED_BUFFER,
+    Buffer, CONFIG_CHANGE, Register, Rings, TestDriver, TransportKind, USED_BUFFER,
 };
 
 /// VIRTIO_MSI_NO_VECTOR (section 4.1.5.1.2).
 const NO_VECTOR: u64 = 0xffff;
 
 /// A device and its driver, which has both queues up and works on the first.
-fn up() -> (Arc<Mutex<Stub>>, TestDriver) {
+fn up() -> (Arc<Stub>, TestDriver) {
     let (device, mut driver) = stub(TransportKind::Pci);
     bring_up(&mut driver);
     (device, driver)
@@ -51,7 +53,7 @@ fn vectors(driver: &mut TestDriver) -> Vec<u32> {
 
 #[test]
 fn the_function_says_what_it_is() {
-    let rng = || Arc::new(Mutex::new(Rng::new(Box::new(std::io::empty()))));
+    let rng = || Arc::new(Rng::new(Box::new(std::io::empty())));
     let mut entropy = TestDriver::new(TransportKind::Pci, rng());
     let (_, mut memory) = stub(TransportKind::Pci);
     for (driver, device_type, class) in [(&mut entropy, 4, 0x00ff00), (&mut memory, 24, 0x050000)] {
@@ -416,7 +418,7 @@ fn a_function_that_is_no_bus_master_leaves_memory_alone_until_it_is() {
     driver.kick();
     driver.config_changed();
     assert_eq!(driver.take_used(), []);
-    assert!(device.lock().unwrap().chains.is_empty());
+    assert!(device.seen().chains.is_empty());
     assert!(vectors(&mut driver).is_empty(), "a message is an access to memory too");
     driver.pci().command(config::COMMAND_MEMORY | config::COMMAND_MASTER);
     assert_eq!(driver.doorbells.take(), 1, "the device goes on by itself");
@@ -454,9 +456,9 @@ fn resets_of_the_function_reset_the_device() {
         assert_eq!(vectors(&mut driver), [0, 1]);
         let head = driver.write_chain(&[BUFFER]);
         driver.publish(head);
-        let resets = device.lock().unwrap().resets;
+        let resets = device.seen().resets;
         reset(driver.pci());
-        assert_eq!(device.lock().unwrap().resets, resets + 1);
+        assert_eq!(device.seen().resets, resets + 1);
         let read = driver.pci().root.read_memory(PciRegisters::bar(0), &mut [0; 4]);
         assert!(matches!(read, Access::Refused(_)));
         assert!(!driver.process_queues());
@@ -473,6 +475,83 @@ fn resets_of_the_function_reset_the_device() {
         bring_up(&mut driver);
         driver.send(&[BUFFER]);
         assert_eq!(vectors(&mut driver), [1]);
-        assert_eq!(device.lock().unwrap().chains, [0, 0]);
+        assert_eq!(device.seen().chains, [0, 0]);
+    }
+}
+
+/// A source of which the third read writes to configuration space.
+struct Source {
+    reads: usize,
+    write: Arc<OnceLock<(Arc<RootComplex>, ConfigWrite)>>,
+}
+
+/// Whose register, where, and what is written there.
+type ConfigWrite = (FunctionAddress, usize, u16);
+
+impl Read for Source {
+    fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
+        if !data.is_empty() {
+            self.reads += 1;
+        }
+        if self.reads == 3
+            && let Some((root, (function, offset, value))) = self.write.get()
+        {
+            root.write_config(*function, *offset, &value.to_le_bytes());
+        }
+        data.fill(0x5a);
+        Ok(data.len())
+    }
+}
+
+#[test]
+fn from_the_moment_that_bus_mastering_ends_no_buffer_is_filled() {
+    let (function, port) = (PciRegisters::FUNCTION, PciRegisters::PORT);
+    let cases: [fn(&PciRegisters) -> ConfigWrite; 4] = [
+        |_| (PciRegisters::FUNCTION, config::COMMAND, config::COMMAND_MEMORY),
+        |pci| {
+            let control =
+                pci.capability(config::POWER_MANAGEMENT) + config::POWER_MANAGEMENT_CONTROL;
+            (PciRegisters::FUNCTION, control, config::D3HOT)
+        },
+        |_| (PciRegisters::PORT, config::COMMAND, config::COMMAND_MEMORY),
+        |_| (PciRegisters::PORT, config::BRIDGE_CONTROL, config::SECONDARY_BUS_RESET),
+    ];
+    for (case, write) in (0..).zip(cases) {
+        let what = Arc::new(OnceLock::new());
+        let source = Source { reads: 0, write: Arc::clone(&what) };
+        let device = Arc::new(Rng::new(Box::new(source)));
+        let mut driver = TestDriver::new(TransportKind::Pci, device);
+        driver.bring_up(0, Rings::default());
+        let root = Arc::clone(&driver.pci().root);
+        let write = write(driver.pci());
+        what.set((root, write)).unwrap_or_else(|_| panic!("it is set once"));
+        let buffers = (0..16).map(|i| BUFFERS + 0x100 * i);
+        for address in buffers.clone() {
+            let head = driver.write_chain(&[Buffer::writable(address, 8)]);
+            driver.publish(head);
+        }
+        driver.registers.notify(0);
+        assert!(!driver.process_queues());
+        let filled = |driver: &TestDriver| {
+            buffers.clone().filter(|address| driver.load::<u64>(*address) != 0).count()
+        };
+        assert_eq!(filled(&driver), 2, "case {case}");
+        assert_eq!(driver.take_used().len(), 2, "case {case}");
+
+        let reset = matches!(write, (_, config::BRIDGE_CONTROL, _));
+        let asleep = write.2 == config::D3HOT;
+        if reset || asleep {
+            // There is nothing to go on with after a reset.
+            continue;
+        }
+        for function in [port, function] {
+            let on = (config::COMMAND_MEMORY | config::COMMAND_MASTER).to_le_bytes();
+            driver.pci().root.write_config(function, config::COMMAND, &on);
+        }
+        driver.process_queues();
+        // The third one was under way when its buffer went out of reach.
+        let used: Vec<u32> = driver.take_used().iter().map(|used| used.len).collect();
+        assert_eq!(used, [[0].as_slice(), &[8; 13]].concat(), "case {case}");
+        assert_eq!(filled(&driver), 15, "case {case}");
     }
 }

@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::dma::DmaView;
 use crate::virtio::iommu::test_machine::page_by_page;
 use crate::virtio::test_driver::memory::{BUFFERS, TABLES};
 use crate::virtio::test_driver::{
@@ -36,10 +35,20 @@ pub const FEATURE_B: u64 = 1 << 50;
 
 /// A device with two queues that insists on one of its two features.
 #[derive(Default)]
-pub struct Stub {
+pub struct Stub(Mutex<Seen>);
+
+/// What a stub has seen so far.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
     pub accepted: Option<u64>,
     pub resets: usize,
     pub chains: Vec<u16>,
+}
+
+impl Stub {
+    pub fn seen(&self) -> Seen {
+        self.0.lock().unwrap().clone()
+    }
 }
 
 impl VirtioDevice for Stub {
@@ -55,22 +64,22 @@ impl VirtioDevice for Stub {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         read_config_bytes(b"stub", offset, data);
     }
-    fn accept_features(&mut self, features: u64) -> bool {
-        self.accepted = Some(features);
+    fn accept_features(&self, features: u64) -> bool {
+        self.0.lock().unwrap().accepted = Some(features);
         features & FEATURE_A != 0
     }
-    fn process_chain(&mut self, queue: u16, _memory: &DmaView, _chain: Chain<'_>) -> u32 {
-        self.chains.push(queue);
+    fn process_chain(&self, queue: u16, _chain: &Chain<'_>) -> u32 {
+        self.0.lock().unwrap().chains.push(queue);
         0
     }
-    fn reset(&mut self) {
-        self.resets += 1;
+    fn reset(&self) {
+        self.0.lock().unwrap().resets += 1;
     }
 }
 
 /// The device and its driver.
-pub fn stub(on: TransportKind) -> (Arc<Mutex<Stub>>, TestDriver) {
-    let device = Arc::new(Mutex::new(Stub::default()));
+pub fn stub(on: TransportKind) -> (Arc<Stub>, TestDriver) {
+    let device = Arc::new(Stub::default());
     (device.clone(), TestDriver::new(on, device))
 }
 
@@ -98,7 +107,7 @@ fn features_ok_wants_version_1_and_nothing_that_was_not_offered(on: TransportKin
     assert!(!driver.negotiate(FEATURE_A));
     assert!(!driver.negotiate(VERSION_1 | FEATURE_A | 1 << 1));
     assert!(!driver.negotiate(VERSION_1 | FEATURE_A | 1 << 63));
-    assert_eq!(device.lock().unwrap().accepted, None, "such features are no device's business");
+    assert_eq!(device.seen().accepted, None, "such features are no device's business");
     // The device has a say too.
     assert!(!driver.negotiate(VERSION_1 | FEATURE_B));
     assert!(driver.negotiate(VERSION_1 | FEATURE_A));
@@ -117,11 +126,11 @@ fn access_platform_is_for_devices_behind_an_iommu(on: TransportKind) {
     assert!(!driver.accept(VERSION_1 | FEATURE_A | platform));
     assert!(driver.accept(VERSION_1 | FEATURE_A));
 
-    let device = Arc::new(Mutex::new(Stub::default()));
+    let device = Arc::new(Stub::default());
     let mut driver = TestDriver::behind(page_by_page(), on, device.clone(), vec![]);
     assert_eq!(driver.offered_features() & platform, platform);
     assert!(!driver.accept(VERSION_1 | FEATURE_A));
-    assert_eq!(device.lock().unwrap().accepted, None, "it is no device's business");
+    assert_eq!(device.seen().accepted, None, "it is no device's business");
     assert!(driver.accept(VERSION_1 | FEATURE_A | platform));
 }
 
@@ -131,7 +140,7 @@ fn features_are_frozen_once_they_are_agreed_on(on: TransportKind) {
     driver.write(Register::DriverFeatureSelect, 0);
     driver.write(Register::DriverFeature, Features::EVENT_IDX.bits());
     driver.add_status(DeviceStatus::FEATURES_OK);
-    assert_eq!(device.lock().unwrap().accepted, Some(VERSION_1 | FEATURE_A));
+    assert_eq!(device.seen().accepted, Some(VERSION_1 | FEATURE_A));
     // EVENT_IDX is not in effect: every answer interrupts, whatever `used_event` says.
     assert!(driver.set_up_queue(0, Rings::default()));
     driver.add_status(DeviceStatus::DRIVER_OK);
@@ -160,10 +169,10 @@ fn status_bits_are_added_and_only_0_takes_them_away(on: TransportKind) {
     }
     driver.add_status(DeviceStatus::FAILED);
     assert_eq!(driver.status(), up | DeviceStatus::FAILED);
-    let resets = device.lock().unwrap().resets;
+    let resets = device.seen().resets;
     driver.reset();
     assert_eq!(driver.status(), DeviceStatus::empty());
-    assert_eq!(device.lock().unwrap().resets, resets + 1);
+    assert_eq!(device.seen().resets, resets + 1);
 }
 
 fn a_reset_forgets_everything_the_driver_set(on: TransportKind) {
@@ -184,7 +193,7 @@ fn a_reset_forgets_everything_the_driver_set(on: TransportKind) {
     driver.write(Register::DriverFeatureSelect, 1);
     driver.write(Register::DriverFeature, 1);
     driver.add_status(DeviceStatus::FEATURES_OK);
-    assert_eq!(device.lock().unwrap().accepted, Some(VERSION_1 | event_idx));
+    assert_eq!(device.seen().accepted, Some(VERSION_1 | event_idx));
 }
 
 fn the_generation_changes_with_the_configuration_alone(on: TransportKind) {
@@ -270,7 +279,7 @@ fn a_queue_that_was_reset_is_left_alone_until_it_is_set_up_anew(on: TransportKin
     driver.interrupts.take();
     driver.send(&[BUFFER]);
     assert_eq!(driver.interrupts.take(), 1);
-    assert_eq!(device.lock().unwrap().chains, [0, 0]);
+    assert_eq!(device.seen().chains, [0, 0]);
 }
 
 fn a_queue_is_only_reset_if_that_was_agreed_on(on: TransportKind) {
@@ -293,7 +302,7 @@ fn each_queue_is_served_as_itself(on: TransportKind) {
     assert!(driver.set_up_queue(1, second_rings()));
     driver.add_status(DeviceStatus::DRIVER_OK);
     driver.send(&[BUFFER]);
-    assert_eq!(device.lock().unwrap().chains, [1]);
+    assert_eq!(device.seen().chains, [1]);
 }
 
 fn a_queue_that_never_ends_leaves_room_for_other_work(on: TransportKind) {
@@ -307,6 +316,6 @@ fn a_queue_that_never_ends_leaves_room_for_other_work(on: TransportKind) {
         driver.publish(head);
     }
     assert!(driver.process_queues(), "there may be more in queue 0");
-    assert_eq!(device.lock().unwrap().chains, [0; 128]);
+    assert_eq!(device.seen().chains, [0; 128]);
     assert!(!driver.process_queues());
 }

@@ -8,13 +8,12 @@ use std::sync::{Arc, Mutex};
 use capability::{ConfigAccess, Structure};
 use interrupts::Interrupts;
 
-use super::{CommonConfig, Transport, set_high, set_low};
+use super::{CommonConfig, Notification, Registers, set_high, set_low};
 use crate::Signal;
 use crate::dma::DmaPath;
-use crate::lock;
 use crate::pci::{
-    BarIndex, BarKind, ClassCode, Doorbell, Function, FunctionBuilder, FunctionError,
-    FunctionState, Identity, InterruptPin, MessageSink, MsixLayout, PciDevice, ResetKind,
+    BarIndex, BarKind, ClassCode, Doorbell, Function, FunctionBuilder, FunctionError, Identity,
+    InterruptPin, MessageSink, MsixLayout, PciDevice, ResetKind,
 };
 use crate::virtio::{DeviceType, VirtioDevice};
 
@@ -64,7 +63,6 @@ const MSIX_PENDING: u32 = 0x8000;
 pub struct PciTransport {
     common: CommonConfig,
     interrupts: Interrupts,
-    function: Arc<FunctionState>,
     doorbell: Arc<dyn Signal>,
     pci_cfg_data: [u8; 4],
 }
@@ -75,14 +73,14 @@ impl PciTransport {
     ///
     /// `doorbell` is signalled when the driver notifies a queue, unless the machine does that by
     /// itself, and when the function becomes a bus master. The machine then calls
-    /// [`Transport::process_queues`] from a thread that is no vCPU's.
+    /// [`Transport::process_queues`](super::Transport::process_queues) from a thread that is no vCPU's.
     pub fn new(
-        device: Arc<Mutex<dyn VirtioDevice>>,
+        device: Arc<dyn VirtioDevice>,
         memory: &DmaPath,
         messages: Arc<dyn MessageSink>,
         doorbell: Arc<dyn Doorbell>,
     ) -> Result<(Arc<Mutex<Self>>, Function), FunctionError> {
-        let device_type = lock(&device).device_type();
+        let device_type = device.device_type();
         let mut builder = FunctionBuilder::new(identity(device_type));
         let function = builder.state();
         let common = CommonConfig::new(device, memory.view(builder.state()));
@@ -107,7 +105,6 @@ impl PciTransport {
         let transport = Arc::new(Mutex::new(Self {
             common,
             interrupts: Interrupts::new(queues, msix, intx),
-            function,
             doorbell,
             pci_cfg_data: [0; 4],
         }));
@@ -280,20 +277,13 @@ impl PciDevice for PciTransport {
     }
 }
 
-impl Transport for PciTransport {
-    fn process_queues(&mut self) -> bool {
-        // Queues are in memory, which nobody but a bus master may access.
-        if !self.function.is_bus_master() {
-            return false;
-        }
-        let (notification, more) = self.common.process_queues();
-        self.interrupts.notify(&notification);
-        more
+impl Registers for PciTransport {
+    fn common(&mut self) -> &mut CommonConfig {
+        &mut self.common
     }
 
-    fn config_changed(&mut self) {
-        let notification = self.common.config_changed();
-        self.interrupts.notify(&notification);
+    fn notify(&mut self, notification: &Notification) {
+        self.interrupts.notify(notification);
     }
 }
 

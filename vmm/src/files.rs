@@ -1,0 +1,46 @@
+//! Opening files that people name.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+/// Opens a file to read it from any place. What is none, such as a pipe, is an error at once.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    // A FIFO would keep us waiting for somebody who writes to it.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(file);
+    }
+    let what = match () {
+        () if kind.is_dir() => "a directory",
+        () if kind.is_fifo() => "a pipe",
+        () if kind.is_char_device() => "a character device",
+        () => "no file",
+    };
+    Err(io::Error::other(format!("it is {what}; give a regular file")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    #[test]
+    fn only_what_can_be_read_from_any_place_is_opened() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let fifo = directory.path().join("fifo");
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        for (path, what) in [
+            (directory.path(), "a directory"),
+            (&fifo, "a pipe"),
+            (Path::new("/dev/zero"), "a character device"),
+        ] {
+            let message = open_regular(path).unwrap_err().to_string();
+            assert!(message.contains(what), "{message}");
+        }
+        open_regular(&std::env::current_exe().unwrap()).unwrap();
+    }
+}

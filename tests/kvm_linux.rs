@@ -127,6 +127,31 @@ fn l7_a_guest_ends_as_it_says() {
 }
 
 #[test]
+fn l7_every_way_to_reboot_is_a_reset() {
+    for name in ["debian-6.1-cloud", "debian-6.12-cloud"] {
+        let kernel = kernel(name);
+        // By the keyboard controller, by the chipset, by a triple fault.
+        for (parameters, ending) in [
+            ("reboot=k", Ending::Reset),
+            ("reboot=p", Ending::Reset),
+            ("reboot=t", Ending::TripleFault),
+        ] {
+            for virtio_transport in TRANSPORTS {
+                let config = LinuxConfig { parameters, virtio_transport, ..LinuxConfig::default() };
+                let linux = Linux::boot(&kernel, config);
+                linux.guest.reboot().unwrap();
+                assert_eq!(linux.ending(), ending, "{name}, {parameters}, {virtio_transport:?}");
+            }
+        }
+        let on_reset = OnReset::Restart;
+        let config = LinuxConfig { parameters: "reboot=t", on_reset, ..LinuxConfig::default() };
+        let linux = Linux::boot(&kernel, config).reboot();
+        linux.guest.power_off().unwrap();
+        assert_eq!(linux.ending(), Ending::PowerOff, "{name}");
+    }
+}
+
+#[test]
 fn i3_l7_a_machine_that_starts_again_has_nothing_plugged_and_leaks_nothing() {
     /// What a machine has of this process: descriptors, threads, and resident memory in bytes.
     fn held() -> (usize, usize, u64) {

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::fs;
 use std::io::{self, Read};
 use std::num::NonZeroU64;
 use std::os::unix::net::UnixStream;
@@ -13,6 +14,7 @@ use lab::huge_pages::HugePagePool;
 use lab::payload;
 use lab::payload::virtio_mem::{Answer, Completion, Driver, State, write_descriptor};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::host_memory::{huge_pages, in_use, skip};
 use support::{GIB, MIB, PayloadMachine, resident, rounds};
 use tempfile::TempDir;
@@ -456,6 +458,117 @@ fn a1_a2_unplug_all_takes_everything_and_may_be_repeated() {
     assert_eq!(payload.read(8, driver.block(7)), u64::MAX);
     assert_eq!(driver.plug(payload, 7, 1), Answer::Ack);
     assert_eq!(payload.read(8, driver.block(7)), 0);
+}
+
+#[test]
+fn a2_unplug_all_while_another_vcpu_reads_the_blocks_is_no_end() {
+    const ROUNDS: u64 = 30;
+    for backing in [Backing::Memfd, Backing::Anonymous] {
+        let config = MemoryDeviceConfig { memory: backing.into(), ..device(64 * MIB) };
+        let mut vm = PayloadMachine::start(2, vec![config]);
+        let mut driver = Driver::start(&mut vm.payload, true);
+        vm.payload.start_processors();
+        vm.payload.hammer(0, driver.block(0), 16 << 10);
+        for _ in 0..ROUNDS {
+            assert_eq!(driver.plug(&mut vm.payload, 0, 32), Answer::Ack);
+            vm.payload.wait_for_hammer(0);
+            assert_eq!(driver.unplug_all(&mut vm.payload), Answer::Ack);
+        }
+        assert_ne!(violations(&vm).reads, 0);
+    }
+}
+
+/// A setting of the host's below /proc/sys, which is as it was when this is dropped.
+struct HostSetting {
+    path: &'static str,
+    before: String,
+}
+
+impl HostSetting {
+    /// None where we may not set it.
+    fn set(path: &'static str, value: &str) -> Option<Self> {
+        let before = fs::read_to_string(path).unwrap();
+        fs::write(path, value).ok()?;
+        Some(Self { path, before })
+    }
+}
+
+impl Drop for HostSetting {
+    fn drop(&mut self) {
+        fs::write(self.path, &self.before).unwrap();
+    }
+}
+
+#[test]
+fn p7_more_runs_of_blocks_than_the_host_has_mappings_for_are_busy() {
+    const MAPPINGS: usize = 8192;
+    let path = "/proc/sys/vm/max_map_count";
+    let Some(_setting) = HostSetting::set(path, &MAPPINGS.to_string()) else {
+        return skip("more runs of blocks than mappings: no permission to lower vm.max_map_count");
+    };
+    let config = MemoryDeviceConfig { requested: 8 * GIB, ..MemoryDeviceConfig::new(8 * GIB) };
+    let mut vm = PayloadMachine::start(1, vec![config]);
+    let payload = &mut vm.payload;
+    let mut driver = Driver::start(payload, true);
+    let every_other = (0..4096).step_by(2);
+    let busy = every_other.into_iter().find(|block| driver.plug(payload, *block, 1) != Answer::Ack);
+    let busy = busy.expect("the host has mappings for some");
+    assert!(busy > 2048, "it has for more than {busy} blocks");
+    assert_eq!(driver.plug(payload, busy, 1), Answer::Busy);
+    let mappings = fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+    assert!(mappings < MAPPINGS - 1024, "{mappings} mappings");
+    // One beside another takes none.
+    assert_eq!(driver.plug(payload, 1, 1), Answer::Ack);
+}
+
+#[test]
+fn vcpus_can_be_stopped_when_the_user_may_have_no_more_signals_waiting() {
+    let before = getrlimit(Resource::Sigpending);
+    setrlimit(Resource::Sigpending, Rlimit { current: Some(0), ..before }).unwrap();
+    let mut vm = PayloadMachine::start(2, vec![device(64 * MIB)]);
+    let payload = &mut vm.payload;
+    let mut driver = Driver::start(payload, true);
+    payload.start_processors();
+    assert_eq!(driver.plug(payload, 0, 2), Answer::Ack);
+    payload.hammer(0, driver.block(0), 2 * MIB);
+    payload.wait_for_hammer(0);
+    // Takes both vCPUs out.
+    assert_eq!(driver.unplug(payload, 1, 1), Answer::Ack);
+    assert_eq!(payload.read(8, driver.block(1)), u64::MAX);
+    drop(vm);
+    setrlimit(Resource::Sigpending, before).unwrap();
+}
+
+/// Descriptors of this process that are of a virtual machine.
+fn kvm_descriptors() -> usize {
+    let links = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
+        let target = fs::read_link(entry.unwrap().path()).ok()?;
+        target.to_string_lossy().contains("kvm-v").then_some(())
+    });
+    links.count()
+}
+
+#[test]
+fn what_a_machine_holds_goes_back_at_its_end_whoever_may_still_ask_about_it() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("memory");
+    for _ in 0..2 {
+        let memory = Backing::File(path.clone()).into();
+        let config = MemoryDeviceConfig { memory, ..device(64 * MIB) };
+        let mut vm = PayloadMachine::start(1, vec![config]);
+        let mut driver = Driver::start(&mut vm.payload, true);
+        assert_eq!(driver.plug(&mut vm.payload, 0, 4), Answer::Ack);
+        vm.payload.fill(driver.address, 8 * MIB);
+        assert_ne!(kvm_descriptors(), 0);
+        let control = vm.machine.control();
+        vm.payload.out_and_end(0x600, 0x34);
+        assert_eq!(vm.machine.wait(), Ending::PowerOff);
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+        assert_eq!(kvm_descriptors(), 0);
+        // What it was like is known still.
+        assert_eq!(control.status().unwrap().memory_devices[0].plugged, 8 * MIB);
+        assert!(control.resize("mem0", 0).is_err());
+    }
 }
 
 #[test]

@@ -1,4 +1,6 @@
-//! The few registers by which a guest ends itself: ACPI sleep and reset, and pvpanic.
+//! The few registers by which a guest ends itself: ACPI sleep and reset, pvpanic, and what a PC has had
+//! for resets since before ACPI. Kernels look at the latter whether or not there is such a device, so
+//! they answer as one does that has nothing to do.
 
 use std::sync::Arc;
 
@@ -9,7 +11,7 @@ use crate::bus::BusDevice;
 pub enum PlatformEvent {
     /// Enter ACPI state S5.
     PowerOff,
-    /// Write to the ACPI reset register.
+    /// Write to the ACPI reset register, or to an older one.
     Reset,
     /// The kernel panicked, and told pvpanic.
     Panicked,
@@ -90,6 +92,134 @@ impl BusDevice for Pvpanic {
     }
 }
 
+/// The command and status register of a keyboard controller (Intel 8042). There is no keyboard.
+pub struct KeyboardController(Arc<dyn PlatformControl>);
+
+impl KeyboardController {
+    /// The port.
+    pub const PORT: u64 = 0x64;
+    /// Number of I/O ports the device takes.
+    pub const PORTS: u64 = 1;
+
+    /// Neither has the controller something for the processor to read, nor something left to do.
+    const IDLE: u8 = 0;
+    /// Commands that pulse output lines: those whose low bits are clear. Bit 0 is the reset line.
+    const PULSE: u8 = 0xf0;
+    const NOT_RESET: u8 = 1 << 0;
+
+    /// A controller that reports to `control`.
+    pub fn new(control: Arc<dyn PlatformControl>) -> Self {
+        Self(control)
+    }
+}
+
+impl BusDevice for KeyboardController {
+    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+        data.fill(Self::IDLE);
+    }
+
+    fn write(&mut self, _offset: u64, data: &[u8]) {
+        let resets = |command: &u8| command & (Self::PULSE | Self::NOT_RESET) == Self::PULSE;
+        if data.iter().any(resets) {
+            self.0.request(PlatformEvent::Reset);
+        }
+    }
+}
+
+/// System Control Port A of the PS/2: another reset line, and the gate of address line 20.
+pub struct SystemControlPortA {
+    control: Arc<dyn PlatformControl>,
+    value: u8,
+}
+
+impl SystemControlPortA {
+    /// The port.
+    pub const PORT: u64 = 0x92;
+    /// Number of I/O ports the device takes.
+    pub const PORTS: u64 = 1;
+
+    const RESET: u8 = 1 << 0;
+    /// The gate is open, whatever is written: this machine never wraps addresses at 1 MiB.
+    const A20_ENABLED: u8 = 1 << 1;
+
+    /// A port that reports to `control`.
+    pub fn new(control: Arc<dyn PlatformControl>) -> Self {
+        Self { control, value: Self::A20_ENABLED }
+    }
+}
+
+impl BusDevice for SystemControlPortA {
+    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+        data.fill(self.value);
+    }
+
+    fn write(&mut self, _offset: u64, data: &[u8]) {
+        for value in data {
+            if value & !self.value & Self::RESET != 0 {
+                self.control.request(PlatformEvent::Reset);
+            }
+            self.value = value | Self::A20_ENABLED;
+        }
+    }
+}
+
+/// The reset control register of Intel's chipsets (Intel I/O Controller Hub 10, section 13.7.5).
+pub struct ResetControl {
+    control: Arc<dyn PlatformControl>,
+    value: u8,
+}
+
+impl ResetControl {
+    /// The port.
+    pub const PORT: u64 = 0xcf9;
+    /// Number of I/O ports the device takes.
+    pub const PORTS: u64 = 1;
+
+    /// Resets when it goes from 0 to 1.
+    const RESET_CPU: u8 = 1 << 2;
+    /// How much is reset, of which this machine knows one way only.
+    const KINDS: u8 = 1 << 1 | 1 << 3;
+
+    /// A register that reports to `control`.
+    pub fn new(control: Arc<dyn PlatformControl>) -> Self {
+        Self { control, value: 0 }
+    }
+}
+
+impl BusDevice for ResetControl {
+    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+        data.fill(self.value);
+    }
+
+    fn write(&mut self, _offset: u64, data: &[u8]) {
+        for value in data {
+            if value & !self.value & Self::RESET_CPU != 0 {
+                self.control.request(PlatformEvent::Reset);
+            }
+            self.value = value & (Self::KINDS | Self::RESET_CPU);
+        }
+    }
+}
+
+/// A real-time clock that is never in the midst of an update, which a kernel would wait for. ACPI says
+/// that there is none (CMOS_RTC_NOT_PRESENT).
+pub struct AbsentClock;
+
+impl AbsentClock {
+    /// The first port.
+    pub const PORT: u64 = 0x70;
+    /// Number of I/O ports the device takes.
+    pub const PORTS: u64 = 2;
+}
+
+impl BusDevice for AbsentClock {
+    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write(&mut self, _offset: u64, _data: &[u8]) {}
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,5 +250,44 @@ mod tests {
         pvpanic.write(0, &[1]);
         use PlatformEvent::*;
         assert_eq!(*requests.0.lock().unwrap(), [Reset, PowerOff, Panicked]);
+    }
+
+    /// How many resets are requested while `values` are written one after the other.
+    fn resets<D: BusDevice>(
+        device: impl FnOnce(Arc<dyn PlatformControl>) -> D,
+        values: impl IntoIterator<Item = u8>,
+    ) -> usize {
+        let requests = Arc::new(Requests::default());
+        let mut device = device(requests.clone());
+        values.into_iter().for_each(|value| device.write(0, &[value]));
+        let requests = requests.0.lock().unwrap();
+        assert!(requests.iter().all(|request| *request == PlatformEvent::Reset));
+        requests.len()
+    }
+
+    #[test]
+    fn registers_of_old_reset_when_linux_and_others_want_them_to() {
+        // `reboot=k`, native_machine_emergency_restart() of Linux 6.12; other commands do nothing.
+        assert_eq!(resets(KeyboardController::new, [0xfe]), 1);
+        assert_eq!(resets(KeyboardController::new, [0x20, 0x60, 0xaa, 0xd1, 0xdf, 0xff]), 0);
+        // `reboot=p`: first how, then that.
+        assert_eq!(resets(ResetControl::new, [0x02, 0x06]), 1);
+        assert_eq!(resets(ResetControl::new, [0x02, 0x0e]), 1);
+        assert_eq!(resets(ResetControl::new, [0x02, 0x0a, 0x00]), 0);
+        assert_eq!(resets(SystemControlPortA::new, [0x02, 0x03]), 1);
+        assert_eq!(resets(SystemControlPortA::new, [0x02, 0x00, 0xfe]), 0);
+    }
+
+    #[test]
+    fn registers_of_old_have_nothing_to_do() {
+        let control = Arc::new(Requests::default());
+        let mut data = [0xa5];
+        KeyboardController::new(control.clone()).read(0, &mut data);
+        assert_eq!(data, [0], "the input buffer is empty");
+        SystemControlPortA::new(control.clone()).read(0, &mut data);
+        assert_eq!(data, [2], "address line 20 is enabled");
+        AbsentClock.write(0, &[0x0a]);
+        AbsentClock.read(1, &mut data);
+        assert_eq!(data, [0], "no update is in progress");
     }
 }

@@ -33,41 +33,109 @@ impl SerialEvents for Drained {
     }
 }
 
+/// Registers of a 16550A (PC16550D, National Semiconductor, table 2) that the model leaves to us, or
+/// does not show.
+mod register {
+    pub const DATA: u64 = 0;
+    pub const INTERRUPT_ENABLE: u64 = 1;
+    pub const FIFO_CONTROL: u64 = 2;
+    pub const LINE_CONTROL: u64 = 3;
+    pub const MODEM_CONTROL: u64 = 4;
+    pub const LINE_STATUS: u64 = 5;
+
+    /// Of the interrupt enable register.
+    pub const RECEIVED_DATA: u8 = 1 << 0;
+    /// Of the FIFO control register.
+    pub const CLEAR_RECEIVER: u8 = 1 << 1;
+    /// Of the line control register: the first two registers are the divisor's.
+    pub const DIVISOR_LATCH: u8 = 1 << 7;
+    /// Of the modem control register.
+    pub const DATA_TERMINAL_READY: u8 = 1 << 0;
+    pub const LOOPBACK: u8 = 1 << 4;
+    /// Of the line status register.
+    pub const DATA_READY: u8 = 1 << 0;
+}
+
 /// A serial port that sends the guest's output to a writer and takes input by [`Self::receive`].
 ///
 /// Output that the writer refuses is lost, as on a port with nobody at the other end: a guest
-/// must not be held up by its console.
+/// must not be held up by its console. Input is not lost: the port takes none before the guest's driver
+/// says that it is ready for some, by asking for the interrupt or by setting Data Terminal Ready. A driver
+/// clears the FIFO before that.
 pub struct SerialPort {
     uart: Serial<Interrupt, Drained, Box<dyn Write + Send>>,
+    /// As last written.
+    interrupt_enable: u8,
+    line_control: u8,
+    modem_control: u8,
+    input_wanted: Arc<dyn Signal>,
 }
 
 impl SerialPort {
     /// Number of I/O ports the device takes.
     pub const PORTS: u64 = 8;
 
-    /// A port that raises `interrupt`, writes to `output`, and signals `drained` each time the
-    /// guest has read the last byte of input.
+    /// A port that raises `interrupt`, writes to `output`, and signals `input_wanted` each time it may
+    /// take input after it would not: the guest has read the last byte, or its driver gets ready.
     pub fn new(
         interrupt: Arc<dyn Signal>,
-        drained: Arc<dyn Signal>,
+        input_wanted: Arc<dyn Signal>,
         output: Box<dyn Write + Send>,
     ) -> Self {
-        Self { uart: Serial::with_events(Interrupt(interrupt), Drained(drained), output) }
-    }
-
-    /// How many bytes [`Self::receive`] would take now; none in loopback mode.
-    pub fn room(&self) -> usize {
-        self.uart.fifo_capacity()
+        let events = Drained(Arc::clone(&input_wanted));
+        Self {
+            uart: Serial::with_events(Interrupt(interrupt), events, output),
+            interrupt_enable: 0,
+            line_control: 0,
+            modem_control: 0,
+            input_wanted,
+        }
     }
 
     /// Puts `input` where the guest will read it and returns how many bytes fitted.
     pub fn receive(&mut self, input: &[u8]) -> usize {
-        let fitting = &input[..input.len().min(self.room())];
+        if !self.wants_input() {
+            return 0;
+        }
+        let fitting = &input[..input.len().min(self.uart.fifo_capacity())];
         if fitting.is_empty() {
             return 0;
         }
         // In loopback mode the port is deaf and says so; the bytes stay with the caller.
         self.uart.enqueue_raw_bytes(fitting).unwrap_or(0)
+    }
+
+    fn wants_input(&self) -> bool {
+        let by_interrupt = self.interrupt_enable & register::RECEIVED_DATA != 0;
+        let terminal_ready = self.modem_control & register::DATA_TERMINAL_READY != 0;
+        (by_interrupt || terminal_ready) && self.modem_control & register::LOOPBACK == 0
+    }
+
+    fn write_byte(&mut self, offset: u64, byte: u8) {
+        let wanted = self.wants_input();
+        let divisor_latch = self.line_control & register::DIVISOR_LATCH != 0;
+        match offset {
+            register::INTERRUPT_ENABLE if !divisor_latch => self.interrupt_enable = byte,
+            register::FIFO_CONTROL if byte & register::CLEAR_RECEIVER != 0 => self.clear_receiver(),
+            register::LINE_CONTROL => self.line_control = byte,
+            register::MODEM_CONTROL => self.modem_control = byte,
+            _ => {}
+        }
+        // An error is the output's: the byte is lost and the guest goes on.
+        let _ = self.uart.write(offset as u8, byte);
+        if !wanted && self.wants_input() {
+            self.input_wanted.signal();
+        }
+    }
+
+    /// The model has no FIFO control register.
+    fn clear_receiver(&mut self) {
+        let line_control = self.line_control & !register::DIVISOR_LATCH;
+        let _ = self.uart.write(register::LINE_CONTROL as u8, line_control);
+        while self.uart.read(register::LINE_STATUS as u8) & register::DATA_READY != 0 {
+            self.uart.read(register::DATA as u8);
+        }
+        let _ = self.uart.write(register::LINE_CONTROL as u8, self.line_control);
     }
 }
 
@@ -80,8 +148,7 @@ impl BusDevice for SerialPort {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         for &byte in data {
-            // An error is the output's: the byte is lost and the guest goes on.
-            let _ = self.uart.write(offset as u8, byte);
+            self.write_byte(offset, byte);
         }
     }
 }
@@ -100,22 +167,82 @@ mod tests {
         }
     }
 
+    /// A port, and how often it wanted input.
+    fn port() -> (SerialPort, Arc<Count>) {
+        let wanted = Arc::new(Count::default());
+        let interrupt = Arc::new(Count::default());
+        let port = SerialPort::new(interrupt, wanted.clone(), Box::new(Vec::new()));
+        (port, wanted)
+    }
+
+    fn read(port: &mut SerialPort, register: u64) -> u8 {
+        let mut data = [0];
+        port.read(register, &mut data);
+        data[0]
+    }
+
+    fn data_is_ready(port: &mut SerialPort) -> bool {
+        read(port, register::LINE_STATUS) & register::DATA_READY != 0
+    }
+
     #[test]
     fn input_beyond_the_fifo_stays_with_the_caller_until_the_guest_has_read() {
-        let drained = Arc::new(Count::default());
-        let mut port =
-            SerialPort::new(Arc::new(Count::default()), drained.clone(), Box::new(Vec::new()));
+        let (mut port, wanted) = port();
+        port.write(register::MODEM_CONTROL, &[register::DATA_TERMINAL_READY]);
+        assert_eq!(wanted.0.swap(0, Ordering::Relaxed), 1);
         let input = [b'x'; 200];
         let taken = port.receive(&input);
         assert_eq!(taken, 64);
         assert_eq!(port.receive(&input[taken..]), 0);
-        let mut data = [0];
         for _ in 0..taken {
-            assert_eq!(drained.0.load(Ordering::Relaxed), 0);
-            port.read(0, &mut data);
-            assert_eq!(data, [b'x']);
+            assert_eq!(wanted.0.load(Ordering::Relaxed), 0);
+            assert_eq!(read(&mut port, register::DATA), b'x');
         }
-        assert_eq!(drained.0.load(Ordering::Relaxed), 1);
+        assert_eq!(wanted.0.load(Ordering::Relaxed), 1);
         assert_eq!(port.receive(&input[taken..]), 64);
+    }
+
+    #[test]
+    fn input_stays_with_the_caller_until_the_driver_is_ready() {
+        for (register, ready) in [
+            (register::INTERRUPT_ENABLE, register::RECEIVED_DATA),
+            (register::MODEM_CONTROL, register::DATA_TERMINAL_READY),
+        ] {
+            let (mut port, wanted) = port();
+            assert_eq!(port.receive(b"early"), 0);
+            assert!(!data_is_ready(&mut port));
+            // The divisor's registers are others at the same place.
+            port.write(register::LINE_CONTROL, &[register::DIVISOR_LATCH]);
+            port.write(register::DATA, &[1, 0]);
+            port.write(register::INTERRUPT_ENABLE, &[register::RECEIVED_DATA]);
+            port.write(register::LINE_CONTROL, &[3]);
+            assert_eq!((port.receive(b"early"), wanted.0.load(Ordering::Relaxed)), (0, 0));
+            port.write(register, &[ready]);
+            assert_eq!(wanted.0.load(Ordering::Relaxed), 1);
+            assert_eq!(port.receive(b"now"), 3);
+            port.write(register, &[0]);
+            assert_eq!(port.receive(b"not now"), 0);
+        }
+        let (mut port, _) = port();
+        port.write(register::MODEM_CONTROL, &[register::DATA_TERMINAL_READY | register::LOOPBACK]);
+        assert_eq!(port.receive(b"deaf"), 0);
+    }
+
+    #[test]
+    fn clearing_the_receiver_leaves_no_data_ready() {
+        for line_control in [3, 3 | register::DIVISOR_LATCH] {
+            let (mut port, _) = port();
+            port.write(register::MODEM_CONTROL, &[register::DATA_TERMINAL_READY]);
+            assert_eq!(port.receive(b"stale"), 5);
+            assert!(data_is_ready(&mut port));
+            port.write(register::LINE_CONTROL, &[line_control]);
+            // Without the bit nothing is cleared.
+            port.write(register::FIFO_CONTROL, &[1]);
+            assert!(data_is_ready(&mut port));
+            port.write(register::FIFO_CONTROL, &[7]);
+            assert!(!data_is_ready(&mut port));
+            assert_eq!(read(&mut port, register::LINE_CONTROL), line_control);
+            assert_eq!(port.receive(b"new"), 3);
+        }
     }
 }

@@ -7,6 +7,7 @@ use arbitrary::{Arbitrary, Result, Unstructured};
 use devices::Signal;
 use devices::dma::{DmaMemory, DmaPath, DmaRegion, DmaView, FixedRequester, Leases};
 use devices::pci::{Doorbell, InterruptLine, Message, MessageSink};
+use devices::platform::{PlatformControl, PlatformEvent};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 /// What an access carries: at least a byte, and no more than string I/O brings at once.
@@ -91,6 +92,12 @@ impl Doorbell for Bell {
         let mut place = self.address.lock().expect("nothing has panicked");
         assert_ne!(place.is_some(), address.is_some(), "from {place:x?} to {address:x?}");
         *place = address;
+    }
+}
+
+impl PlatformControl for Count {
+    fn request(&self, _: PlatformEvent) {
+        self.signal();
     }
 }
 

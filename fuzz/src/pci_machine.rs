@@ -18,6 +18,7 @@ use devices::pci::{
     Access, ConfigPorts, Ecam, Function, FunctionAddress, Node, RootComplex, RootNode, RootPort,
     Slot, Topology,
 };
+use devices::platform::ResetControl;
 use devices::probe::Probe;
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::{PciTransport, Transport};
@@ -119,7 +120,10 @@ impl Machine {
         let Devices { memory, doorbells, messages, probes, transports, bells } = devices;
         let machine = Self {
             ecam: Ecam::new(Arc::clone(&root)),
-            config_ports: ConfigPorts::new(Arc::clone(&root)),
+            config_ports: ConfigPorts::new(
+                Arc::clone(&root),
+                ResetControl::new(Arc::clone(&doorbells) as _),
+            ),
             root,
             memory,
             doorbells,

@@ -5,10 +5,14 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
+use rustix::fs::OFlags;
+
 /// Opens a file to read it from any place. What is none, such as a pipe, is an error at once.
 pub fn open_regular(path: &Path) -> io::Result<File> {
     // A FIFO would keep us waiting for somebody who writes to it.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    // Some file systems, such as 9p, heed it in files, which are read in part then.
+    rustix::fs::fcntl_setfl(&file, OFlags::empty())?;
     let kind = file.metadata()?.file_type();
     if kind.is_file() || kind.is_block_device() {
         return Ok(file);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{FunctionAddress, RootComplex, Topology};
 use crate::bus::BusDevice;
+use crate::platform::ResetControl;
 
 /// The Enhanced Configuration Access Mechanism (PCI Express Base 6.0, section 7.2.2): the
 /// registers of all functions in memory, which ACPI's MCFG table tells of (PCI Firmware 3.3,
@@ -43,10 +44,12 @@ impl BusDevice for Ecam {
 }
 
 /// CONFIG_ADDRESS and CONFIG_DATA (PCI Local Bus 3.0, section 3.2.2.3.2): the first 256 bytes of
-/// each function's registers, through two I/O ports.
+/// each function's registers, through two I/O ports. In the midst of the first, for accesses of a byte, is
+/// the register that resets a PC.
 pub struct ConfigPorts {
     root: Arc<RootComplex>,
     address: u32,
+    reset: ResetControl,
 }
 
 impl ConfigPorts {
@@ -63,9 +66,14 @@ impl ConfigPorts {
     /// The other bits are reserved and read as zeros.
     const WRITABLE: u32 = Self::ENABLE | 0xff_ff00 | Self::REGISTER;
 
-    /// Configuration space of everything below `root`.
-    pub fn new(root: Arc<RootComplex>) -> Self {
-        Self { root, address: 0 }
+    /// Configuration space of everything below `root`, and `reset`.
+    pub fn new(root: Arc<RootComplex>, reset: ResetControl) -> Self {
+        Self { root, address: 0, reset }
+    }
+
+    /// Whether an access is to the reset register.
+    fn is_reset(offset: u64, size: usize) -> bool {
+        (offset, size) == (ResetControl::PORT - Self::FIRST, 1)
     }
 
     /// The registers that an access of `size` bytes at `offset` concerns, if it is to the data
@@ -83,7 +91,9 @@ impl ConfigPorts {
 impl BusDevice for ConfigPorts {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(u8::MAX);
-        if let Some((function, register)) = self.decode(offset, data.len()) {
+        if Self::is_reset(offset, data.len()) {
+            self.reset.read(0, data);
+        } else if let Some((function, register)) = self.decode(offset, data.len()) {
             self.root.read_config(function, register, data);
         } else if let (0, Ok(data)) = (offset, <&mut [u8; 4]>::try_from(data)) {
             *data = self.address.to_le_bytes();
@@ -91,7 +101,9 @@ impl BusDevice for ConfigPorts {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if let Some((function, register)) = self.decode(offset, data.len()) {
+        if Self::is_reset(offset, data.len()) {
+            self.reset.write(0, data);
+        } else if let Some((function, register)) = self.decode(offset, data.len()) {
             self.root.write_config(function, register, data);
         } else if let (0, Ok(data)) = (offset, <[u8; 4]>::try_from(data)) {
             self.address = u32::from_le_bytes(data) & Self::WRITABLE;

@@ -138,7 +138,8 @@ fn requests_follow_the_bus_numbers_that_bridges_have_now() {
 fn both_ways_lead_to_the_same_registers() {
     let machine = Machine::new();
     let mut ecam = Ecam::new(Arc::clone(&machine.root));
-    let mut ports = ConfigPorts::new(Arc::clone(&machine.root));
+    let resets = Arc::new(Requests::default());
+    let mut ports = ConfigPorts::new(Arc::clone(&machine.root), resets.reset_control());
     let line = 0x3c;
     ports.write(0, &0x8100_103f_u32.to_le_bytes());
     let mut config_address = [0; 4];
@@ -162,6 +163,9 @@ fn both_ways_lead_to_the_same_registers() {
     }
     ports.read(4, &mut data);
     assert_eq!(data, [9, 1], "none of those writes did anything");
+    assert_eq!(resets.count(), 0);
+    ports.write(1, &[0x06]);
+    assert_eq!(resets.count(), 1, "a byte at 0xcf9 is for the reset register");
     ports.write(0, &0x1000_u32.to_le_bytes());
     ports.read(4, &mut data);
     assert_eq!(data, [0xff; 2], "not enabled");

@@ -58,7 +58,7 @@ proptest! {
         machine.map(NESTED, 0xe000_4000);
         let root = &machine.root;
         let mut ecam = Ecam::new(Arc::clone(root));
-        let mut ports = ConfigPorts::new(Arc::clone(root));
+        let mut ports = ConfigPorts::new(Arc::clone(root), Arc::new(Requests::default()).reset_control());
         let functions = root.status().len();
         let mut raised = 0;
         for action in actions {

@@ -11,12 +11,13 @@
 //! ```
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::header::register;
 use super::*;
 use crate::dma::Leases;
+use crate::platform::{PlatformControl, PlatformEvent, ResetControl};
 use crate::{Signal, lock};
 
 /// A device that remembers, and reads as the number of the BAR.
@@ -287,5 +288,27 @@ impl Machine {
 
     pub fn store(&self, address: u64, value: u32) -> Access {
         self.root.write_memory(address, &value.to_le_bytes())
+    }
+}
+
+/// Counts what is asked of the machine.
+#[derive(Default)]
+pub struct Requests(AtomicUsize);
+
+impl PlatformControl for Requests {
+    fn request(&self, _event: PlatformEvent) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Requests {
+    /// How many so far.
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// What counts here.
+    pub fn reset_control(self: &Arc<Self>) -> ResetControl {
+        ResetControl::new(self.clone())
     }
 }

@@ -7,7 +7,9 @@ use std::thread::JoinHandle;
 
 use devices::dma::{DmaMemory, DmaPath, DmaRegion, FixedRequester, Leases};
 use devices::pci::{ConfigPorts, Ecam, InterruptLine, RootComplex};
-use devices::platform::{PowerRegisters, Pvpanic};
+use devices::platform::{
+    AbsentClock, KeyboardController, PowerRegisters, Pvpanic, ResetControl, SystemControlPortA,
+};
 use devices::probe::Probe;
 use devices::serial::SerialPort;
 use devices::virtio::VirtioDevice;
@@ -260,6 +262,12 @@ impl<'a> Builder<'a> {
         let ports = &mut self.buses.ports;
         ports.insert(port::POWER.into(), PowerRegisters::PORTS, Arc::new(Mutex::new(power)))?;
         ports.insert(port::PVPANIC.into(), Pvpanic::PORTS, Arc::new(Mutex::new(pvpanic)))?;
+        let keyboard = Arc::new(Mutex::new(KeyboardController::new(self.ending.clone())));
+        ports.insert(KeyboardController::PORT, KeyboardController::PORTS, keyboard)?;
+        let port_a = Arc::new(Mutex::new(SystemControlPortA::new(self.ending.clone())));
+        ports.insert(SystemControlPortA::PORT, SystemControlPortA::PORTS, port_a)?;
+        let clock = Arc::new(Mutex::new(AbsentClock));
+        ports.insert(AbsentClock::PORT, AbsentClock::PORTS, clock)?;
         let places = [(port::SERIAL_1, gsi::SERIAL_1), (port::SERIAL_2, gsi::SERIAL_2)];
         for (wires, (port, gsi)) in self.serial.iter().zip(places) {
             let serial = wires.port(self.interrupt_line(gsi)?);
@@ -367,14 +375,17 @@ impl<'a> Builder<'a> {
 
     /// Puts everything that is on PCI in its place, and PCI where the guest will look for it.
     fn attach_pci(&mut self) -> Result<(), MachineError> {
+        let reset = ResetControl::new(self.ending.clone());
         if self.platform.pci.is_none() {
+            let reset = Arc::new(Mutex::new(reset));
+            self.buses.ports.insert(ResetControl::PORT, ResetControl::PORTS, reset)?;
             return Ok(());
         }
         let topology = std::mem::take(&mut self.pci).into_topology();
         let line =
             |gsi| -> Arc<dyn InterruptLine> { Arc::new(KvmLine { vm: Arc::clone(&self.vm), gsi }) };
         let root = Arc::new(RootComplex::new(topology, gsi::PCI.map(line), self.leases.clone())?);
-        let ports = ConfigPorts::new(Arc::clone(&root));
+        let ports = ConfigPorts::new(Arc::clone(&root), reset);
         self.buses.ports.insert(
             ConfigPorts::FIRST,
             ConfigPorts::PORTS,

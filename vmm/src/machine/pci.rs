@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::worker::EventSignal;
 use crate::acpi::PciHostBridge;
+use crate::memory::layout;
 use crate::memory::violations::{
     Accessor, Consequence, GuestAccess, Offender, Target, ViolationCounters, ViolationLog,
     ViolationPolicy,
@@ -194,17 +195,26 @@ pub struct KvmMessages(pub Arc<VmFd>);
 
 impl MessageSink for KvmMessages {
     fn send(&self, message: Message) {
-        let msi = kvm_msi {
-            address_lo: message.address as u32,
-            address_hi: (message.address >> 32) as u32,
-            data: message.data,
-            ..Default::default()
+        let Some(msi) = interrupt(message) else {
+            debug!("{message:x?} is no interrupt, and is lost");
+            return;
         };
         // A message to no processor is the guest's own mistake, and as lost as on a real machine.
         if let Err(error) = self.0.signal_msi(msi) {
             debug!("KVM does not deliver {message:x?}: {error}");
         }
     }
+}
+
+/// What KVM is to deliver for `message`. None if that goes elsewhere than interrupts do: KVM does not look
+/// at the upper bits of its address.
+fn interrupt(message: Message) -> Option<kvm_msi> {
+    let Message { address, data } = message;
+    layout::MSI_WINDOW.contains(&address).then(|| kvm_msi {
+        address_lo: address as u32,
+        data,
+        ..Default::default()
+    })
 }
 
 /// A doorbell that KVM rings, without an exit to us, wherever the guest has put its register. Where
@@ -261,6 +271,23 @@ impl InterruptLine for KvmLine {
     fn set_level(&self, asserted: bool) {
         if let Err(error) = self.vm.set_irq_line(self.gsi, asserted) {
             debug!("KVM does not take the level of interrupt line {}: {error}", self.gsi);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_an_interrupt_where_interrupts_go_and_nowhere_else() {
+        let interrupt = |address| interrupt(Message { address, data: 0x41 });
+        for address in [0xfee0_0000, 0xfee0_1004, 0xfeef_fffc] {
+            let msi = interrupt(address).unwrap();
+            assert_eq!((msi.address_lo, msi.address_hi, msi.data), (address as u32, 0, 0x41));
+        }
+        for address in [0, 0x1000, 0xfedf_fffc, 0xfef0_0000, 0x1_fee0_0000] {
+            assert!(interrupt(address).is_none(), "{address:#x}");
         }
     }
 }

@@ -11,6 +11,8 @@
 //!  above      PCI memory, if there is PCI
 //! ```
 
+use std::ops::RangeInclusive;
+
 use vm_memory::GuestAddress;
 
 /// GDT of the boot vCPU.
@@ -53,6 +55,8 @@ pub const VIRTIO_MMIO: GuestAddress = GuestAddress(0xd000_0000);
 pub const IO_APIC: u32 = 0xfec0_0000;
 /// Local APICs.
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
+/// Where a write is an interrupt message (Intel SDM, volume 3, section 12.11.1).
+pub const MSI_WINDOW: RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
 /// A page that KVM takes for real mode on Intel (`KVM_SET_IDENTITY_MAP_ADDR`).
 pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 /// Three pages that KVM takes for the same (`KVM_SET_TSS_ADDR`).

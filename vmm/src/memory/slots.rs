@@ -14,10 +14,16 @@ use super::host::HostMemory;
 #[derive(Debug, Error)]
 pub enum SlotError {
     /// All slots are in use, or promised to somebody.
-    #[error("all {limit} memory slots of this KVM are in use")]
+    #[error("all {limit} memory slots that {} are in use", if *by_mappings {
+        "the host's limit of mappings (vm.max_map_count) has room for"
+    } else {
+        "this KVM has"
+    })]
     Exhausted {
         /// How many there are.
         limit: u32,
+        /// Whether it is for the host's mappings that there are no more.
+        by_mappings: bool,
     },
     /// The ioctl failed.
     #[error("KVM refuses a memory slot of {size:#x} bytes at {address:#x}: {source}")]
@@ -67,18 +73,36 @@ struct Ids {
     next: u32,
     claimed: u32,
     limit: u32,
+    limited_by_mappings: bool,
+}
+
+/// Mappings of this process that are for all else: libraries, threads, the memory allocator.
+const OTHER_MAPPINGS: u32 = 4096;
+
+/// How many slots this process has mappings for. A run of blocks that may be accessed is a mapping, and
+/// so is what comes behind it.
+fn slots_by_mappings() -> u32 {
+    /// DEFAULT_MAX_MAP_COUNT (include/linux/mm.h).
+    const DEFAULT: u32 = 65530;
+    let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
+    let limit = limit.and_then(|limit| limit.trim().parse().ok()).unwrap_or(DEFAULT);
+    (limit.saturating_sub(OTHER_MAPPINGS) / 2).max(32)
 }
 
 impl MemorySlots {
     /// All slots that `vm` has.
     pub fn new(vm: Arc<VmFd>) -> Self {
-        let limit = vm.check_extension_int(Cap::NrMemslots).max(32) as u32;
-        Self::with_limit(vm, limit)
+        let by_kvm = vm.check_extension_int(Cap::NrMemslots).max(32) as u32;
+        let by_mappings = slots_by_mappings();
+        let slots = Self::with_limit(vm, by_kvm.min(by_mappings));
+        slots.lock().limited_by_mappings = by_mappings < by_kvm;
+        slots
     }
 
     /// The first `limit` slots of `table`.
     pub fn with_limit(table: Arc<dyn SlotTable>, limit: u32) -> Self {
-        let ids = Ids { returned: Vec::new(), next: 0, claimed: 0, limit };
+        let ids =
+            Ids { returned: Vec::new(), next: 0, claimed: 0, limit, limited_by_mappings: false };
         Self { table, ids: Arc::new(Mutex::new(ids)), changes: Arc::default() }
     }
 
@@ -106,7 +130,8 @@ impl MemorySlots {
     pub fn claim(&self, count: u32) -> Result<(), SlotError> {
         let mut ids = self.lock();
         if count > ids.limit - ids.claimed {
-            return Err(SlotError::Exhausted { limit: ids.limit });
+            let by_mappings = ids.limited_by_mappings;
+            return Err(SlotError::Exhausted { limit: ids.limit, by_mappings });
         }
         ids.claimed += count;
         Ok(())

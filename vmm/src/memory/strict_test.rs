@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use devices::dma::Leases;
 use devices::virtio::mem::{BlockBackend, BlockRange, Region};
@@ -203,6 +205,57 @@ fn a_kvm_that_takes_plugged_memory_and_does_not_give_it_back_ends_the_machine() 
     // The slot of the whole window goes, and no other comes.
     assert!(fixture.blocks.withdraw_unplugged().is_err());
     assert!(matches!(fixture.ending.wait(), Ending::MachineError(_)));
+}
+
+#[test]
+fn unplugged_blocks_may_be_withdrawn_at_any_moment() {
+    let mut fixture = Fixture::new(12);
+    let blocks = Arc::clone(&fixture.blocks);
+    let (stop, turn) = (AtomicBool::new(false), Mutex::new(()));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+                blocks.withdraw_unplugged().unwrap();
+            }
+        });
+        let _stop = Stop(&stop);
+        let mut plugged = [false; BLOCKS as usize];
+        for step in 0..400_u64 {
+            let first = (step * 7 % BLOCKS) as usize;
+            let range = first..(first + 1 + (step % 5) as usize).min(BLOCKS as usize);
+            let blocks = range.start as u64..range.end as u64;
+            let done = match &plugged[range.clone()] {
+                _ if step % 50 == 49 => {
+                    fixture.blocks.unplug_all().unwrap();
+                    plugged.fill(false);
+                    continue;
+                }
+                all if !all.contains(&true) => fixture.plug(blocks),
+                all if !all.contains(&false) => fixture.unplug(blocks),
+                _ => continue,
+            };
+            if done {
+                plugged[range].iter_mut().for_each(|plugged| *plugged = !*plugged);
+            }
+            let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+            let slots = fixture.in_slots();
+            for block in 0..BLOCKS {
+                let is_plugged = plugged[block as usize];
+                assert_eq!(fixture.reachable.contains(block), is_plugged);
+                assert!(!is_plugged || slots.iter().any(|slot| slot.contains(&block)));
+            }
+        }
+    });
+}
+
+/// Ends a thread that looks for this, however the test ends.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug, Clone)]

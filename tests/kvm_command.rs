@@ -3,88 +3,12 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
-use lab::payload;
-use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
-
-/// A folder with a kernel that boots, waits for commands that never come, and never ends.
-struct Fixture {
-    directory: TempDir,
-}
-
-impl Fixture {
-    fn new() -> Self {
-        let directory = TempDir::new().unwrap();
-        payload::write_elf(&directory.path().join("kernel"));
-        Self { directory }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> PathBuf {
-        fs::write(self.path(name), contents).unwrap();
-        self.path(name)
-    }
-
-    fn run(&self, arguments: &[&str]) -> Command {
-        let mut command = moat(&["run", "--serial", "file:/dev/null"]);
-        command.args(arguments).current_dir(self.directory.path());
-        command
-    }
-
-    /// Starts a machine with an API, and waits until it says that it answers.
-    fn start(&self, arguments: &[&str]) -> Running {
-        let socket = self.path("api");
-        let mut child = self
-            .run(&["--kernel", "kernel", "--api-socket", "api"])
-            .args(arguments)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.contains("running; `moat status --api-socket api`"), "{line:?}");
-        Running { child: Some(child), socket }
-    }
-}
-
-struct Running {
-    child: Option<Child>,
-    socket: PathBuf,
-}
-
-impl Running {
-    fn moat(&self, command: &str, arguments: &[&str]) -> Output {
-        moat(&[command, "--api-socket"]).arg(&self.socket).args(arguments).output().unwrap()
-    }
-
-    fn end(mut self, signal: Signal) -> Output {
-        let child = self.child.take().unwrap();
-        kill_process(Pid::from_child(&child), signal).unwrap();
-        child.wait_with_output().unwrap()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            child.kill().unwrap();
-        }
-    }
-}
-
-fn moat(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_moat"));
-    command.args(arguments).stdin(Stdio::null());
-    command
-}
+use rustix::process::Signal;
+use support::command::{Fixture, moat};
 
 /// Runs a command that must fail with `code` and say `reason`.
 #[track_caller]

@@ -276,7 +276,7 @@ fn ram_may_be_of_huge_pages_too_and_a_machine_that_lacks_them_does_not_start() {
         Machine::start(MachineConfig {
             protocol: BootProtocol::Pvh,
             ram,
-            agent: SerialEndpoint { input: None, output },
+            agent: SerialEndpoint { name: "the agent", input: None, output },
             ..MachineConfig::new(kernel.clone())
         })
     };

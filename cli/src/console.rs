@@ -1,22 +1,39 @@
 //! The far end of the guest's console: this terminal, a file, or a socket.
 
-use std::fs::File;
-use std::io::{self, Read, Stdin, Stdout, Write};
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use rustix::termios::{self, OptionalActions, OutputModes, Termios};
+use log::warn;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
+use rustix::stdio;
 use vmm::SerialEndpoint;
+use vmm::socket::SocketFile;
 
 use crate::arguments::SerialTarget;
+use crate::{streams, terminal};
 
 /// A console, wired up. Dropping it puts everything back as it was.
 pub struct Console {
-    _raw_mode: Option<RawMode>,
+    /// Device and inode of the file that it writes to, if it is one.
+    file: Option<(u64, u64)>,
+    _terminal: Option<Terminal>,
     _socket: Option<SocketFile>,
+}
+
+impl Console {
+    /// Whether both write to the same file.
+    pub fn shares_file_with(&self, other: &Self) -> bool {
+        self.file.is_some() && self.file == other.file
+    }
 }
 
 /// Wires a console to `target`. `on_escape` is called when the user types the escape key.
@@ -24,70 +41,127 @@ pub fn open(
     target: &SerialTarget,
     on_escape: Box<dyn Fn() + Send>,
 ) -> anyhow::Result<(SerialEndpoint, Console)> {
-    match target {
+    let mut console = Console { file: None, _terminal: None, _socket: None };
+    let endpoint = match target {
         SerialTarget::Terminal => {
-            let raw_mode = RawMode::enter(io::stdin())?;
-            let input: Box<dyn Read + Send> = match &raw_mode {
-                Some(_) => Box::new(EscapeFilter::new(io::stdin(), on_escape)),
-                None => Box::new(io::stdin()),
+            let input: Box<dyn Read + Send> = if terminal::attach()? {
+                console._terminal = Some(Terminal);
+                Box::new(read_keys(on_escape)?)
+            } else {
+                Box::new(StandardInput)
             };
-            let endpoint = SerialEndpoint {
-                input: Some(input),
-                output: Box::new(StdoutUnbuffered(io::stdout())),
-            };
-            Ok((endpoint, Console { _raw_mode: raw_mode, _socket: None }))
+            let output = Box::new(StandardOutput);
+            SerialEndpoint { name: "standard output", input: Some(input), output }
         }
         SerialTarget::File(path) => {
-            let file = File::create(path)
-                .with_context(|| format!("cannot write the console to {}", path.display()))?;
-            let endpoint = SerialEndpoint { input: None, output: Box::new(file) };
-            Ok((endpoint, Console { _raw_mode: None, _socket: None }))
+            let failed = || format!("cannot write the console to {}", path.display());
+            // Truncated at first, and appended to from then on, for others may truncate it.
+            File::create(path).with_context(failed)?;
+            let file = OpenOptions::new().append(true).open(path).with_context(failed)?;
+            let metadata = file.metadata().with_context(failed)?;
+            console.file = Some((metadata.dev(), metadata.ino()));
+            SerialEndpoint { name: "its file", input: None, output: Box::new(file) }
         }
         SerialTarget::Unix(path) => {
-            let (endpoint, socket) = listen(path)?;
-            Ok((endpoint, Console { _raw_mode: None, _socket: Some(socket) }))
+            let failed = || format!("cannot serve the console on {}", path.display());
+            let (listener, socket) = SocketFile::serve(path).with_context(failed)?;
+            console._socket = Some(socket);
+            listen(listener).with_context(failed)?
         }
-    }
+    };
+    Ok((endpoint, console))
 }
 
-/// The terminal in raw mode, so that every key is the guest's.
-struct RawMode {
-    stdin: Stdin,
-    before: Termios,
-}
+/// The terminal's modes are the guest's while this lives.
+struct Terminal;
 
-impl RawMode {
-    /// None when standard input is no terminal.
-    fn enter(stdin: Stdin) -> io::Result<Option<Self>> {
-        if !termios::isatty(&stdin) {
-            return Ok(None);
-        }
-        let before = termios::tcgetattr(&stdin)?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        // Lines of our own still end where they should.
-        raw.output_modes |= OutputModes::OPOST;
-        termios::tcsetattr(&stdin, OptionalActions::Now, &raw)?;
-        Ok(Some(Self { stdin, before }))
-    }
-}
-
-impl Drop for RawMode {
+impl Drop for Terminal {
     fn drop(&mut self) {
-        // A terminal that is gone needs no restoring.
-        let _ = termios::tcsetattr(&self.stdin, OptionalActions::Now, &self.before);
+        terminal::restore();
     }
 }
 
-struct StdoutUnbuffered(Stdout);
+/// Standard output, without a buffer.
+struct StandardOutput;
 
-impl Write for StdoutUnbuffered {
+impl Write for StandardOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
+        streams::write(&stdio::stdout(), bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+        Ok(())
+    }
+}
+
+/// Standard input that is no terminal.
+struct StandardInput;
+
+impl Read for StandardInput {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        streams::read(&stdio::stdin(), buffer)
+    }
+}
+
+/// Input on its way to the guest.
+struct InputQueue {
+    state: Mutex<InputState>,
+    changed: Condvar,
+    /// Signalled when there is room again.
+    room: OwnedFd,
+}
+
+#[derive(Default)]
+struct InputState {
+    bytes: VecDeque<u8>,
+    ended: bool,
+}
+
+impl InputQueue {
+    /// As much waits for a guest that does not read.
+    const CAPACITY: usize = 64 << 10;
+
+    fn new() -> io::Result<Arc<Self>> {
+        let room = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), room }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, InputState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has_room(&self) -> bool {
+        self.lock().bytes.len() < Self::CAPACITY
+    }
+
+    fn push(&self, bytes: &[u8]) {
+        self.lock().bytes.extend(bytes);
+        self.changed.notify_all();
+    }
+
+    fn end(&self) {
+        self.lock().ended = true;
+        self.changed.notify_all();
+    }
+}
+
+/// The guest's end of a queue.
+struct QueueReader(Arc<InputQueue>);
+
+impl Read for QueueReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut state = self.0.lock();
+        while state.bytes.is_empty() && !state.ended {
+            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let was_full = state.bytes.len() >= InputQueue::CAPACITY;
+        let length = state.bytes.read(buffer)?;
+        drop(state);
+        if was_full {
+            // It can only fail when it is signalled already.
+            let _ = rustix::io::write(&self.0.room, &1_u64.to_ne_bytes());
+        }
+        Ok(length)
     }
 }
 
@@ -95,15 +169,14 @@ impl Write for StdoutUnbuffered {
 const ESCAPE: u8 = 0x01;
 
 /// Keys on their way to the guest, but for those that are meant for us: Ctrl-A x, Ctrl-A Ctrl-A.
-struct EscapeFilter<R> {
-    source: R,
+struct EscapeFilter {
     on_escape: Box<dyn Fn() + Send>,
     escaped: bool,
 }
 
-impl<R> EscapeFilter<R> {
-    fn new(source: R, on_escape: Box<dyn Fn() + Send>) -> Self {
-        Self { source, on_escape, escaped: false }
+impl EscapeFilter {
+    fn new(on_escape: Box<dyn Fn() + Send>) -> Self {
+        Self { on_escape, escaped: false }
     }
 
     /// What of a key goes to the guest.
@@ -123,92 +196,238 @@ impl<R> EscapeFilter<R> {
     }
 }
 
-impl<R: Read> Read for EscapeFilter<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let length = self.source.read(buffer)?;
-            let mut kept = 0;
-            for index in 0..length {
-                if let Some(key) = self.filter(buffer[index]) {
-                    buffer[kept] = key;
-                    kept += 1;
-                }
+/// Reads keys all the time, whether or not the guest does: those that are for us may be among them.
+fn read_keys(on_escape: Box<dyn Fn() + Send>) -> io::Result<QueueReader> {
+    let queue = InputQueue::new()?;
+    let reader = QueueReader(Arc::clone(&queue));
+    let mut filter = EscapeFilter::new(on_escape);
+    let pump = move || {
+        let mut buffer = [0; 4096];
+        let mut full = false;
+        while let Ok(keys @ 1..) = next_keys(&mut buffer) {
+            let keys = buffer[..keys].iter().filter_map(|key| filter.filter(*key));
+            let keys: Vec<u8> = keys.collect();
+            if keys.is_empty() {
+            } else if queue.has_room() {
+                queue.push(&keys);
+                full = false;
+            } else if !std::mem::replace(&mut full, true) {
+                warn!("keys are lost: the guest reads none; Ctrl-A x ends it");
             }
-            // Nothing kept is not the end of input.
-            if kept > 0 || length == 0 {
-                return Ok(kept);
+        }
+        queue.end();
+    };
+    thread::Builder::new().name("keys".into()).spawn(pump)?;
+    Ok(reader)
+}
+
+/// Waits for keys while this process is in the foreground. Nothing at the end.
+fn next_keys(buffer: &mut [u8]) -> io::Result<usize> {
+    /// Nobody says that a process has come to the foreground.
+    const INTERVAL: Duration = Duration::from_millis(250);
+    loop {
+        if !terminal::is_foreground() {
+            thread::sleep(INTERVAL);
+            continue;
+        }
+        terminal::enter_raw_mode();
+        match rustix::io::read(stdio::stdin(), &mut *buffer) {
+            Ok(length) => return Ok(length),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                poll(&mut [PollFd::new(&stdio::stdin(), PollFlags::IN)], None)
+                    .map(drop)
+                    .or_else(|error| if error == Errno::INTR { Ok(()) } else { Err(error) })?;
             }
+            // It is in the background now, or the terminal has gone.
+            Err(Errno::IO) if !terminal::is_foreground() => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }
 
-/// A socket's name in the file system, removed in the end.
-struct SocketFile(PathBuf);
+/// Serves one client after the other. What is printed while there is none is for the next.
+fn listen(listener: UnixListener) -> io::Result<SerialEndpoint> {
+    listener.set_nonblocking(true)?;
+    let queue = InputQueue::new()?;
+    let client = Client::default();
+    let output = Box::new(SocketOutput(Arc::clone(&client)));
+    let input = Some(Box::new(QueueReader(Arc::clone(&queue))) as _);
+    let server = SocketServer { listener, client, queue };
+    thread::Builder::new().name("console".into()).spawn(move || server.serve())?;
+    Ok(SerialEndpoint { name: "its socket", input, output })
+}
 
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+type Client = Arc<Mutex<Output>>;
+
+/// Where output goes.
+#[derive(Default)]
+struct Output {
+    client: Option<UnixStream>,
+    /// The latest output while there is no client.
+    kept: VecDeque<u8>,
+}
+
+impl Output {
+    /// As much is kept.
+    const CAPACITY: usize = 256 << 10;
+
+    fn keep(&mut self, bytes: &[u8]) {
+        self.kept.extend(bytes);
+        let excess = self.kept.len().saturating_sub(Self::CAPACITY);
+        self.kept.drain(..excess);
     }
 }
 
-/// Serves one client after the other. Output is lost while there is none.
-fn listen(path: &Path) -> anyhow::Result<(SerialEndpoint, SocketFile)> {
-    let listener = UnixListener::bind(path)
-        .with_context(|| format!("cannot serve the console on {}", path.display()))?;
-    let client = Arc::new(Mutex::new(None));
-    let input = SocketInput { listener, client: Arc::clone(&client), current: None };
-    let endpoint =
-        SerialEndpoint { input: Some(Box::new(input)), output: Box::new(SocketOutput(client)) };
-    Ok((endpoint, SocketFile(path.into())))
+fn lock(client: &Client) -> MutexGuard<'_, Output> {
+    client.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How long a client may take to read before it loses what it was to be sent.
-const WRITE_PATIENCE: Duration = Duration::from_secs(1);
-
-type Client = Arc<Mutex<Option<UnixStream>>>;
-
-struct SocketInput {
+/// Takes input from clients, and notices when they leave, whether or not the guest reads.
+struct SocketServer {
     listener: UnixListener,
     client: Client,
-    current: Option<UnixStream>,
+    queue: Arc<InputQueue>,
 }
 
-impl Read for SocketInput {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+impl SocketServer {
+    /// After a client could not be accepted, as when this process has no descriptors left, the next try
+    /// comes so much later.
+    const PAUSE: Duration = Duration::from_millis(100);
+
+    fn serve(&self) {
+        let mut refused = false;
         loop {
-            let Some(stream) = &mut self.current else {
-                let (stream, _) = self.listener.accept()?;
-                // A client that does not read must not keep the machine from ending.
-                stream.set_write_timeout(Some(WRITE_PATIENCE))?;
-                *self.client.lock().unwrap_or_else(PoisonError::into_inner) =
-                    Some(stream.try_clone()?);
-                self.current = Some(stream);
-                continue;
-            };
-            match stream.read(buffer) {
-                Ok(length) if length > 0 => return Ok(length),
-                // The client is gone; the next one may come.
-                _ => {
-                    self.current = None;
-                    *self.client.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            match self.accept() {
+                Ok(stream) => {
+                    refused = false;
+                    self.attend(&stream);
+                    lock(&self.client).client = None;
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut refused, true) {
+                        warn!("the console cannot accept a client now: {error}");
+                    }
+                    thread::sleep(Self::PAUSE);
                 }
             }
         }
     }
+
+    fn accept(&self) -> io::Result<UnixStream> {
+        wait_for(&mut [PollFd::new(&self.listener, PollFlags::IN)], None)?;
+        let (stream, _) = self.listener.accept()?;
+        stream.set_nonblocking(true)?;
+        let for_output = stream.try_clone()?;
+        loop {
+            let mut output = lock(&self.client);
+            if output.kept.is_empty() {
+                output.client = Some(for_output);
+                return Ok(stream);
+            }
+            let kept: Vec<u8> = std::mem::take(&mut output.kept).into();
+            // More may be kept meanwhile, and comes next.
+            drop(output);
+            send(&for_output, &mut &kept[..])?;
+        }
+    }
+
+    /// Takes the client's input until it leaves. One that only says that it has no more is still there for
+    /// output.
+    fn attend(&self, stream: &UnixStream) {
+        let mut sends = true;
+        loop {
+            let wanted =
+                if sends && self.queue.has_room() { PollFlags::IN } else { PollFlags::empty() };
+            let mut events =
+                [PollFd::new(stream, wanted), PollFd::new(&self.queue.room, PollFlags::IN)];
+            if wait_for(&mut events, None).is_err() {
+                return;
+            }
+            let [client, room] = events.map(|event| event.revents());
+            if room.contains(PollFlags::IN) {
+                let _ = rustix::io::read(&self.queue.room, &mut [0; 8]);
+            }
+            let has_left = client.intersects(PollFlags::HUP | PollFlags::ERR);
+            if has_left || client.contains(PollFlags::IN) {
+                sends &= self.take_input(stream, has_left);
+            }
+            if has_left {
+                return;
+            }
+        }
+    }
+
+    /// Takes what there is: as much as there is room for, or all of it. False when there will be no more.
+    fn take_input(&self, mut stream: &UnixStream, all: bool) -> bool {
+        let mut buffer = [0; 4096];
+        while all || self.queue.has_room() {
+            match stream.read(&mut buffer) {
+                Ok(0) => return false,
+                Ok(length) => self.queue.push(&buffer[..length]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return error.kind() == ErrorKind::WouldBlock,
+            }
+        }
+        true
+    }
+}
+
+/// Sends everything to a client that reads. On an error `bytes` are what has not been sent.
+fn send(mut client: &UnixStream, bytes: &mut &[u8]) -> io::Result<()> {
+    /// How long it may take to read before it loses what it was to be sent.
+    const PATIENCE: Duration = Duration::from_secs(1);
+    while !bytes.is_empty() {
+        match client.write(bytes) {
+            Ok(written) => *bytes = &bytes[written..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let mut events = [PollFd::new(client, PollFlags::OUT)];
+                if wait_for(&mut events, Some(PATIENCE))? == 0 {
+                    return Err(ErrorKind::TimedOut.into());
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 struct SocketOutput(Client);
 
 impl Write for SocketOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(client) => client.write(bytes),
-            None => Ok(bytes.len()),
+        let mut output = lock(&self.0);
+        let Some(client) = output.client.as_ref().map(UnixStream::try_clone).transpose()? else {
+            output.keep(bytes);
+            return Ok(bytes.len());
+        };
+        // Whoever notices that the client leaves needs the lock.
+        drop(output);
+        let mut rest = bytes;
+        match send(&client, &mut rest) {
+            // Nobody is there any more.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => lock(&self.0).keep(rest),
+            result => result?,
         }
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// How many of `events` have come.
+fn wait_for(events: &mut [PollFd<'_>], patience: Option<Duration>) -> io::Result<usize> {
+    let patience = patience.map(|patience| Timespec {
+        tv_sec: patience.as_secs() as i64,
+        tv_nsec: i64::from(patience.subsec_nanos()),
+    });
+    loop {
+        match poll(events, patience.as_ref()) {
+            Err(Errno::INTR) => {}
+            result => return Ok(result?),
+        }
     }
 }
 
@@ -217,6 +436,8 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use tempfile::TempDir;
+
     #[test]
     fn the_escape_key_is_ours_and_every_other_the_guests() {
         let escapes = Arc::new(AtomicUsize::new(0));
@@ -224,10 +445,85 @@ mod tests {
         let on_escape = Box::new(move || {
             counter.fetch_add(1, Ordering::Relaxed);
         });
-        let keys = &b"a\x01\x01b\x03\x01xc\x01q"[..];
-        let mut kept = Vec::new();
-        EscapeFilter::new(keys, on_escape).read_to_end(&mut kept).unwrap();
+        let mut filter = EscapeFilter::new(on_escape);
+        let keys = b"a\x01\x01b\x03\x01xc\x01q";
+        let kept: Vec<u8> = keys.iter().filter_map(|key| filter.filter(*key)).collect();
         assert_eq!(kept, b"a\x01b\x03cq");
         assert_eq!(escapes.load(Ordering::Relaxed), 1);
+    }
+
+    /// A console on a socket.
+    fn socket() -> (TempDir, std::path::PathBuf, SerialEndpoint, Console) {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("console");
+        let (endpoint, console) = open(&SerialTarget::Unix(path.clone()), Box::new(|| {})).unwrap();
+        (directory, path, endpoint, console)
+    }
+
+    fn read_exactly<const N: usize>(input: &mut dyn Read) -> [u8; N] {
+        let mut bytes = [0; N];
+        input.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn clients_come_and_go_though_the_guest_reads_nothing() {
+        let (_directory, path, endpoint, _console) = socket();
+        let more = vec![b'x'; InputQueue::CAPACITY + 1];
+        for _ in 0..3 {
+            let mut client = UnixStream::connect(&path).unwrap();
+            client.write_all(&more).unwrap();
+        }
+        // The fourth is served only when the others are known to have left.
+        let mut client = UnixStream::connect(&path).unwrap();
+        let mut input = endpoint.input.unwrap();
+        client.write_all(b"!").unwrap();
+        let mut all = vec![0; 3 * more.len() + 1];
+        input.read_exact(&mut all).unwrap();
+        assert_eq!(all.last(), Some(&b'!'), "and nothing is lost");
+    }
+
+    #[test]
+    fn what_was_printed_before_a_client_came_is_not_lost() {
+        let (_directory, path, mut endpoint, _console) = socket();
+        endpoint.output.write_all(b"early").unwrap();
+        let mut client = UnixStream::connect(&path).unwrap();
+        assert_eq!(&read_exactly::<5>(&mut client), b"early");
+        let mut output = Output::default();
+        output.keep(&vec![b'x'; Output::CAPACITY]);
+        output.keep(b"latest");
+        assert_eq!(output.kept.len(), Output::CAPACITY);
+        assert_eq!(output.kept.back(), Some(&b't'));
+    }
+
+    #[test]
+    fn a_client_that_has_no_more_to_say_still_listens() {
+        let (_directory, path, mut endpoint, _console) = socket();
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.write_all(b"hello").unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(&read_exactly::<5>(&mut *endpoint.input.unwrap()), b"hello");
+        endpoint.output.write_all(b"you there?").unwrap();
+        assert_eq!(&read_exactly::<10>(&mut client), b"you there?");
+    }
+
+    #[test]
+    fn a_file_is_appended_to_wherever_others_have_cut_it() {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("console");
+        std::fs::write(&path, "from an earlier machine").unwrap();
+        let target = SerialTarget::File(path.clone());
+        let (mut endpoint, console) = open(&target, Box::new(|| {})).unwrap();
+        endpoint.output.write_all(b"before").unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+        endpoint.output.write_all(b"after").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"after");
+
+        let link = directory.path().join("link");
+        std::fs::hard_link(&path, &link).unwrap();
+        let (_, same) = open(&SerialTarget::File(link), Box::new(|| {})).unwrap();
+        let (_, other) =
+            open(&SerialTarget::File(directory.path().join("other")), Box::new(|| {})).unwrap();
+        assert!(console.shares_file_with(&same) && !console.shares_file_with(&other));
     }
 }

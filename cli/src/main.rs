@@ -7,21 +7,27 @@ mod console;
 mod doctor;
 mod host_memory;
 mod iommu;
+mod messages;
 mod output;
 mod probe;
 mod resize;
 mod run;
 mod settings;
+mod signals;
 mod size;
 mod status;
+mod streams;
+mod terminal;
 mod virtio_mem;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use env_logger::WriteStyle;
 
 use arguments::{Arguments, Command};
-use output::{reasons, tell};
+use messages::{LogTarget, tell};
+use output::reasons;
 
 /// The exit code when a command cannot do what it was asked to. (2 is clap's, for wrong usage.)
 const FAILURE: u8 = 1;
@@ -36,7 +42,13 @@ fn main() -> ExitCode {
     };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(filter))
         .format_target(false)
+        .write_style(WriteStyle::Never)
+        .target(env_logger::Target::Pipe(Box::new(LogTarget)))
         .init();
+    if let Err(error) = messages::start() {
+        tell(format_args!("cannot start a thread: {error}"));
+        return ExitCode::from(FAILURE);
+    }
     let result = match arguments.command {
         Command::Run(arguments) => run::run(*arguments),
         Command::Resize(arguments) => resize::run(&arguments),
@@ -44,8 +56,10 @@ fn main() -> ExitCode {
         Command::Check(arguments) => check::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
     };
-    result.unwrap_or_else(|error| {
+    let code = result.unwrap_or_else(|error| {
         tell(reasons(&error));
         ExitCode::from(FAILURE)
-    })
+    });
+    messages::flush();
+    code
 }

@@ -1,13 +1,7 @@
-//! Words for people and answers for machines. Neither panics when nobody listens any more, as
-//! `println!` and `eprintln!` would.
+//! Answers, and why there are none. Nothing panics when nobody listens any more, as `println!` would.
 
 use std::fmt::Display;
 use std::io::{self, Write};
-
-/// Says something on standard error. If nobody listens, nobody needs to know.
-pub fn tell(message: impl Display) {
-    let _ = writeln!(io::stderr(), "moat: {message}");
-}
 
 /// Why something cannot be done, with each cause that the words before it do not tell already.
 pub fn reasons(error: &anyhow::Error) -> String {

@@ -8,7 +8,8 @@ use vmm::machine::Resizing;
 
 use crate::arguments::ResizeArguments;
 use crate::client;
-use crate::output::{answer, tell};
+use crate::messages::tell;
+use crate::output::answer;
 use crate::size::Size;
 
 pub fn run(arguments: &ResizeArguments) -> anyhow::Result<ExitCode> {

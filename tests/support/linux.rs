@@ -154,8 +154,13 @@ impl Linux {
             probes: config.probes,
             iommu: config.iommu,
             on_reset: config.on_reset,
-            console: SerialEndpoint { input: None, output: Box::new(console.clone()) },
+            console: SerialEndpoint {
+                name: "the console",
+                input: None,
+                output: Box::new(console.clone()),
+            },
             agent: SerialEndpoint {
+                name: "the agent",
                 input: Some(Box::new(theirs.try_clone().unwrap())),
                 output: Box::new(theirs.try_clone().unwrap()),
             },

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 pub mod check;
+pub mod command;
 pub mod conformance;
 pub mod host_memory;
 pub mod kallsyms;
@@ -67,6 +68,7 @@ impl PayloadMachine {
             protocol: BootProtocol::Pvh,
             ram: Backing::File(ram.clone()).into(),
             agent: SerialEndpoint {
+                name: "the agent",
                 input: Some(Box::new(theirs.try_clone().unwrap())),
                 output: Box::new(theirs),
             },

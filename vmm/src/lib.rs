@@ -13,6 +13,7 @@ mod files;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
+pub mod socket;
 pub mod symbols;
 mod sync;
 pub mod vcpu;

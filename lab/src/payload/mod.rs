@@ -302,6 +302,16 @@ impl Payload {
         })
     }
 
+    /// Writes `text` to the first serial port.
+    pub fn print(&mut self, text: &[u8]) {
+        const SERIAL_1: u64 = 0x3f8;
+        for piece in text.chunks(MAILBOX_COMMANDS / 2) {
+            let print = |byte: &u8| Command::new(Operation::Out, 1, SERIAL_1, (*byte).into());
+            self.posted.extend(piece.iter().map(print));
+            self.run();
+        }
+    }
+
     /// Writes a byte to a port, without an answer to wait for: the machine may end of it.
     pub fn out_and_end(mut self, port: u16, value: u8) {
         self.posted.push(Command::new(Operation::Out, 1, port.into(), value.into()));

@@ -51,7 +51,11 @@ impl Moat {
                 requested: config.requested,
                 ..MemoryDeviceConfig::new(REGION_SIZE)
             }],
-            console: SerialEndpoint { input: None, output: Box::new(console.clone()) },
+            console: SerialEndpoint {
+                name: "the console",
+                input: None,
+                output: Box::new(console.clone()),
+            },
             agent: serial(&theirs)?,
             ..MachineConfig::new(kernel.image().to_owned())
         })?;
@@ -139,5 +143,9 @@ fn probes(special: Special) -> Vec<ProbeConfig> {
 
 fn serial(stream: &UnixStream) -> io::Result<SerialEndpoint> {
     let input = Box::new(stream.try_clone()?);
-    Ok(SerialEndpoint { input: Some(input), output: Box::new(stream.try_clone()?) })
+    Ok(SerialEndpoint {
+        name: "the agent",
+        input: Some(input),
+        output: Box::new(stream.try_clone()?),
+    })
 }

@@ -5,25 +5,33 @@
 //! | `GET /machine`         |                           | [`MachineStatus`]     |
 //! | `PUT /devices/{id}`    | [`ResizeRequest`]         | [`Resizing`]          |
 //!
-//! What is refused is answered with a 4xx status and an [`ErrorBody`].
+//! What is refused is answered with a 4xx status, or 503 while the machine is not running, and an
+//! [`ErrorBody`].
 
+use std::convert::Infallible;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path as UrlPath, State};
+use axum::extract::rejection::{JsonRejection, PathRejection};
+use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use log::{error, warn};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use tokio::sync::oneshot;
+use tokio::net::UnixListener;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::machine::{MachineControl, MachineStatus, ResizeRefused, Resizing};
+use crate::socket::{SocketError, SocketFile};
 
 /// Asks for a device's size to change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,54 +51,52 @@ pub struct ErrorBody {
 /// An API that cannot be served.
 #[derive(Debug, Error)]
 pub enum ApiError {
-    /// Something else is there.
-    #[error("{} exists and is no socket; give --api-socket another path", .0.display())]
-    NotASocket(PathBuf),
-    /// Somebody else serves it.
-    #[error("{} is served by another process; give --api-socket another path", .0.display())]
-    InUse(PathBuf),
-    /// The socket cannot be made.
-    #[error("cannot serve the API on {}: {source}", path.display())]
-    Bind {
-        /// The path.
-        path: PathBuf,
-        /// What the host said.
-        source: io::Error,
-    },
+    /// Its socket cannot be made.
+    #[error("--api-socket: {0}")]
+    Socket(#[from] SocketError),
+    /// The host does not give what it takes to serve it.
+    #[error("cannot serve the API: {0}")]
+    Host(#[from] io::Error),
 }
+
+/// As many clients are served at a time; others wait.
+const MOST_CLIENTS: usize = 32;
+/// A client is served for so long at most, whatever it does.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// After a client could not be accepted, as when this process has no descriptors left, the next try comes
+/// so much later.
+const PAUSE: Duration = Duration::from_millis(100);
+/// No request has a body of more bytes.
+const LARGEST_BODY: usize = 64 << 10;
 
 /// The API of a machine, served until dropped.
 pub struct ApiServer {
-    path: PathBuf,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    // It goes last: while it is there, somebody serves it.
+    _socket: SocketFile,
 }
 
 impl ApiServer {
     /// Serves `control` on a socket at `path`.
     pub fn start(path: &Path, control: MachineControl) -> Result<Self, ApiError> {
-        let bind_error = |source| ApiError::Bind { path: path.into(), source };
-        clear_stale_socket(path)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .build()
-            .map_err(bind_error)?;
+        let (listener, socket) = SocketFile::serve(path)?;
+        listener.set_nonblocking(true)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listener = {
             let _runtime = runtime.enter();
-            tokio::net::UnixListener::bind(path).map_err(bind_error)?
+            UnixListener::from_std(listener)?
         };
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new().name("api".into()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    // An error of the listener ends the API, not the machine.
-                    _ = async { axum::serve(listener, router(control)).await } => {}
+                    never = serve(listener, router(control)) => match never {},
                     _ = stopped => {}
                 }
             });
-        });
-        let thread = thread.map_err(bind_error)?;
-        Ok(Self { path: path.into(), stop: Some(stop), thread: Some(thread) })
+        })?;
+        Ok(Self { stop: Some(stop), thread: Some(thread), _socket: socket })
     }
 }
 
@@ -100,31 +106,53 @@ impl Drop for ApiServer {
             // The thread may have ended by itself.
             let _ = stop.send(());
         }
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            error!("the API had ended before: its thread panicked");
         }
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 
-/// Removes a socket that nobody serves any more.
-fn clear_stale_socket(path: &Path) -> Result<(), ApiError> {
-    let Ok(metadata) = std::fs::symlink_metadata(path) else {
-        return Ok(());
-    };
-    if !metadata.file_type().is_socket() {
-        return Err(ApiError::NotASocket(path.into()));
+/// Serves clients, each by a task of its own. What one of them does concerns no other.
+async fn serve(listener: UnixListener, router: Router) -> Infallible {
+    let room = Arc::new(Semaphore::new(MOST_CLIENTS));
+    let mut refused = false;
+    loop {
+        let place = Arc::clone(&room).acquire_owned().await;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                if !std::mem::replace(&mut refused, true) {
+                    warn!("the API cannot accept a client now: {error}");
+                }
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        refused = false;
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .serve_connection(TokioIo::new(stream), service);
+            // A client that breaks off hurts itself.
+            let _ = tokio::time::timeout(PATIENCE, connection).await;
+            drop(place);
+        });
     }
-    if UnixStream::connect(path).is_ok() {
-        return Err(ApiError::InUse(path.into()));
-    }
-    std::fs::remove_file(path).map_err(|source| ApiError::Bind { path: path.into(), source })
 }
 
 fn router(control: MachineControl) -> Router {
     Router::new()
         .route("/machine", get(machine))
         .route("/devices/{id}", put(resize))
+        .fallback(async || Refused(StatusCode::NOT_FOUND, "there is nothing at this path".into()))
+        .method_not_allowed_fallback(async || {
+            let reason = "this path is not for this method".into();
+            Refused(StatusCode::METHOD_NOT_ALLOWED, reason)
+        })
+        .layer(DefaultBodyLimit::max(LARGEST_BODY))
         .with_state(control)
 }
 
@@ -137,9 +165,10 @@ async fn machine(State(control): State<MachineControl>) -> Result<Json<MachineSt
 
 async fn resize(
     State(control): State<MachineControl>,
-    UrlPath(id): UrlPath<String>,
+    id: Result<UrlPath<String>, PathRejection>,
     body: Result<Json<ResizeRequest>, JsonRejection>,
 ) -> Result<Json<Resizing>, Refused> {
+    let UrlPath(id) = id.map_err(|rejection| Refused(rejection.status(), rejection.body_text()))?;
     let Json(request) =
         body.map_err(|rejection| Refused(rejection.status(), rejection.body_text()))?;
     control.resize(&id, request.requested).map(Json).map_err(|error| {
@@ -157,5 +186,68 @@ struct Refused(StatusCode, String);
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         (self.0, Json(ErrorBody { error: self.1 })).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    /// The status and the body of the answer to a request.
+    fn ask(path: &Path, request: &str, body: &str) -> (u16, String) {
+        let mut stream = UnixStream::connect(path).unwrap();
+        let length = body.len();
+        write!(
+            stream,
+            "{request} HTTP/1.1\r\nhost: moat\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.into())
+    }
+
+    #[test]
+    fn whatever_is_refused_is_refused_in_json() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let path = directory.path().join("api");
+        // A machine that has not started yet.
+        let server = ApiServer::start(&path, MachineControl::default()).unwrap();
+        let huge = format!("{{\"requested\": 1{}}}", " ".repeat(LARGEST_BODY));
+        for (request, body, status) in [
+            ("GET /machine", "", 503),
+            ("PUT /devices/mem0", "{\"requested\": 0}", 503),
+            ("PUT /devices/mem0", "{\"requested\": -1}", 422),
+            ("PUT /devices/mem0", "{\"requested\": 0, \"colour\": 1}", 422),
+            ("PUT /devices/mem0", "{", 400),
+            ("PUT /devices/mem0", &huge, 413),
+            ("PUT /devices/%ff", "{\"requested\": 0}", 400),
+            ("GET /nowhere", "", 404),
+            ("GET /", "", 404),
+            ("POST /machine", "", 405),
+            ("DELETE /devices/mem0", "", 405),
+        ] {
+            let (found, body) = ask(&path, request, body);
+            assert_eq!(found, status, "{request}: {body}");
+            let ErrorBody { error } = serde_json::from_str(&body).unwrap();
+            assert!(!error.is_empty(), "{request}");
+        }
+        drop(server);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn clients_that_say_nothing_hold_up_no_other() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let path = directory.path().join("api");
+        let _server = ApiServer::start(&path, MachineControl::default()).unwrap();
+        let _silent: Vec<_> =
+            (1..MOST_CLIENTS).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        assert_eq!(ask(&path, "GET /machine", "").0, 503);
     }
 }

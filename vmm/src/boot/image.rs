@@ -265,7 +265,8 @@ mod tests {
         let expected = "is truncated: it has 66559 bytes, and its headers describe 66560";
         assert_eq!(message, expected);
         assert!(check_bzimage(&head[..0x250], 0x250).unwrap_err().contains("truncated"));
-        let wrong: [(fn(&mut bootparam::setup_header), &str); 4] = [
+        type Change = fn(&mut bootparam::setup_header);
+        let wrong: [(Change, &str); 4] = [
             (|header| header.version = 0x20d - 2, "64-bit entry"),
             (|header| header.xloadflags = 0, "64-bit entry"),
             (|header| header.syssize = 0, "no kernel behind"),

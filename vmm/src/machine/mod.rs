@@ -280,6 +280,11 @@ impl MachineControl {
         Ok(look(&lock(&self.phase).running()?.symbols))
     }
 
+    /// Whether somebody has ended the machine, or it has ended.
+    pub fn is_stopped(&self) -> bool {
+        self.ending.get().is_some()
+    }
+
     /// Bytes of RAM that have been taken from the host in advance, and that will be, while the machine
     /// starts. Both are 0 unless RAM is to be had in advance.
     pub fn start_progress(&self) -> (u64, u64) {

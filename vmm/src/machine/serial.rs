@@ -3,16 +3,19 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::thread;
+use std::time::Duration;
 
 use devices::Signal;
 use devices::serial::SerialPort;
-use log::debug;
+use log::warn;
 
 use crate::sync::lock;
 
 /// The far end of a serial port.
 pub struct SerialEndpoint {
+    /// What it is called where something goes wrong with it.
+    pub name: &'static str,
     /// Where the guest's input comes from; none if it gets none.
     pub input: Option<Box<dyn Read + Send>>,
     /// Where the guest's output goes.
@@ -22,7 +25,7 @@ pub struct SerialEndpoint {
 impl SerialEndpoint {
     /// A port with nobody at the far end.
     pub fn null() -> Self {
-        Self { input: None, output: Box::new(io::sink()) }
+        Self { name: "nothing", input: None, output: Box::new(io::sink()) }
     }
 }
 
@@ -30,11 +33,20 @@ impl SerialEndpoint {
 #[derive(Default)]
 struct Pending {
     bytes: Vec<u8>,
+    /// No more will come.
     closed: bool,
+    /// Bytes that the endpoint has taken, or refused, so far.
+    gone: u64,
+    /// Bytes that it never got.
+    lost: u64,
+    /// How many of them are under way to it.
+    in_flight: u64,
+    /// Nothing is left, and nothing will come.
+    done: bool,
 }
 
-#[derive(Default)]
 struct Queue {
+    name: &'static str,
     pending: Mutex<Pending>,
     changed: Condvar,
 }
@@ -42,9 +54,85 @@ struct Queue {
 impl Queue {
     /// As much output is kept for an endpoint that does not take it; the rest is lost.
     const CAPACITY_BYTES: usize = 4 << 20;
+    /// An endpoint that has taken nothing for so long keeps nobody waiting in the end.
+    const PATIENCE: Duration = Duration::from_secs(2);
 
     fn lock(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for output; none when there will be no more.
+    fn take(&self) -> Option<Vec<u8>> {
+        let mut pending = self.lock();
+        while pending.bytes.is_empty() && !pending.closed {
+            pending = self.changed.wait(pending).unwrap_or_else(PoisonError::into_inner);
+        }
+        let bytes = std::mem::take(&mut pending.bytes);
+        pending.in_flight = bytes.len() as u64;
+        (!bytes.is_empty()).then_some(bytes)
+    }
+
+    /// Carries output to `endpoint` until there will be no more.
+    fn carry(&self, endpoint: &mut dyn Write) {
+        while let Some(bytes) = self.take() {
+            let mut rest = &bytes[..];
+            while !rest.is_empty() {
+                match endpoint.write(rest) {
+                    Ok(written @ 1..) => {
+                        rest = &rest[written..];
+                        self.went(written, false);
+                    }
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Ok(0) => rest = self.lose(rest, &ErrorKind::WriteZero.into()),
+                    Err(error) => rest = self.lose(rest, &error),
+                }
+            }
+            if let Err(error) = endpoint.flush() {
+                self.lose(&[], &error);
+            }
+        }
+        self.lock().done = true;
+        self.changed.notify_all();
+    }
+
+    fn went(&self, bytes: usize, is_lost: bool) {
+        let mut pending = self.lock();
+        pending.gone += bytes as u64;
+        pending.in_flight -= bytes as u64;
+        pending.lost += if is_lost { bytes as u64 } else { 0 };
+        self.changed.notify_all();
+    }
+
+    /// The endpoint does not take `rest`. Said once; how much it was in all is said in the end.
+    fn lose<'a>(&self, rest: &'a [u8], error: &io::Error) -> &'a [u8] {
+        let is_first = self.lock().lost == 0;
+        self.went(rest.len(), true);
+        if is_first {
+            warn!("output of the guest is lost: {}: {error}", self.name);
+        }
+        &[]
+    }
+
+    /// Waits until the endpoint has taken all output, as long as it takes any.
+    fn finish(&self) {
+        let mut pending = self.lock();
+        pending.closed = true;
+        self.changed.notify_all();
+        while !pending.done {
+            let gone = pending.gone;
+            let timeout;
+            (pending, timeout) = self
+                .changed
+                .wait_timeout(pending, Self::PATIENCE)
+                .unwrap_or_else(PoisonError::into_inner);
+            if timeout.timed_out() && pending.gone == gone {
+                pending.lost += pending.in_flight + pending.bytes.len() as u64;
+                break;
+            }
+        }
+        if pending.lost > 0 {
+            warn!("{} bytes of the guest's output to {} were lost", pending.lost, self.name);
+        }
     }
 }
 
@@ -55,11 +143,17 @@ impl Write for QueueWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut pending = self.0.lock();
         if pending.bytes.len() + bytes.len() > Queue::CAPACITY_BYTES {
+            let is_first = pending.lost == 0;
+            pending.lost += bytes.len() as u64;
+            drop(pending);
+            if is_first {
+                warn!("output of the guest is lost: {} does not take it", self.0.name);
+            }
             return Err(ErrorKind::WouldBlock.into());
         }
         pending.bytes.extend_from_slice(bytes);
         if pending.bytes.len() == bytes.len() {
-            self.0.changed.notify_one();
+            self.0.changed.notify_all();
         }
         Ok(bytes.len())
     }
@@ -72,24 +166,29 @@ impl Write for QueueWriter {
 /// The wires from a serial port to its endpoint. They outlast the port: a machine that restarts gets
 /// another.
 pub struct SerialWires {
-    output: OutputPump,
+    output: Arc<Queue>,
     input: Arc<InputRoom>,
 }
 
 impl SerialWires {
     /// Starts carrying what `endpoint` gives and takes.
     pub fn start(endpoint: SerialEndpoint) -> io::Result<Self> {
-        let output = OutputPump::start(endpoint.output)?;
+        let SerialEndpoint { name, input, mut output } = endpoint;
+        let queue = Arc::new(Queue { name, pending: Mutex::default(), changed: Condvar::new() });
+        let source = Arc::clone(&queue);
+        thread::Builder::new()
+            .name("serial-out".into())
+            .spawn(move || source.carry(&mut *output))?;
         let room = Arc::new(InputRoom::default());
-        if let Some(input) = endpoint.input {
+        if let Some(input) = input {
             start_input(input, Arc::clone(&room))?;
         }
-        Ok(Self { output, input: room })
+        Ok(Self { output: queue, input: room })
     }
 
     /// A port at this end of the wires, instead of the one before.
     pub fn port(&self, interrupt: Arc<dyn Signal>) -> Arc<Mutex<SerialPort>> {
-        let output = Box::new(QueueWriter(Arc::clone(&self.output.queue)));
+        let output = Box::new(QueueWriter(Arc::clone(&self.output)));
         let port = SerialPort::new(interrupt, self.input.clone(), output);
         let port = Arc::new(Mutex::new(port));
         self.input.connect(Some(Arc::clone(&port)));
@@ -101,49 +200,12 @@ impl SerialWires {
         self.input.connect(None);
     }
 
-    /// Ends input, and waits until all output has gone its way.
+    /// Ends input, and waits until all output has gone its way. An endpoint that takes no more is left to
+    /// its thread, which ends when it does.
     pub fn finish(self) {
         self.input.end();
         self.output.finish();
     }
-}
-
-/// The thread that carries a port's output to its endpoint.
-struct OutputPump {
-    queue: Arc<Queue>,
-    thread: JoinHandle<()>,
-}
-
-impl OutputPump {
-    fn start(mut endpoint: Box<dyn Write + Send>) -> io::Result<Self> {
-        let queue = Arc::new(Queue::default());
-        let source = Arc::clone(&queue);
-        let thread = std::thread::Builder::new().name("serial-out".into()).spawn(move || {
-            while let Some(bytes) = take(&source) {
-                if let Err(error) = endpoint.write_all(&bytes).and_then(|()| endpoint.flush()) {
-                    debug!("serial output is lost: {error}");
-                }
-            }
-        })?;
-        Ok(Self { queue, thread })
-    }
-
-    fn finish(self) {
-        self.queue.lock().closed = true;
-        self.queue.changed.notify_one();
-        // A panic there has been reported already, and there is nothing left to do.
-        let _ = self.thread.join();
-    }
-}
-
-/// Waits for output; none when there will be no more.
-fn take(queue: &Queue) -> Option<Vec<u8>> {
-    let mut pending = queue.lock();
-    while pending.bytes.is_empty() && !pending.closed {
-        pending = queue.changed.wait(pending).unwrap_or_else(PoisonError::into_inner);
-    }
-    let bytes = std::mem::take(&mut pending.bytes);
-    (!bytes.is_empty()).then_some(bytes)
 }
 
 /// Where the input thread finds the port, and is told that the guest has read its input, or that no
@@ -212,7 +274,7 @@ impl Signal for InputRoom {
 /// Starts carrying what `input` gives to the port. The thread ends with the input, or, once some
 /// comes, with the machine.
 fn start_input(mut input: Box<dyn Read + Send>, room: Arc<InputRoom>) -> io::Result<()> {
-    std::thread::Builder::new().name("serial-in".into()).spawn(move || {
+    thread::Builder::new().name("serial-in".into()).spawn(move || {
         let mut buffer = [0; 4096];
         loop {
             match input.read(&mut buffer) {
@@ -224,4 +286,107 @@ fn start_input(mut input: Box<dyn Read + Send>, room: Arc<InputRoom>) -> io::Res
         }
     })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    struct Nobody;
+
+    impl Signal for Nobody {
+        fn signal(&self) {}
+    }
+
+    fn wires(output: impl Write + Send + 'static) -> SerialWires {
+        let output = Box::new(output);
+        SerialWires::start(SerialEndpoint { name: "a test", input: None, output }).unwrap()
+    }
+
+    fn print(wires: &SerialWires, text: &str) {
+        const DATA: u64 = 0;
+        let port = wires.port(Arc::new(Nobody));
+        devices::bus::BusDevice::write(&mut *lock(&port), DATA, text.as_bytes());
+    }
+
+    /// Takes one byte at a time, and hands it over.
+    struct Slow(mpsc::Sender<u8>);
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.send(bytes[0]).map_err(io::Error::other)?;
+            Ok(1)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn all_output_arrives_before_the_end() {
+        let (sender, receiver) = mpsc::channel();
+        let wires = wires(Slow(sender));
+        print(&wires, "to the last byte");
+        wires.finish();
+        assert_eq!(receiver.try_iter().collect::<Vec<_>>(), b"to the last byte");
+    }
+
+    #[test]
+    fn an_endpoint_that_takes_nothing_does_not_keep_the_machine_from_its_end() {
+        /// Waits for ever.
+        struct Stuck(mpsc::Receiver<()>);
+
+        impl Write for Stuck {
+            fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+                self.0.recv().map_err(io::Error::other)?;
+                Ok(0)
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+
+        let (sender, receiver) = mpsc::channel();
+        let wires = wires(Stuck(receiver));
+        print(&wires, "lost");
+        let output = Arc::clone(&wires.output);
+        wires.finish();
+        assert_eq!(output.lock().lost, 4);
+        drop(sender);
+    }
+
+    #[test]
+    fn an_endpoint_that_fails_gets_what_comes_later_and_what_it_lost_is_counted() {
+        struct Failing(mpsc::Sender<Vec<u8>>);
+
+        impl Write for Failing {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                if bytes.starts_with(b"!") {
+                    return Err(ErrorKind::StorageFull.into());
+                }
+                self.0.send(bytes.into()).map_err(io::Error::other)?;
+                Ok(bytes.len())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+
+        let (sender, receiver) = mpsc::channel();
+        let wires = wires(Failing(sender));
+        for text in ["!", "a"] {
+            print(&wires, text);
+            while wires.output.lock().gone == 0 {
+                thread::yield_now();
+            }
+        }
+        let output = Arc::clone(&wires.output);
+        wires.finish();
+        assert_eq!(receiver.recv().unwrap(), b"a");
+        assert_eq!(output.lock().lost, 1);
+    }
 }

@@ -1,0 +1,110 @@
+//! Signals that end a machine.
+//!
+//! A signal that would end this process ends its machine, in order. If that takes too long, or if another
+//! signal comes, this process ends at once. Signals that whoever started it has ignored stay ignored
+//! (nohup(1), a shell's background jobs).
+
+use std::ffi::c_int;
+use std::io;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use signal_hook::consts::{SIGCONT, SIGTSTP};
+use signal_hook::iterator::Signals;
+use vmm::MachineControl;
+
+use crate::messages;
+use crate::terminal;
+
+/// What ends a process that does not know better, and can be caught (signal(7)). Those that a process
+/// raises by a mistake of its own are left alone.
+const ENDING: [c_int; 12] = [
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGTERM,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGXCPU,
+    libc::SIGPOLL,
+    libc::SIGPWR,
+];
+
+/// So long the machine may take to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The signal that has ended the machine, if one did.
+#[derive(Clone, Default)]
+pub struct Received(Arc<AtomicI32>);
+
+impl Received {
+    /// Its number.
+    pub fn number(&self) -> Option<c_int> {
+        Some(self.0.load(Ordering::Acquire)).filter(|number| *number != 0)
+    }
+}
+
+/// The exit code of a process that signal `number` has ended.
+pub fn exit_code(number: c_int) -> u8 {
+    128 + number as u8
+}
+
+/// From here on signals end the machine of `control`, whether it has started or not.
+pub fn attend(control: MachineControl) -> io::Result<Received> {
+    // A file that may grow no further is an error of who writes to it.
+    // SAFETY: no handler of ours runs.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    let ending = ENDING.into_iter().filter(|signal| !is_ignored(*signal));
+    let job_control = [SIGTSTP, SIGCONT].into_iter().filter(|signal| !is_ignored(*signal));
+    let mut signals = Signals::new(ending.chain(job_control))?;
+    let received = Received::default();
+    let number = Arc::clone(&received.0);
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            match signal {
+                SIGTSTP => terminal::suspend(),
+                SIGCONT => terminal::resume(),
+                _ if number.load(Ordering::Acquire) == 0 => {
+                    number.store(signal, Ordering::Release);
+                    control.stop();
+                    end_in_time(signal);
+                }
+                // Whoever sends another one means it.
+                _ => end_now(signal),
+            }
+        }
+    })?;
+    Ok(received)
+}
+
+fn is_ignored(signal: c_int) -> bool {
+    // SAFETY: all zeros is a valid `sigaction`.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: nothing is set, and the result has room in `action`.
+    let result = unsafe { libc::sigaction(signal, ptr::null(), &mut action) };
+    result == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
+/// Ends the process if it has not ended by itself when its time is over.
+fn end_in_time(signal: c_int) {
+    let watch = move || {
+        thread::sleep(PATIENCE);
+        end_now(signal);
+    };
+    if thread::Builder::new().name("end".into()).spawn(watch).is_err() {
+        end_now(signal);
+    }
+}
+
+fn end_now(signal: c_int) {
+    terminal::restore();
+    messages::tell(format_args!("ended by signal {signal}, before the machine was"));
+    messages::flush();
+    std::process::exit(exit_code(signal).into());
+}

@@ -27,8 +27,10 @@ fn kernels_that_are_none_are_named_as_what_they_are() {
     let mut for_arm = elf.clone();
     for_arm[18] = 183;
     let mut far_away = elf.clone();
-    // p_paddr of the first program header.
-    far_away[64 + 24..64 + 32].copy_from_slice(&(1_u64 << 40).to_le_bytes());
+    // e_entry, and p_paddr of the first program header.
+    for at in [24, 64 + 24] {
+        far_away[at..at + 8].copy_from_slice(&(1_u64 << 40).to_le_bytes());
+    }
     fixture.write("empty", "");
     fixture.write("text", "hello, world");
     fixture.write("truncated", &elf[..elf.len() - 100]);
@@ -41,7 +43,7 @@ fn kernels_that_are_none_are_named_as_what_they_are() {
         ("text", "neither a bzImage nor an ELF vmlinux"),
         ("truncated", "truncated"),
         ("arm64", "another machine (e_machine 183)"),
-        ("far", "cannot load"),
+        ("far", "needs memory up to 0x1000000"),
     ] {
         assert_refused(&mut fixture.run(&["--kernel", kernel]), 1, reason);
     }
@@ -55,10 +57,11 @@ fn what_does_not_fit_is_refused() {
     fixture.write("big", vec![0; 40 << 20]);
     let long = "x".repeat(5000);
     for (arguments, reason) in [
-        (vec!["--initrd", "missing"], "cannot read missing"),
+        (vec!["--initrd", "missing"], "cannot read the initramfs missing"),
         (vec!["--initrd", "big", "--memory", "32M"], "does not fit"),
         (vec!["--cmdline", &long], "5000 bytes"),
         (vec!["--memory", "8M"], "at least 16777216"),
+        (vec!["--memory", "512"], "did you mean 512M?"),
         (vec!["--memory", "16777217"], "multiple of 4096"),
         (vec!["--memory", "900T"], "bits"),
         (vec!["--memory", "100M", "--memory-backing", "backing=hugetlb-1g"], "not whole pages"),
@@ -80,8 +83,8 @@ fn what_does_not_fit_is_refused() {
         assert_refused(command.args(&arguments), 1, reason);
     }
     for (arguments, reason) in [
-        (vec!["--memory", "lots"], "no size"),
-        (vec!["--memory", "1.5G"], "no size"),
+        (vec!["--memory", "lots"], "invalid size"),
+        (vec!["--memory", "0.1K"], "no whole number of bytes"),
         (vec!["--memory", "-1"], "-1"),
         (vec!["--virtio-mem", "size=1G,colour=blue"], "colour"),
         (vec!["--frobnicate"], "--frobnicate"),

@@ -44,8 +44,10 @@ pub enum Command {
 Leave the console with Ctrl-A x, which ends the machine. Ctrl-A Ctrl-A sends a Ctrl-A.
 
 Exit codes: 0 the guest powered off, 10 reset, 11 halted, 12 triple fault, 13 kernel panic, 14 KVM
-could not run it on, 15 the machine failed, 128+N ended by signal N; 1 it could not start, 2 wrong
-usage.
+could not run it on, 15 the machine failed, 16 an access to an unplugged block with on-violation=stop,
+128+N ended by signal N; 1 it could not start, 2 wrong usage.
+
+A comma in a value, such as a path, is written twice: backing=file:/tmp/a,,b.
 
 Examples:
   moat run --kernel bzImage --initrd initramfs --cmdline 'console=ttyS0 quiet'
@@ -61,9 +63,9 @@ pub struct RunArguments {
     /// Initramfs to give it
     #[arg(long, value_name = "PATH")]
     pub initrd: Option<PathBuf>,
-    /// Kernel command line
-    #[arg(long, value_name = "STRING", default_value = "console=ttyS0 panic=-1")]
-    pub cmdline: String,
+    /// Kernel command line [default: console=ttyS0 panic=-1, and pci=off where there is no PCI]
+    #[arg(long, value_name = "STRING")]
+    pub cmdline: Option<String>,
     /// Names of the kernel's functions, for reports: a System.map, a copy of /proc/kallsyms or a
     /// vmlinux. Without it they are looked for in the guest's memory
     #[arg(long, value_name = "PATH")]
@@ -81,6 +83,7 @@ pub struct RunArguments {
     /// Add a virtio-mem device (mem0, mem1, …): size=8G[,requested=1G][,block-size=2M]
     /// [,backing=anonymous|memfd|hugetlb-2m|hugetlb-1g|file:PATH][,huge-pages=on|off]
     /// [,prealloc=on|off][,host-node=N][,node=N][,insist-inaccessible=on|off][,busy-every=N]
+    /// [,on-violation=report|stop|machine-check|ignore]
     #[arg(long, value_name = "SETTINGS")]
     pub virtio_mem: Vec<VirtioMemOption>,
     /// How drivers reach virtio devices
@@ -164,7 +167,7 @@ impl FromStr for SerialTarget {
             None if text == "tty" => Ok(Self::Terminal),
             Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
             Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
-            _ => Err(format!("{text:?} is no console; write tty, file:PATH or unix:PATH")),
+            _ => Err(format!("invalid console {text:?}: expected tty, file:PATH or unix:PATH")),
         }
     }
 }

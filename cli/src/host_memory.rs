@@ -52,7 +52,7 @@ impl FromStr for RamOption {
         let mut config = HostMemoryConfig::from(Backing::default());
         for setting in settings::parse(text) {
             let (key, value) = setting?;
-            if !set(&mut config, key, value)? {
+            if !set(&mut config, key, &value)? {
                 return Err(format!("{key:?} is no setting of RAM; there are {KEYS}"));
             }
         }
@@ -70,7 +70,7 @@ mod tests {
         let expected = HostMemoryConfig { host_node: Some(1), ..backing.into() };
         assert_eq!("backing=hugetlb-1g,host-node=1".parse(), Ok(RamOption(expected)));
         for (text, reason) in [
-            ("", "no setting"),
+            ("", "expected key=value"),
             ("size=1G", "size"),
             ("backing=stone", "stone"),
             ("backing=hugetlb-4k", "hugetlb-2m"),

@@ -22,7 +22,7 @@ impl FromStr for IommuOption {
         }
         for setting in settings.into_iter().flat_map(settings::parse) {
             match setting? {
-                (key @ "bypass", value) => config.bypass = parse_switch(key, value)?,
+                (key @ "bypass", value) => config.bypass = parse_switch(key, &value)?,
                 (key, _) => {
                     return Err(format!("{key:?} is no setting of an IOMMU; there is bypass"));
                 }
@@ -44,7 +44,7 @@ mod tests {
         for (text, reason) in [
             ("", "no IOMMU"),
             ("intel", "intel"),
-            ("virtio,", "no setting"),
+            ("virtio,", "expected key=value"),
             ("virtio,bypass=perhaps", "perhaps"),
             ("virtio,colour=blue", "colour"),
         ] {

@@ -18,13 +18,14 @@ impl FromStr for ProbeOption {
         if text.is_empty() {
             return Ok(Self(ProbeConfig::default()));
         }
-        let mut behind = "nothing";
+        let mut behind = "nothing".to_owned();
         let mut access_control = None;
         let ProbeConfig { mut functions, mut memory, .. } = ProbeConfig::default();
         for setting in settings::parse(text) {
             let (key, value) = setting?;
+            let value = value.as_str();
             match key {
-                "behind" => behind = value,
+                "behind" => behind = value.into(),
                 "acs" => access_control = Some(parse_switch(key, value)?),
                 "functions" => functions = parse_functions(value)?,
                 "memory" => memory = parse_memory(value)?,
@@ -36,7 +37,7 @@ impl FromStr for ProbeOption {
                 }
             }
         }
-        let place = match behind {
+        let place = match behind.as_str() {
             "nothing" => PciPlace::RootComplex,
             "root-port" => {
                 PciPlace::RootPort { access_control: access_control.unwrap_or_default() }
@@ -89,7 +90,7 @@ mod tests {
             ("functions=0", "functions=0"),
             ("memory=3M", "memory=3M"),
             ("acs=on", "root port"),
-            ("root-port", "no setting"),
+            ("root-port", "expected key=value"),
             ("colour=blue", "colour"),
         ] {
             let message = parse(text).unwrap_err();

@@ -87,6 +87,9 @@ fn start(
         Some(path) => read_initrd(path, arguments.memory.0, control)?,
         None => Vec::new(),
     };
+    // Without PCI, Linux looks for some in vain, in thousands of places.
+    let has_pci = matches!(arguments.transport, Transport::Pci) || !arguments.probe.is_empty();
+    let cmdline = format!("console=ttyS0 panic=-1{}", if has_pci { "" } else { " pci=off" });
     let config = MachineConfig {
         vcpus: arguments.cpus,
         memory: arguments.memory.0,
@@ -98,7 +101,7 @@ fn start(
             Protocol::Pvh => BootProtocol::Pvh,
         },
         initrd,
-        cmdline: arguments.cmdline,
+        cmdline: arguments.cmdline.unwrap_or(cmdline),
         symbols: arguments.symbols,
         virtio_transport: match arguments.transport {
             Transport::Mmio => VirtioTransport::Mmio,

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
-/// A number of bytes. Written as `4096`, `64K`, `512M`, `8G`, `1T`; `8GiB` and `8gb` mean the
+/// A number of bytes. Written as `4096`, `64K`, `512M`, `1.5G`, `1T`; `8GiB` and `8gb` mean the
 /// same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Size(pub u64);
@@ -16,10 +16,27 @@ impl FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no size; write bytes, or a number with K, M, G or T");
-        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let wrong = || {
+            format!(
+                "invalid size {text:?}: expected bytes, or a number with K, M, G or T, as in 1.5G"
+            )
+        };
+        let is_digit = |c: char| c.is_ascii_digit() || c == '.';
+        let digits = text.find(|c| !is_digit(c)).unwrap_or(text.len());
         let (number, unit) = text.split_at(digits);
-        let number: u64 = number.parse().map_err(|_| wrong())?;
+        let (number, fraction) = match number.split_once('.') {
+            Some((number, fraction)) => (number, Some(fraction)),
+            None => (number, None),
+        };
+        let places = fraction.map_or(0, str::len);
+        // More places than a byte has of any unit, or than there is room for.
+        if places > 12 {
+            return Err(wrong());
+        }
+        let scale = 10_u128.pow(places as u32);
+        let parse = |digits: &str| digits.parse::<u64>().map_err(|_| wrong());
+        let whole: u128 = parse(number)?.into();
+        let fraction: u128 = fraction.map_or(Ok(0), parse)?.into();
         let unit = unit.to_ascii_uppercase();
         let unit = unit.strip_suffix("IB").or(unit.strip_suffix('B')).unwrap_or(&unit);
         let shift = match unit.chars().collect::<Vec<_>>()[..] {
@@ -29,10 +46,12 @@ impl FromStr for Size {
             }
             _ => return Err(wrong()),
         };
-        number
-            .checked_mul(1 << shift)
-            .map(Self)
-            .ok_or_else(|| format!("{text:?} is more than 64 bits can say"))
+        let bytes = (whole * scale + fraction) << shift;
+        if !bytes.is_multiple_of(scale) {
+            return Err(format!("invalid size {text:?}: it is no whole number of bytes"));
+        }
+        let bytes = u64::try_from(bytes / scale);
+        bytes.map(Self).map_err(|_| format!("invalid size {text:?}: it does not fit 64 bits"))
     }
 }
 
@@ -60,12 +79,30 @@ mod tests {
             ("8G", 8 << 30),
             ("8GiB", 8 << 30),
             ("8gb", 8 << 30),
+            ("1.5G", 3 << 29),
+            ("0.5K", 512),
+            ("2.25MiB", 9 << 18),
+            ("4096.0", 4096),
             ("1T", 1 << 40),
         ] {
             assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
         }
-        for text in ["", "G", "-1", "1.5G", "1X", "1GG", "1 G", "20000000T", "99999999999999999999"]
-        {
+        for text in [
+            "",
+            "G",
+            "-1",
+            "1.G",
+            ".5G",
+            "1.5",
+            "1.2.3G",
+            "0.1K",
+            "1X",
+            "1GG",
+            "1 G",
+            "20000000T",
+            "99999999999999999999",
+            "0.99999999999999999999999999999999999999999G",
+        ] {
             assert!(text.parse::<Size>().is_err(), "{text}");
         }
     }

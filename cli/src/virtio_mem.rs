@@ -30,6 +30,7 @@ impl FromStr for VirtioMemOption {
         let mut on_violation = ViolationPolicy::default();
         for setting in settings::parse(text) {
             let (key, value) = setting?;
+            let value = value.as_str();
             match key {
                 "size" => size = Some(value.parse::<Size>()?),
                 "requested" => requested = value.parse()?,
@@ -107,7 +108,7 @@ mod tests {
         let VirtioMemOption(config) = "size=1G,on-violation=machine-check".parse().unwrap();
         assert_eq!(config.on_violation, ViolationPolicy::MachineCheck);
         for (text, reason) in [
-            ("", "no setting"),
+            ("", "expected key=value"),
             ("requested=1G", "needs a size"),
             ("size=1Q", "1Q"),
             ("size=1G,colour=blue", "colour"),

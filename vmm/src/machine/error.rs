@@ -20,7 +20,10 @@ pub enum MachineError {
     Kvm(#[from] KvmError),
     #[error("{requested} vCPUs: this KVM runs 1 to {maximum}")]
     VcpuCount { requested: u32, maximum: u32 },
-    #[error("{requested} bytes of memory: a machine has a multiple of 4096, at least {minimum}")]
+    #[error(
+        "{requested} bytes of memory: a machine has a multiple of 4096, at least {minimum}{}",
+        if *requested < 1 << 16 { format!("; did you mean {requested}M?") } else { String::new() }
+    )]
     MemorySize { requested: u64, minimum: u64 },
     #[error(
         "memory up to {end:#x} is beyond the {bits} bits of a guest physical address on this host; \

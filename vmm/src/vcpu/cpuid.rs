@@ -4,6 +4,7 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
 use super::VcpuError;
+use super::cpuid_features::take_away_what_has_no_base;
 use super::machine_check::Vendor;
 
 const LEAF_VENDOR: u32 = 0x0;
@@ -24,11 +25,13 @@ pub struct CpuidTemplate {
 }
 
 impl CpuidTemplate {
-    /// All that `kvm` supports, for a machine of `vcpus` vCPUs: one socket of single-thread cores.
+    /// All that `kvm` supports, less what no processor has without something else that is missing, for a
+    /// machine of `vcpus` vCPUs: one socket of single-thread cores.
     pub fn new(kvm: &Kvm, vcpus: u32) -> Result<Self, VcpuError> {
-        let supported = kvm
+        let mut supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(VcpuError::ioctl("KVM_GET_SUPPORTED_CPUID"))?;
+        take_away_what_has_no_base(supported.as_mut_slice());
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
         Ok(Self { supported, vcpus, tsc_deadline })
     }

@@ -2,6 +2,7 @@
 
 mod accesses;
 pub mod cpuid;
+mod cpuid_features;
 mod gate;
 mod kick;
 pub mod machine_check;

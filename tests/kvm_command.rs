@@ -9,6 +9,7 @@ use std::process::{Command, Output, Stdio};
 
 use rustix::process::Signal;
 use support::command::{Fixture, moat};
+use support::linux::kernel;
 
 /// Runs a command that must fail with `code` and say `reason`.
 #[track_caller]
@@ -195,4 +196,29 @@ fn the_doctor_finds_this_kvm_usable() {
     let diagnosis: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(diagnosis["usable"], true, "{diagnosis}");
     assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn a_kernel_that_does_not_boot_is_one_fact() {
+    let fixture = Fixture::new();
+    let kernel = kernel("protected");
+    let good = kernel.image().parent().unwrap();
+    let bad = fixture.path("bad");
+    fs::create_dir_all(&bad).unwrap();
+    for name in ["config", "release", "modules"] {
+        std::os::unix::fs::symlink(good.join(name), bad.join(name)).unwrap();
+    }
+    // It cannot unpack itself.
+    let mut image = fs::read(kernel.image()).unwrap();
+    let middle = image.len() / 2;
+    image[middle..middle + 4096].fill(0);
+    fs::write(bad.join("bzImage"), image).unwrap();
+    let output = moat(&["check", "--kernel"]).arg(&bad).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let progress = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(progress.matches(" guest (").count(), 1, "{progress}");
+    let report = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(report.matches("not asked: no guest was tried after").count(), 1, "{report}");
+    assert!(report.contains(" 0 failed"), "{report}");
+    assert!(report.contains("System halted"), "the console tells why: {report}");
 }

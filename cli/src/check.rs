@@ -134,8 +134,15 @@ fn print_for_people(report: &Report) -> io::Result<()> {
     }
     let totals = report.totals();
     answer(format_args!(
-        "{} passed, {} failed, {} known gaps of the kernel, {} skipped",
-        totals.passed, totals.failed, totals.known_gaps, totals.skipped
+        "{} passed, {} failed, {} known gaps of the kernel, {} skipped{}",
+        totals.passed,
+        totals.failed,
+        totals.known_gaps,
+        totals.skipped,
+        match totals.not_asked {
+            0 => String::new(),
+            not_asked => format!(", {not_asked} not asked, for a guest did not boot"),
+        }
     ))
 }
 
@@ -149,8 +156,8 @@ fn print_kernel(kernel: &KernelReport) -> io::Result<()> {
         answer(format_args!("  {} guest: {boot}{behind}", boot.name()))?;
     }
     answer(format_args!("\n{}\n", table(kernel)))?;
-    for (scenario, why) in unfinished(kernel) {
-        answer(format_args!("{scenario} {why}"))?;
+    for (why, scenarios) in unfinished(kernel) {
+        answer(format_args!("{} {why}", scenarios.join(" ")))?;
     }
     for guest in &kernel.troubled_guests {
         let TroubledGuest { boot, error, console } = guest;
@@ -185,6 +192,7 @@ fn word(verdict: Verdict) -> &'static str {
         Verdict::Failed => "FAILED",
         Verdict::KnownGap => "known gap",
         Verdict::Skipped => "skipped",
+        Verdict::NotAsked => "not asked",
     }
 }
 
@@ -236,13 +244,20 @@ fn row(scenario: &Scenario, observation: &Observation) -> [String; 6] {
     ]
 }
 
-/// The scenarios that were not told to their end.
-fn unfinished(kernel: &KernelReport) -> impl Iterator<Item = (&'static str, String)> {
-    kernel.scenarios.iter().filter_map(|report| {
-        let why = match report.unfinished.as_ref()? {
-            Unfinished::Skipped(why) => format!("skipped: {why}"),
-            Unfinished::Failed(why) => format!("FAILED: {why}"),
+/// Why scenarios were not told to their end, each reason once, with those scenarios.
+fn unfinished(kernel: &KernelReport) -> Vec<(String, Vec<&'static str>)> {
+    let mut reasons: Vec<(String, Vec<&'static str>)> = Vec::new();
+    for report in &kernel.scenarios {
+        let why = match &report.unfinished {
+            None => continue,
+            Some(Unfinished::Skipped(why)) => format!("skipped: {why}"),
+            Some(Unfinished::Failed(why)) => format!("FAILED: {why}"),
+            Some(Unfinished::NotAsked(why)) => format!("not asked: {why}"),
         };
-        Some((report.scenario.id, why))
-    })
+        match reasons.iter_mut().find(|(reason, _)| *reason == why) {
+            Some((_, scenarios)) => scenarios.push(report.scenario.id),
+            None => reasons.push((why, vec![report.scenario.id])),
+        }
+    }
+    reasons
 }

@@ -41,11 +41,11 @@ pub fn run(
 ) -> KernelReport {
     let reports =
         scenarios.iter().map(|scenario| blank_report(scenario, kernel, settings.vmm)).collect();
-    let mut run = Run { kernel, settings, reports, troubled_guests: Vec::new() };
+    let mut run = Run { kernel, settings, reports, troubled_guests: Vec::new(), has_booted: false };
     run.read_configurations();
     for boot in Boot::ALL {
         let stories = stories(&run.reports, boot, settings.lacking);
-        if !stories.is_empty() {
+        if !stories.is_empty() && run.may_boot() {
             let told: Vec<_> = stories.iter().map(|told| told.scenario).collect();
             progress(Progress::Booting(kernel, settings.vmm, boot, &told));
             run.tell(boot, stories);
@@ -105,6 +105,8 @@ struct Run<'a> {
     settings: Settings<'a>,
     reports: Vec<ScenarioReport>,
     troubled_guests: Vec<TroubledGuest>,
+    /// Whether some guest has got so far as to be asked.
+    has_booted: bool,
 }
 
 impl Run<'_> {
@@ -127,9 +129,25 @@ impl Run<'_> {
     fn tell(&mut self, boot: Boot, mut stories: Vec<GuestStory>) {
         while !stories.is_empty() {
             let told = self.tell_in_guest(boot, &mut stories).unwrap_or_else(|trouble| {
+                let name = boot.name();
                 for story in &stories {
-                    let lost = format!("the {} guest was lost: {trouble}", boot.name());
-                    self.fail(story.report, lost);
+                    self.leave(
+                        story.report,
+                        match trouble.at_boot {
+                            true => Unfinished::NotAsked(format!(
+                                "the {name} guest did not boot: {trouble}"
+                            )),
+                            false => {
+                                Unfinished::Failed(format!("the {name} guest was lost: {trouble}"))
+                            }
+                        },
+                    );
+                }
+                if trouble.at_boot && !self.has_booted {
+                    let why = format!(
+                        "no guest was tried after the {name} guest did not boot: {trouble}"
+                    );
+                    self.leave_all_guests(&why);
                 }
                 let (error, console) = (trouble.to_string(), trouble.console);
                 self.troubled_guests.push(TroubledGuest { boot, error, console });
@@ -160,6 +178,7 @@ impl Run<'_> {
             initramfs = initramfs.with_acpi_table(table);
         }
         let vm = Vm::boot(self.kernel, &initramfs, config)?;
+        self.has_booted = true;
         if boot.special() == Special::Iommu {
             vm.load_iommu_driver().map_err(|error| vm.trouble(error.into()))?;
         }
@@ -223,12 +242,28 @@ impl Run<'_> {
         self.troubled_guests.push(TroubledGuest { boot, error, console });
     }
 
-    /// The first reason counts.
-    fn fail(&mut self, report: usize, why: String) {
-        let unfinished = &mut self.reports[report].unfinished;
-        if unfinished.is_none() {
-            *unfinished = Some(Unfinished::Failed(why));
+    /// Leaves everything that would be asked in a guest.
+    fn leave_all_guests(&mut self, why: &str) {
+        for report in 0..self.reports.len() {
+            let stories = self.reports[report].scenario.stories;
+            if stories.iter().any(|story| !matches!(story, Story::Kernel(_))) {
+                self.leave(report, Unfinished::NotAsked(why.to_owned()));
+            }
         }
+    }
+
+    /// A kernel that has died in its first guest would in the others.
+    fn may_boot(&self) -> bool {
+        self.has_booted || self.troubled_guests.is_empty()
+    }
+
+    fn fail(&mut self, report: usize, why: String) {
+        self.leave(report, Unfinished::Failed(why));
+    }
+
+    /// The first reason counts.
+    fn leave(&mut self, report: usize, why: Unfinished) {
+        self.reports[report].unfinished.get_or_insert(why);
     }
 }
 

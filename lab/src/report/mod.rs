@@ -62,6 +62,8 @@ pub enum Verdict {
     KnownGap,
     /// This kernel, or this monitor, cannot be asked.
     Skipped,
+    /// The guest in which it would have been asked did not boot.
+    NotAsked,
 }
 
 /// What became of a scenario on one kernel.
@@ -83,6 +85,8 @@ pub enum Unfinished {
     Skipped(String),
     /// Something went wrong.
     Failed(String),
+    /// The guest did not boot.
+    NotAsked(String),
 }
 
 impl ScenarioReport {
@@ -91,6 +95,7 @@ impl ScenarioReport {
         match &self.unfinished {
             _ if self.observations.iter().any(|observation| !observation.holds) => Verdict::Failed,
             Some(Unfinished::Failed(_)) => Verdict::Failed,
+            Some(Unfinished::NotAsked(_)) => Verdict::NotAsked,
             Some(Unfinished::Skipped(_)) => Verdict::Skipped,
             None if self.has(&[Kind::KnownGap]) => Verdict::KnownGap,
             None => Verdict::Passed,
@@ -159,6 +164,7 @@ pub struct Totals {
     pub failed: usize,
     pub known_gaps: usize,
     pub skipped: usize,
+    pub not_asked: usize,
 }
 
 impl KernelReport {
@@ -187,6 +193,7 @@ impl Report {
                 Verdict::Failed => totals.failed += 1,
                 Verdict::KnownGap => totals.known_gaps += 1,
                 Verdict::Skipped => totals.skipped += 1,
+                Verdict::NotAsked => totals.not_asked += 1,
             }
         }
         totals
@@ -201,10 +208,11 @@ impl Report {
     }
 
     /// Whether all that could be asked holds, and no monitor contradicts another; not so when nothing
-    /// could be asked.
+    /// could be asked, or a guest did not boot.
     pub fn holds(&self) -> bool {
         let totals = self.totals();
-        totals.failed == 0 && totals.passed > 0 && self.comparisons().iter().all(Comparison::agrees)
+        let all_asked = totals.failed == 0 && totals.not_asked == 0;
+        all_asked && totals.passed > 0 && self.comparisons().iter().all(Comparison::agrees)
     }
 }
 
@@ -275,11 +283,13 @@ mod tests {
         let skipped = || report(&[], Some(Unfinished::Skipped("no lockdown".to_owned())));
         let failed = || report(&WHOLE, Some(Unfinished::Failed("it hangs".to_owned())));
         let passed = || report(&WHOLE, None);
+        let not_asked = || report(&[], Some(Unfinished::NotAsked("it does not boot".to_owned())));
         for (scenarios, holds) in [
             (vec![], false),
             (vec![skipped()], false),
             (vec![passed(), skipped()], true),
             (vec![passed(), failed()], false),
+            (vec![passed(), not_asked()], false),
         ] {
             let kernel = KernelReport {
                 vmm: Vmm::Moat,

@@ -6,25 +6,31 @@ use std::{
 };
 
 const TAIL_LINES: usize = 25;
+/// A guest may print without end.
+const MAX_BYTES: usize = 4 << 20;
 
 /// A console that is kept in memory.
 #[derive(Clone, Default)]
 pub struct Console(Arc<Mutex<Vec<u8>>>);
 
 impl Console {
-    fn text(&self) -> MutexGuard<'_, Vec<u8>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Its last lines.
-    pub fn tail(&self) -> String {
-        tail(&self.text())
+    /// All that was printed.
+    pub fn text(&self) -> ConsoleText {
+        ConsoleText::from(&self.lock()[..])
     }
 }
 
 impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.text().extend_from_slice(bytes);
+        let mut text = self.lock();
+        text.extend_from_slice(bytes);
+        // The first of it is the least interesting.
+        let excess = text.len().saturating_sub(MAX_BYTES);
+        text.drain(..excess);
         Ok(bytes.len())
     }
 
@@ -33,11 +39,58 @@ impl Write for Console {
     }
 }
 
-/// The last lines of what was written to a terminal.
-pub fn tail(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes).replace('\r', "");
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+/// What a guest has printed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ConsoleText(String);
+
+impl From<&[u8]> for ConsoleText {
+    fn from(bytes: &[u8]) -> Self {
+        Self(String::from_utf8_lossy(bytes).replace('\r', ""))
+    }
+}
+
+impl ConsoleText {
+    /// The last lines.
+    pub fn tail(&self) -> String {
+        let lines: Vec<&str> = self.0.lines().collect();
+        lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+    }
+
+    /// What a Linux kernel says that it has died of: its first oops and where that was, or else why it
+    /// panicked.
+    pub fn cause_of_death(&self) -> Option<String> {
+        let mut lines = self.0.lines().map(without_time);
+        let oops = lines.clone().position(is_oops);
+        if let Some(oops) = oops {
+            let what = lines.nth(oops)?;
+            let what = what.strip_prefix("Oops: ").unwrap_or(what);
+            // An error code and a number follow.
+            let what = what.split(" [#").next().unwrap_or(what).trim_end_matches(": 0000");
+            let function = lines.find_map(|line| {
+                let (_, place) = line.split_once("RIP: ")?.1.split_once(':')?;
+                Some(place.split(['+', ' ']).next().unwrap_or(place).to_owned())
+            });
+            return Some(match function {
+                Some(function) => format!("{what} in {function}"),
+                None => what.to_owned(),
+            });
+        }
+        lines.find_map(|line| Some(line.split_once("Kernel panic - not syncing: ")?.1.to_owned()))
+    }
+}
+
+/// A line of a kernel's log without the time at its start.
+fn without_time(line: &str) -> &str {
+    match line.strip_prefix('[').and_then(|line| line.split_once("] ")) {
+        Some((time, rest)) if time.trim().parse::<f64>().is_ok() => rest,
+        _ => line,
+    }
+}
+
+fn is_oops(line: &str) -> bool {
+    ["Oops: ", "BUG: ", "kernel BUG at ", "general protection fault", "invalid opcode: "]
+        .iter()
+        .any(|start| line.starts_with(start))
 }
 
 #[cfg(test)]
@@ -50,7 +103,42 @@ mod tests {
         for line in 0..100 {
             write!(console, "line {line}\r\n").unwrap();
         }
-        let tail = console.tail();
+        let tail = console.text().tail();
         assert!(tail.starts_with("line 75\nline 76\n") && tail.ends_with("line 99"), "{tail}");
+    }
+
+    #[test]
+    fn a_guest_that_prints_without_end_is_kept_from_its_end() {
+        let mut console = Console::default();
+        console.write_all(&vec![b'x'; MAX_BYTES]).unwrap();
+        console.write_all(b"\nlast").unwrap();
+        assert_eq!(console.lock().len(), MAX_BYTES);
+        assert!(console.text().tail().ends_with("\nlast"));
+    }
+
+    #[test]
+    fn a_kernel_says_what_it_has_died_of() {
+        let cause = |text: &str| ConsoleText::from(text.as_bytes()).cause_of_death();
+        assert_eq!(cause("[    0.000000] Linux version 6.12\r\n"), None);
+        // Linux 7.2 on a processor with AVX and without XSAVE.
+        let opcode = "\
+[    2.114253] Oops: invalid opcode: 0000 [#1] SMP NOPTI\r
+[    2.117113] CPU: 0 UID: 0 PID: 1 Comm: swapper/0 Not tainted 7.2.13+deb14-amd64 #1\r
+[    2.119721] RIP: 0010:polyval_mul_pclmul_avx+0x4/0x10 [polyval]\r
+[    2.120000] RIP: 0033:0x7f0000000000\r
+[    2.200000] Kernel panic - not syncing: Attempted to kill init! exitcode=0x0000000b\r
+";
+        assert_eq!(cause(opcode).unwrap(), "invalid opcode in polyval_mul_pclmul_avx");
+        let null = "\
+[    1.0] BUG: kernel NULL pointer dereference, address: 0000000000000008
+[    1.0] #PF: supervisor read access in kernel mode
+[    1.0] Oops: 0000 [#1] PREEMPT SMP
+[    1.0] RIP: 0010:iommu_group_release+0x12/0x30
+";
+        let expected = "BUG: kernel NULL pointer dereference, address: 0000000000000008 in iommu_group_release";
+        assert_eq!(cause(null).unwrap(), expected);
+        let root = "Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)";
+        let expected = "VFS: Unable to mount root fs on unknown-block(0,0)";
+        assert_eq!(cause(root).unwrap(), expected);
     }
 }

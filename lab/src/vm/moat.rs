@@ -16,7 +16,7 @@ use vmm::{
 
 use super::{
     BarAccesses, Machine, MemoryDevice, RAM, REGION_SIZE, Special, VmConfig, VmError, Witness,
-    console::Console,
+    console::{Console, ConsoleText},
 };
 use crate::{guest::PciAddress, kernel::GuestKernel};
 
@@ -106,8 +106,8 @@ impl Machine for Moat {
         self.ending.recv_timeout(patience).ok()
     }
 
-    fn console_tail(&self) -> String {
-        self.console.tail()
+    fn console(&self) -> ConsoleText {
+        self.console.text()
     }
 }
 

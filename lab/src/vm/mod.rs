@@ -7,6 +7,7 @@ mod monitor;
 mod qemu;
 mod qmp;
 
+use console::ConsoleText;
 use std::{
     fmt, io,
     ops::Range,
@@ -149,8 +150,8 @@ trait Machine {
     /// How the machine ended, if it does within this time.
     fn wait_for_end(&self, patience: Duration) -> Option<Ending>;
 
-    /// The last lines of the guest's console.
-    fn console_tail(&self) -> String;
+    /// What the guest has printed.
+    fn console(&self) -> ConsoleText;
 }
 
 /// Why a virtual machine could not be had, or not be waited for.
@@ -222,13 +223,30 @@ pub struct Trouble {
     pub error: VmError,
     /// How the machine had ended by then, if it had.
     pub ending: Option<Ending>,
+    /// What the guest's kernel says that it has died of, if it does.
+    pub cause: Option<String>,
     /// The end of the guest's console.
     pub console: String,
+    /// Whether the guest never got as far as being asked anything.
+    pub at_boot: bool,
+}
+
+impl Trouble {
+    fn of(error: VmError, machine: &dyn Machine) -> Self {
+        let console = machine.console();
+        Self {
+            error,
+            ending: machine.wait_for_end(Duration::ZERO),
+            cause: console.cause_of_death(),
+            console: console.tail(),
+            at_boot: false,
+        }
+    }
 }
 
 impl From<VmError> for Trouble {
     fn from(error: VmError) -> Self {
-        Self { error, ending: None, console: String::new() }
+        Self { error, ending: None, cause: None, console: String::new(), at_boot: false }
     }
 }
 
@@ -254,11 +272,7 @@ impl Vm {
         let region = machine.memory_device()?.region;
         match Guest::connect(agent, BOOT) {
             Ok(guest) => Ok(Self { guest, vmm: config.vmm, machine, region }),
-            Err(error) => Err(Trouble {
-                error: error.into(),
-                ending: machine.wait_for_end(Duration::ZERO),
-                console: machine.console_tail(),
-            }),
+            Err(error) => Err(Trouble { at_boot: true, ..Trouble::of(error.into(), &*machine) }),
         }
     }
 
@@ -373,13 +387,12 @@ impl Vm {
 
     /// An error with what else is known about the machine by now.
     pub fn trouble(&self, error: VmError) -> Trouble {
-        let ending = self.machine.wait_for_end(Duration::ZERO);
-        Trouble { error, ending, console: self.console_tail() }
+        Trouble::of(error, &*self.machine)
     }
 
     /// The last lines of the guest's console.
     pub fn console_tail(&self) -> String {
-        self.machine.console_tail()
+        self.machine.console().tail()
     }
 }
 
@@ -387,8 +400,12 @@ impl Vm {
 pub const ADDED_MEMORY: &str = "System RAM (virtio_mem)";
 
 impl fmt::Display for Trouble {
-    /// The error with its causes, and how the machine ended.
+    /// What the kernel died of, if it says so of a guest that was lost; else the error with its causes, and
+    /// how the machine ended.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(cause) = self.cause.as_ref().filter(|_| self.error.guest_is_lost()) {
+            return write!(f, "the guest's kernel panicked: {cause}");
+        }
         write!(f, "{}", self.error)?;
         let mut cause = std::error::Error::source(&self.error);
         while let Some(error) = cause {
@@ -409,5 +426,10 @@ mod tests {
         trouble.ending = Some(Ending::TripleFault);
         let text = trouble.to_string();
         assert!(text.contains("serial port: no room; the guest died of a triple fault"), "{text}");
+        // What a kernel complains about is no reason for anything else.
+        trouble.cause = Some("invalid opcode in f".into());
+        assert_eq!(trouble.to_string(), text);
+        trouble.error = VmError::Died;
+        assert_eq!(trouble.to_string(), "the guest's kernel panicked: invalid opcode in f");
     }
 }

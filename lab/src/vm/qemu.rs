@@ -16,7 +16,7 @@ use vmm::Ending;
 
 use super::{
     Accelerator, Iommu, Machine, MemoryDevice, RAM, REGION_SIZE, Special, VmConfig, VmError,
-    console::tail,
+    console::ConsoleText,
     qmp::{Qmp, QmpError},
 };
 use crate::kernel::GuestKernel;
@@ -162,8 +162,8 @@ impl Machine for Qemu {
         }
     }
 
-    fn console_tail(&self) -> String {
-        tail(&fs::read(self.files.path("console")).unwrap_or_default())
+    fn console(&self) -> ConsoleText {
+        ConsoleText::from(&fs::read(self.files.path("console")).unwrap_or_default()[..])
     }
 }
 

@@ -59,7 +59,7 @@ fn what_does_not_fit_is_refused() {
     let long = "x".repeat(5000);
     for (arguments, reason) in [
         (vec!["--initrd", "missing"], "cannot read the initramfs missing"),
-        (vec!["--initrd", "big", "--memory", "32M"], "does not fit"),
+        (vec!["--initrd", "big", "--memory", "32M"], "more bytes than the machine has memory"),
         (vec!["--cmdline", &long], "5000 bytes"),
         (vec!["--memory", "8M"], "at least 16777216"),
         (vec!["--memory", "512"], "did you mean 512M?"),
@@ -220,5 +220,6 @@ fn a_kernel_that_does_not_boot_is_one_fact() {
     let report = String::from_utf8_lossy(&output.stdout);
     assert_eq!(report.matches("not asked: no guest was tried after").count(), 1, "{report}");
     assert!(report.contains(" 0 failed"), "{report}");
-    assert!(report.contains("System halted"), "the console tells why: {report}");
+    assert!(report.contains("the guest's kernel died: "), "{report}");
+    assert!(report.contains("System halted"), "the console is shown: {report}");
 }

@@ -35,7 +35,7 @@ impl Initramfs {
     pub fn with_modules(mut self, modules: ModuleSet) -> Self {
         self.files.insert("modules/index".to_owned(), modules.index.to_string().into_bytes());
         for (name, image) in modules.images {
-            self.files.insert(format!("modules/{name}.ko"), image);
+            self.files.insert(format!("modules/{name}.ko"), image.to_vec());
         }
         self
     }
@@ -145,7 +145,7 @@ mod tests {
         let entry = ModuleEntry::Loadable { dependencies: vec![] };
         let modules = ModuleSet {
             index: ModuleIndex(BTreeMap::from([("virtio".to_owned(), entry)])),
-            images: BTreeMap::from([("virtio".to_owned(), b"image".to_vec())]),
+            images: BTreeMap::from([("virtio".to_owned(), b"image"[..].into())]),
         };
         let entries = entries(&Initramfs::new().with_modules(modules).build());
         assert_eq!(entries["modules/virtio.ko"].1, b"image");

@@ -160,7 +160,11 @@ impl Run<'_> {
     }
 
     /// Gives the number of stories told, in their order.
-    fn tell_in_guest(&mut self, boot: Boot, stories: &mut [GuestStory]) -> Result<usize, Trouble> {
+    fn tell_in_guest(
+        &mut self,
+        boot: Boot,
+        stories: &mut [GuestStory],
+    ) -> Result<usize, Box<Trouble>> {
         let Settings { vmm, vcpus, .. } = self.settings;
         let config = VmConfig {
             vmm,
@@ -230,7 +234,7 @@ impl Run<'_> {
         if error.guest_is_lost() {
             return Err(error);
         }
-        let error = Trouble::from(error);
+        let error = Box::<Trouble>::from(error);
         self.fail(story.report, format!("in the {} guest: {error}", boot.name()));
         self.note(boot, vm, story, &error);
         Ok(())

@@ -244,7 +244,7 @@ mod tests {
         assert_eq!(kernel.config().unwrap().setting("VIRTIO_MEM"), &Setting::Module);
         assert!(kernel.other_configs()["devmem-off"].is_on("VIRTIO_MEM"));
         assert!(kernel.has_built_in("virtio") && kernel.vmlinux().is_none());
-        assert_eq!(kernel.modules(&["virtio_mem"]).unwrap().images["virtio_mem"], b"image");
+        assert_eq!(kernel.modules(&["virtio_mem"]).unwrap().images["virtio_mem"][..], b"image"[..]);
     }
 
     #[test]

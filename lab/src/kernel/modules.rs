@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{self, Read},
     path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
 };
 
 use agent_protocol::{ModuleEntry, ModuleIndex, module_name};
@@ -51,6 +52,8 @@ struct Loadable {
     path: PathBuf,
     /// In load order.
     dependencies: Vec<String>,
+    /// Read once, for many guests have the same modules.
+    image: OnceLock<Arc<[u8]>>,
 }
 
 /// Modules with all that they need, ready for an initramfs.
@@ -59,7 +62,7 @@ pub struct ModuleSet {
     /// How to load them.
     pub index: ModuleIndex,
     /// Their images, uncompressed, by name.
-    pub images: BTreeMap<String, Vec<u8>>,
+    pub images: BTreeMap<String, Arc<[u8]>>,
 }
 
 impl ModuleTree {
@@ -75,7 +78,9 @@ impl ModuleTree {
                 let (path, needed) = line.split_once(':')?;
                 // depmod writes what is needed first last.
                 let dependencies = needed.split_whitespace().rev().map(name_of).collect();
-                Some((name_of(path), Loadable { path: directory.join(path), dependencies }))
+                let module =
+                    Loadable { path: directory.join(path), dependencies, image: OnceLock::new() };
+                Some((name_of(path), module))
             })
             .collect();
         let built_in = read("modules.builtin")?.lines().map(name_of).collect();
@@ -100,7 +105,7 @@ impl ModuleTree {
             }
             let entry = match self.loadable.get(&name) {
                 Some(module) => {
-                    set.images.insert(name.clone(), read_image(&module.path)?);
+                    set.images.insert(name.clone(), module.image()?);
                     wanted.extend(module.dependencies.iter().cloned());
                     ModuleEntry::Loadable { dependencies: module.dependencies.clone() }
                 }
@@ -119,6 +124,16 @@ impl ModuleTree {
 fn name_of(path: &str) -> String {
     let file = path.rsplit('/').next().unwrap_or(path);
     module_name(file.split('.').next().unwrap_or(file))
+}
+
+impl Loadable {
+    fn image(&self) -> Result<Arc<[u8]>, ModuleError> {
+        if let Some(image) = self.image.get() {
+            return Ok(image.clone());
+        }
+        let image = read_image(&self.path)?.into();
+        Ok(self.image.get_or_init(|| image).clone())
+    }
 }
 
 fn read_image(path: &Path) -> Result<Vec<u8>, ModuleError> {
@@ -167,8 +182,8 @@ mod tests {
         let set = ModuleTree::open(directory.path()).unwrap().closure(["virtio-mem"]).unwrap();
         let dependencies = vec!["virtio".to_owned(), "virtio_ring".to_owned()];
         assert_eq!(set.index.0["virtio_mem"], ModuleEntry::Loadable { dependencies });
-        assert_eq!(set.images["virtio_mem"], b"virtio_mem's image");
-        assert_eq!(set.images["virtio"], b"virtio's image");
+        assert_eq!(&*set.images["virtio_mem"], b"virtio_mem's image");
+        assert_eq!(&*set.images["virtio"], b"virtio's image");
         assert_eq!(set.images.len(), 3);
     }
 

@@ -75,7 +75,21 @@ impl ConsoleText {
                 None => what.to_owned(),
             });
         }
-        lines.find_map(|line| Some(line.split_once("Kernel panic - not syncing: ")?.1.to_owned()))
+        lines
+            .find_map(|line| Some(line.split_once("Kernel panic - not syncing: ")?.1.to_owned()))
+            .or_else(|| self.unpacking_error())
+    }
+
+    /// What is wrong with the image, if the code that unpacks the kernel says so: `error` of
+    /// arch/x86/boot/compressed/error.c, which prints that between blank lines and halts.
+    fn unpacking_error(&self) -> Option<String> {
+        let (before, _) = self.0.split_once(" -- System halted")?;
+        Some(before.lines().rfind(|line| !line.trim().is_empty())?.trim().to_owned())
+    }
+
+    /// Whether there is nothing but blanks.
+    pub fn is_blank(&self) -> bool {
+        self.0.trim().is_empty()
     }
 }
 
@@ -137,6 +151,9 @@ mod tests {
 ";
         let expected = "BUG: kernel NULL pointer dereference, address: 0000000000000008 in iommu_group_release";
         assert_eq!(cause(null).unwrap(), expected);
+        let unpacking =
+            "Decompressing Linux... \r\n\r\nXZ-compressed data is corrupt\r\n\r\n -- System halted";
+        assert_eq!(cause(unpacking).unwrap(), "XZ-compressed data is corrupt");
         let root = "Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)";
         let expected = "VFS: Unable to mount root fs on unknown-block(0,0)";
         assert_eq!(cause(root).unwrap(), expected);

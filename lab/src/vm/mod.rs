@@ -90,7 +90,9 @@ impl VmConfig<'_> {
             Vmm::Qemu(Accelerator::Tcg, _) => "no_timer_check ",
             Vmm::Moat | Vmm::Qemu(Accelerator::Kvm, _) => "",
         };
-        format!("console=ttyS0 panic=-1 {timer}{}", self.parameters)
+        // What goes wrong before there is a driver for the console is printed, too.
+        let console = "console=ttyS0 earlyprintk=ttyS0,115200";
+        format!("{console} panic=-1 {timer}{}", self.parameters)
     }
 }
 
@@ -233,20 +235,27 @@ pub struct Trouble {
 
 impl Trouble {
     fn of(error: VmError, machine: &dyn Machine) -> Self {
+        // The channel ends with the machine, a moment before it can say how.
+        let patience = match error {
+            VmError::Guest(GuestError::Channel { .. }) => PATIENCE,
+            _ => Duration::ZERO,
+        };
+        let ending = machine.wait_for_end(patience);
         let console = machine.console();
         Self {
             error,
-            ending: machine.wait_for_end(Duration::ZERO),
+            ending,
             cause: console.cause_of_death(),
-            console: console.tail(),
+            console: if console.is_blank() { "(nothing)".into() } else { console.tail() },
             at_boot: false,
         }
     }
 }
 
-impl From<VmError> for Trouble {
+impl From<VmError> for Box<Trouble> {
     fn from(error: VmError) -> Self {
-        Self { error, ending: None, cause: None, console: String::new(), at_boot: false }
+        let console = String::new();
+        Self::new(Trouble { error, ending: None, cause: None, console, at_boot: false })
     }
 }
 
@@ -256,7 +265,7 @@ impl Vm {
         kernel: &GuestKernel,
         initramfs: &Initramfs,
         config: VmConfig,
-    ) -> Result<Self, Trouble> {
+    ) -> Result<Self, Box<Trouble>> {
         let initrd = initramfs.build();
         let (machine, agent): (Box<dyn Machine>, _) = match config.vmm {
             Vmm::Moat => {
@@ -272,7 +281,10 @@ impl Vm {
         let region = machine.memory_device()?.region;
         match Guest::connect(agent, BOOT) {
             Ok(guest) => Ok(Self { guest, vmm: config.vmm, machine, region }),
-            Err(error) => Err(Trouble { at_boot: true, ..Trouble::of(error.into(), &*machine) }),
+            Err(error) => {
+                let trouble = Trouble::of(error.into(), &*machine);
+                Err(Box::new(Trouble { at_boot: true, ..trouble }))
+            }
         }
     }
 
@@ -386,8 +398,8 @@ impl Vm {
     }
 
     /// An error with what else is known about the machine by now.
-    pub fn trouble(&self, error: VmError) -> Trouble {
-        Trouble::of(error, &*self.machine)
+    pub fn trouble(&self, error: VmError) -> Box<Trouble> {
+        Box::new(Trouble::of(error, &*self.machine))
     }
 
     /// The last lines of the guest's console.
@@ -400,11 +412,16 @@ impl Vm {
 pub const ADDED_MEMORY: &str = "System RAM (virtio_mem)";
 
 impl fmt::Display for Trouble {
-    /// What the kernel died of, if it says so of a guest that was lost; else the error with its causes, and
-    /// how the machine ended.
+    /// Of a guest that was lost what its kernel died of, or else how the machine ended. Of others the error
+    /// with its causes, and how the machine ended, if it has.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(cause) = self.cause.as_ref().filter(|_| self.error.guest_is_lost()) {
-            return write!(f, "the guest's kernel panicked: {cause}");
+        if self.error.guest_is_lost() {
+            match (&self.cause, &self.ending) {
+                (Some(cause), _) => return write!(f, "the guest's kernel died: {cause}"),
+                // That it does not answer any more follows.
+                (None, Some(ending)) => return write!(f, "{ending}"),
+                (None, None) => {}
+            }
         }
         write!(f, "{}", self.error)?;
         let mut cause = std::error::Error::source(&self.error);
@@ -422,7 +439,7 @@ mod tests {
 
     #[test]
     fn trouble_names_causes_and_the_end() {
-        let mut trouble = Trouble::from(VmError::Wiring(io::Error::other("no room")));
+        let mut trouble = Box::<Trouble>::from(VmError::Wiring(io::Error::other("no room")));
         trouble.ending = Some(Ending::TripleFault);
         let text = trouble.to_string();
         assert!(text.contains("serial port: no room; the guest died of a triple fault"), "{text}");
@@ -430,6 +447,6 @@ mod tests {
         trouble.cause = Some("invalid opcode in f".into());
         assert_eq!(trouble.to_string(), text);
         trouble.error = VmError::Died;
-        assert_eq!(trouble.to_string(), "the guest's kernel panicked: invalid opcode in f");
+        assert_eq!(trouble.to_string(), "the guest's kernel died: invalid opcode in f");
     }
 }

@@ -8,33 +8,33 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use lab::payload::virtio_mem::{MOAT_ECAM, Q35_ECAM, Registers};
-use lab::payload::{self, Payload};
-use lab::vm::Qmp;
+use bare_metal::Program;
+use bare_metal::virtio_mem::{MOAT_ECAM, Q35_ECAM, Registers};
 use serde_json::json;
 use support::conformance::{Answered, Device, REGION, REQUESTED, interview};
-use support::{GIB, PayloadMachine};
+use support::{GIB, ProgramMachine};
 use tempfile::TempDir;
+use testvm::vm::Qmp;
 use vmm::{MachineConfig, MemoryDeviceConfig, VirtioTransport};
 
 fn moat(virtio_transport: VirtioTransport) -> Vec<Answered> {
     let device = MemoryDeviceConfig { requested: REQUESTED, ..MemoryDeviceConfig::new(REGION) };
-    let machine = PayloadMachine::start_as(|config| MachineConfig {
+    let machine = ProgramMachine::start_as(|config| MachineConfig {
         virtio_transport,
         memory_devices: vec![device],
         ..config
     })
     .unwrap();
-    let mut payload = machine.payload;
+    let mut program = machine.program;
     let registers = match virtio_transport {
         VirtioTransport::Mmio => Registers::mmio(),
-        VirtioTransport::Pci => Registers::pci(&mut payload, MOAT_ECAM),
+        VirtioTransport::Pci => Registers::pci(&mut program, MOAT_ECAM),
     };
     let control = machine.machine.control();
     let request = Box::new(move |bytes| {
         control.resize("mem0", bytes).unwrap();
     });
-    interview(Device { payload, registers, request })
+    interview(Device { program, registers, request })
 }
 
 /// QEMU's process. Dropping it ends it.
@@ -51,7 +51,7 @@ impl Drop for Qemu {
 fn qemu() -> Vec<Answered> {
     let directory = TempDir::new().unwrap();
     let path = |name: &str| directory.path().join(name);
-    payload::write_elf(&path("payload.elf"));
+    bare_metal::write_elf(&path("program.elf"));
     let listener = UnixListener::bind(path("agent")).unwrap();
     let process = Command::new("qemu-system-x86_64")
         .args(["-machine", "q35,memory-backend=ram", "-accel", "kvm", "-cpu", "host", "-smp", "1"])
@@ -63,7 +63,7 @@ fn qemu() -> Vec<Answered> {
             path("ram").display()
         ))
         .arg("-kernel")
-        .arg(path("payload.elf"))
+        .arg(path("program.elf"))
         .args(["-serial", "null"])
         .args(["-chardev", &format!("socket,id=agent,path={}", path("agent").display())])
         .args(["-serial", "chardev:agent"])
@@ -83,14 +83,14 @@ fn qemu() -> Vec<Answered> {
     let said = || fs::read_to_string(path("errors")).unwrap();
     let mut qmp = Qmp::open(input, output).unwrap_or_else(|error| panic!("{error}: {}", said()));
     // Where QEMU greets, it has connected its serial ports before.
-    let mut payload = Payload::connect(listener.accept().unwrap().0, &path("ram"));
-    let registers = Registers::pci(&mut payload, Q35_ECAM);
+    let mut program = Program::connect(listener.accept().unwrap().0, &path("ram"));
+    let registers = Registers::pci(&mut program, Q35_ECAM);
     let request = Box::new(move |bytes: u64| {
         let property = "/machine/peripheral/mem0";
         let arguments = json!({"path": property, "property": "requested-size", "value": bytes});
         qmp.execute("qom-set", arguments).unwrap();
     });
-    interview(Device { payload, registers, request })
+    interview(Device { program, registers, request })
 }
 
 /// Row, question, what is wanted, and what the device says instead.

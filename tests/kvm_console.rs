@@ -50,12 +50,12 @@ fn a_pipe_that_somebody_has_made_non_blocking_gets_every_byte() {
     let writer = OwnedFd::from(writer);
     set_non_blocking(&writer, true);
     let mut command = driven(&[]);
-    let (child, mut payload) = fixture.drive(command.stdout(writer).stderr(Stdio::piped()));
+    let (child, mut program) = fixture.drive(command.stdout(writer).stderr(Stdio::piped()));
     drop(command);
     // More than there is room for in a pipe.
     let text: Vec<u8> = (0..200_000_u32).map(|n| b'a' + (n % 26) as u8).collect();
-    payload.print(&text);
-    payload.out_and_end(POWER_OFF.0, POWER_OFF.1);
+    program.print(&text);
+    program.out_and_end(POWER_OFF.0, POWER_OFF.1);
     assert_eq!(read_all(reader).into_bytes(), text);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
@@ -67,8 +67,8 @@ fn output_that_nobody_reads_keeps_no_machine_from_its_end() {
     for signal in [Signal::TERM, Signal::INT] {
         let fixture = Fixture::new();
         let (_reader, writer) = io::pipe().unwrap();
-        let (child, mut payload) = fixture.drive(driven(&[]).stdout(writer).stderr(Stdio::piped()));
-        payload.print(&[b'x'; 100_000]);
+        let (child, mut program) = fixture.drive(driven(&[]).stdout(writer).stderr(Stdio::piped()));
+        program.print(&[b'x'; 100_000]);
         send(&child, signal);
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(128 + signal.as_raw()));
@@ -89,9 +89,9 @@ fn messages_that_nobody_reads_hold_up_nobody() {
     while rustix::io::write(&writer, &[0; 4096]).is_ok() {}
     set_non_blocking(&writer, false);
     let mut command = driven(&["--api-socket", "api", "--serial", "file:/dev/null"]);
-    let (mut child, mut payload) = fixture.drive(command.stderr(writer));
+    let (mut child, mut program) = fixture.drive(command.stderr(writer));
     // What would be told of it has nowhere to go.
-    payload.write(8, UNPLUGGED, 0);
+    program.write(8, UNPLUGGED, 0);
     let mut status = moat(&["status", "--json", "--api-socket"]);
     // The API comes right after the machine.
     let status = loop {
@@ -110,11 +110,11 @@ fn messages_that_nobody_reads_hold_up_nobody() {
 fn a_full_disk_is_told_once_with_what_was_lost() {
     let fixture = Fixture::new();
     let mut command = driven(&["--serial", "file:/dev/full"]);
-    let (child, mut payload) = fixture.drive(command.stderr(Stdio::piped()));
+    let (child, mut program) = fixture.drive(command.stderr(Stdio::piped()));
     for _ in 0..3 {
-        payload.print(b"to nowhere\n");
+        program.print(b"to nowhere\n");
     }
-    payload.out_and_end(POWER_OFF.0, POWER_OFF.1);
+    program.out_and_end(POWER_OFF.0, POWER_OFF.1);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     let message = String::from_utf8_lossy(&output.stderr);
@@ -131,10 +131,10 @@ fn a_signal_that_was_ignored_stays_ignored() {
         .args(Fixture::DRIVEN)
         .args(["--serial", "file:/dev/null"])
         .stdin(Stdio::null());
-    let (mut child, mut payload) = fixture.drive(&mut command);
+    let (mut child, mut program) = fixture.drive(&mut command);
     send(&child, Signal::INT);
     send(&child, Signal::HUP);
-    assert_eq!(payload.read(1, 0xf_fff0), 0xba, "the machine goes on");
+    assert_eq!(program.read(1, 0xf_fff0), 0xba, "the machine goes on");
     send(&child, Signal::TERM);
     assert_eq!(child.wait().unwrap().code(), Some(143));
 }
@@ -144,7 +144,7 @@ fn whatever_signal_would_end_the_process_ends_the_machine() {
     for signal in [Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2, Signal::ALARM] {
         let fixture = Fixture::new();
         let mut command = driven(&["--serial", "file:/dev/null"]);
-        let (mut child, _payload) = fixture.drive(&mut command);
+        let (mut child, _program) = fixture.drive(&mut command);
         send(&child, signal);
         assert_eq!(child.wait().unwrap().code(), Some(128 + signal.as_raw()));
         assert!(!fixture.path("agent").exists(), "{signal:?} leaves a socket");
@@ -200,7 +200,7 @@ fn an_initramfs_may_come_through_a_pipe_and_a_kernel_may_not() {
     assert_eq!(output.status.code(), Some(1));
 
     let mut command = driven(&["--initrd", "fifo", "--serial", "file:/dev/null"]);
-    let (mut child, payload) = thread::scope(|scope| {
+    let (mut child, program) = thread::scope(|scope| {
         let driven = scope.spawn(|| fixture.drive(&mut command));
         // When the other end is open.
         let mut writer = File::options().write(true).open(fifo).unwrap();
@@ -208,7 +208,7 @@ fn an_initramfs_may_come_through_a_pipe_and_a_kernel_may_not() {
         drop(writer);
         driven.join().unwrap()
     });
-    payload.out_and_end(POWER_OFF.0, POWER_OFF.1);
+    program.out_and_end(POWER_OFF.0, POWER_OFF.1);
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
@@ -316,11 +316,11 @@ fn a_console_on_a_socket_is_this_users_and_a_dead_ones_is_taken_over() {
     let fixture = Fixture::new();
     for _ in 0..2 {
         let mut command = driven(&["--serial", "unix:console"]);
-        let (mut child, mut payload) = fixture.drive(&mut command);
+        let (mut child, mut program) = fixture.drive(&mut command);
         let metadata = fs::metadata(fixture.path("console")).unwrap();
         assert!(metadata.file_type().is_socket());
         assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
-        payload.print(b"hello");
+        program.print(b"hello");
         let mut client = UnixStream::connect(fixture.path("console")).unwrap();
         let mut hello = [0; 5];
         client.read_exact(&mut hello).unwrap();

@@ -3,9 +3,9 @@
 
 mod support;
 
-use lab::guest::{Level, Observe, OpenFlags};
 use support::MIB;
 use support::linux::{Linux, LinuxConfig, kernel};
+use testvm::guest::{Level, Observe, OpenFlags};
 use vmm::machine::IommuStatus;
 use vmm::{IommuConfig, MemoryDeviceConfig, ProbeConfig, VirtioTransport};
 

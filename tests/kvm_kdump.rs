@@ -5,14 +5,14 @@ mod support;
 use std::fs;
 use std::time::Duration;
 
-use lab::guest::{File, OpenFlags};
-use lab::initramfs::Initramfs;
-use lab::vm::{BUS, DRIVER, Special, Vm, VmConfig, Vmm};
 use object::Endianness;
 use object::elf::{FileHeader64, PT_LOAD};
 use object::read::elf::{FileHeader, ProgramHeader};
 use support::MIB;
 use support::linux::kernel;
+use testvm::guest::{File, OpenFlags};
+use testvm::initramfs::Initramfs;
+use testvm::vm::{BUS, DRIVER, Special, Vm, VmConfig, Vmm};
 
 const BLOCK: u64 = 2 * MIB;
 /// One of Linux's memory blocks, and a part of the next.

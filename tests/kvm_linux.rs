@@ -8,13 +8,13 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::sync::Arc;
 
-use lab::guest::{Errno, Observe, OpenFlags, Outcome};
-use lab::initramfs::Initramfs;
-use lab::vm::{BUS, DRIVER, Special, Vm, VmConfig, Vmm};
 use support::kallsyms::{Kallsyms, KernelSymbol};
 use support::linux::{Linux, LinuxConfig, kernel, lasting_vcpus};
 use support::{GIB, MIB, resident, rounds};
 use tempfile::TempDir;
+use testvm::guest::{Errno, Observe, OpenFlags, Outcome};
+use testvm::initramfs::Initramfs;
+use testvm::vm::{BUS, DRIVER, Special, Vm, VmConfig, Vmm};
 use vm_memory::GuestAddress;
 use vmm::boot::BootProtocol;
 use vmm::memory::backing::Backing;
@@ -229,7 +229,7 @@ fn l2_several_devices_grow_on_their_own() {
     linux.control.resize("mem2", 128 * MIB).unwrap();
     (0..3).for_each(|index| linux.wait_until_converged(index));
     // The driver has unplugged blocks before the kernel takes their memory away.
-    let added = || linux.guest.iomem().unwrap().size_of(lab::vm::ADDED_MEMORY);
+    let added = || linux.guest.iomem().unwrap().size_of(testvm::vm::ADDED_MEMORY);
     linux.wait_until("the guest has 512 MiB more", || added() == 512 * MIB);
     assert!(linux.guest.meminfo().unwrap().total() > before);
     for device in linux.control.status().unwrap().memory_devices {

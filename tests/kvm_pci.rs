@@ -7,9 +7,9 @@ use std::fs;
 use std::ops::RangeInclusive;
 
 use devices::pci::{Counters, RefusalReason};
-use lab::guest::{Level, Mapping, OpenFlags, PciFunction, Process, Protection, Sharing};
 use support::linux::{Linux, LinuxConfig, kernel};
 use support::lspci::{self, PciSysfs, complaints};
+use testvm::guest::{Level, Mapping, OpenFlags, PciFunction, Process, Protection, Sharing};
 use vmm::machine::{MachineError, PciFunctionStatus, PciRangeStatus};
 use vmm::memory::violations::{Offender, Privilege, Target};
 use vmm::{Machine, MachineConfig, MemoryDeviceConfig, PciPlace, ProbeConfig, VirtioTransport};

@@ -6,28 +6,28 @@ mod support;
 use std::time::Duration;
 
 use agent_protocol::{Fault, OpenFlags, Protection, Sharing, Signal};
-use lab::guest::GuestError;
-use lab::payload::virtio_mem::{Answer, Completion, Driver, write_descriptor};
-use lab::payload::{Exception, Payload};
+use bare_metal::virtio_mem::{Answer, Completion, Driver, write_descriptor};
+use bare_metal::{Exception, Program};
 use support::linux::{Linux, LinuxConfig, kernel};
-use support::{GIB, MIB, PayloadMachine};
+use support::{GIB, MIB, ProgramMachine};
+use testvm::guest::GuestError;
 use vmm::memory::violations::{
     Offender, Operation, Privilege, Target, ViolationCounters, ViolationPolicy,
 };
 use vmm::{Ending, MachineControl, MemoryDeviceConfig};
 
-/// Where nothing is, the entry of the payload's page tables for it, and bits of such entries.
+/// Where nothing is, the entry of the program's page tables for it, and bits of such entries.
 const LAST_GIB: u64 = 7 * GIB;
 const ENTRY_OF_LAST_GIB: u64 = 0x30_1000 + 7 * 8;
 const PRESENT_WRITABLE: u64 = 0b11;
 const HUGE_PAGE: u64 = 1 << 7;
 
 /// A machine whose driver has negotiated UNPLUGGED_INACCESSIBLE and plugged nothing.
-fn start(on_violation: ViolationPolicy) -> (PayloadMachine, Driver) {
+fn start(on_violation: ViolationPolicy) -> (ProgramMachine, Driver) {
     let device =
         MemoryDeviceConfig { requested: 16 * MIB, on_violation, ..MemoryDeviceConfig::new(GIB) };
-    let mut vm = PayloadMachine::start(1, vec![device]);
-    let driver = Driver::start(&mut vm.payload, true);
+    let mut vm = ProgramMachine::start(1, vec![device]);
+    let driver = Driver::start(&mut vm.program, true);
     (vm, driver)
 }
 
@@ -63,8 +63,8 @@ fn a_report_names_the_instruction_at_every_width() {
         (8, ("mov (%r8),%r10", 0x10_8b4d), ("mov %r9,(%r8)", 0x08_894d)),
     ];
     for (width, read, write) in instructions {
-        vm.payload.read(width, address);
-        vm.payload.write(width, address, 0x1122_3344_5566_7788);
+        vm.program.read(width, address);
+        vm.program.write(width, address, 0x1122_3344_5566_7788);
         let control = vm.machine.control();
         let all = offenders(&control);
         let [.., reader, writer] = &all[..] else { panic!("{all:?}") };
@@ -81,7 +81,7 @@ fn a_report_names_the_instruction_at_every_width() {
             assert_eq!((offender.count, latest.device.as_str()), (1, "mem0"));
             // Later than 2020.
             assert!(latest.time_ms > 1_577_836_800_000, "{}", latest.time_ms);
-            let there = vm.payload.read(4, latest.accessor.instruction_pointer);
+            let there = vm.program.read(4, latest.accessor.instruction_pointer);
             let length = if bytes > 0xff_ffff { 4 } else { 3 };
             assert_eq!(there & (u64::MAX >> (64 - length * 8)), bytes);
         }
@@ -95,8 +95,8 @@ fn a_report_names_the_instruction_at_every_width() {
 #[test]
 fn a_loop_is_one_offender_with_a_count() {
     let (mut vm, driver) = start(ViolationPolicy::Report);
-    vm.payload.fill(driver.block(2), 64 * 512);
-    assert_eq!(vm.payload.verify(driver.block(2), 64 * 512), 64);
+    vm.program.fill(driver.block(2), 64 * 512);
+    assert_eq!(vm.program.verify(driver.block(2), 64 * 512), 64);
     let last = 63 * 512;
     assert_eq!(
         told(&vm.machine.control()),
@@ -111,11 +111,11 @@ fn a_loop_is_one_offender_with_a_count() {
 fn string_instructions_are_told_element_by_element() {
     const QUADS: u64 = 5;
     let (mut vm, driver) = start(ViolationPolicy::Report);
-    vm.payload.copy(driver.block(1), QUADS);
+    vm.program.copy(driver.block(1), QUADS);
     for quad in 0..QUADS {
-        assert_eq!(vm.payload.read(8, Payload::COPY + quad * 8), u64::MAX);
+        assert_eq!(vm.program.read(8, Program::COPY + quad * 8), u64::MAX);
     }
-    vm.payload.store_string(driver.block(1), QUADS);
+    vm.program.store_string(driver.block(1), QUADS);
     let last = (QUADS - 1) * 8;
     assert_eq!(
         told(&vm.machine.control()),
@@ -128,8 +128,8 @@ fn string_instructions_are_told_element_by_element() {
 
 #[test]
 fn the_machine_ends_if_it_is_to_and_says_who_it_was() {
-    let (PayloadMachine { machine, payload, .. }, driver) = start(ViolationPolicy::Stop);
-    payload.write_and_end(driver.block(7) + 0x10, 0x1234);
+    let (ProgramMachine { machine, program, .. }, driver) = start(ViolationPolicy::Stop);
+    program.write_and_end(driver.block(7) + 0x10, 0x1234);
     let ending = machine.wait();
     assert_eq!(ending.exit_code(), 16);
     let message = ending.to_string();
@@ -147,11 +147,11 @@ fn the_machine_ends_for_dma_too_if_it_is_to() {
     const WRITABLE: u64 = 2;
     let (mut vm, mut driver) = start(ViolationPolicy::Stop);
     let (address, block) = (driver.block(5) + 0x20, 5);
-    write_descriptor(&mut vm.payload, 0, address, 10, WRITABLE, 0);
-    driver.make_available(&mut vm.payload, 0);
-    driver.kick(&mut vm.payload);
+    write_descriptor(&mut vm.program, 0, address, 10, WRITABLE, 0);
+    driver.make_available(&mut vm.program, 0);
+    driver.kick(&mut vm.program);
     // No room to answer in: the chain comes back empty.
-    assert_eq!(driver.completion(&mut vm.payload, Duration::from_secs(60)), Completion::Used(0));
+    assert_eq!(driver.completion(&mut vm.program, Duration::from_secs(60)), Completion::Used(0));
     let ending = vm.machine.wait();
     assert_eq!(ending.exit_code(), 16);
     let message = ending.to_string();
@@ -166,8 +166,8 @@ fn the_machine_ends_for_dma_too_if_it_is_to() {
 #[test]
 fn what_is_ignored_is_counted_and_no_more() {
     let (mut vm, driver) = start(ViolationPolicy::Ignore);
-    assert_eq!(vm.payload.read(8, driver.block(0)), u64::MAX);
-    vm.payload.write(8, driver.block(0), 1);
+    assert_eq!(vm.program.read(8, driver.block(0)), u64::MAX);
+    vm.program.write(8, driver.block(0), 1);
     let expected = ViolationCounters { reads: 1, writes: 1, ..Default::default() };
     assert_eq!(counters(&vm.machine.control()), expected);
     assert_eq!(offenders(&vm.machine.control()), []);
@@ -177,8 +177,8 @@ fn what_is_ignored_is_counted_and_no_more() {
 fn an_instruction_that_kvm_cannot_emulate_is_told_and_stepped_over() {
     let (mut vm, driver) = start(ViolationPolicy::Report);
     // Nothing was added to what was zero: registers stay as they are.
-    assert_eq!(vm.payload.add_vector(driver.block(4) + 0x40), 0);
-    vm.payload.store_vector(driver.block(5) + 8);
+    assert_eq!(vm.program.add_vector(driver.block(4) + 0x40), 0);
+    vm.program.store_vector(driver.block(5) + 8);
     assert_eq!(
         told(&vm.machine.control()),
         [
@@ -186,26 +186,26 @@ fn an_instruction_that_kvm_cannot_emulate_is_told_and_stepped_over() {
             ("movlps %xmm0,(%r8)".to_owned(), Operation::Write, 8, 5, 8, 1),
         ]
     );
-    assert_eq!(vm.payload.take_exception(), None);
+    assert_eq!(vm.program.take_exception(), None);
 }
 
 #[test]
 fn x1_plugged_memory_is_no_violation_for_any_instruction() {
     const RETURN: u64 = 0xc3;
     let (mut vm, mut driver) = start(ViolationPolicy::Report);
-    assert_eq!(driver.plug(&mut vm.payload, 4, 2), Answer::Ack);
+    assert_eq!(driver.plug(&mut vm.program, 4, 2), Answer::Ack);
     // Code, and a page table: its first entry is the huge page of the other block.
-    vm.payload.write(1, driver.block(4), RETURN);
-    vm.payload.call(driver.block(4));
-    assert_eq!(vm.payload.take_exception(), None);
-    vm.payload.write(8, driver.block(4), driver.block(5) | HUGE_PAGE | PRESENT_WRITABLE);
-    vm.payload.write(8, ENTRY_OF_LAST_GIB, driver.block(4) | PRESENT_WRITABLE);
-    vm.payload.write(8, LAST_GIB + 0x1_2340, 0x5678);
-    assert_eq!(vm.payload.read(8, driver.block(5) + 0x1_2340), 0x5678);
-    vm.payload.write(8, driver.block(4) + 0x40, 0x1234);
-    assert_eq!(vm.payload.add_vector(driver.block(4) + 0x40), 0x1234);
-    vm.payload.store_vector(driver.block(5));
-    assert_eq!(vm.payload.read(8, driver.block(5)), 0x1234);
+    vm.program.write(1, driver.block(4), RETURN);
+    vm.program.call(driver.block(4));
+    assert_eq!(vm.program.take_exception(), None);
+    vm.program.write(8, driver.block(4), driver.block(5) | HUGE_PAGE | PRESENT_WRITABLE);
+    vm.program.write(8, ENTRY_OF_LAST_GIB, driver.block(4) | PRESENT_WRITABLE);
+    vm.program.write(8, LAST_GIB + 0x1_2340, 0x5678);
+    assert_eq!(vm.program.read(8, driver.block(5) + 0x1_2340), 0x5678);
+    vm.program.write(8, driver.block(4) + 0x40, 0x1234);
+    assert_eq!(vm.program.add_vector(driver.block(4) + 0x40), 0x1234);
+    vm.program.store_vector(driver.block(5));
+    assert_eq!(vm.program.read(8, driver.block(5)), 0x1234);
     assert_eq!(counters(&vm.machine.control()), ViolationCounters::default());
 }
 
@@ -214,8 +214,8 @@ fn an_instruction_in_unplugged_memory_is_none() {
     const INVALID_OPCODE: u64 = 6;
     let (mut vm, driver) = start(ViolationPolicy::Report);
     let target = driver.block(6) + 0x100;
-    vm.payload.call(target);
-    let exception = vm.payload.take_exception().expect("an exception");
+    vm.program.call(target);
+    let exception = vm.program.take_exception().expect("an exception");
     assert_eq!((exception.vector, exception.instruction_pointer), (INVALID_OPCODE, target));
     let control = vm.machine.control();
     assert_eq!(told(&control), [(String::new(), Operation::Fetch, 1, 6, 0x100, 1)]);
@@ -224,15 +224,15 @@ fn an_instruction_in_unplugged_memory_is_none() {
     assert_eq!(counters(&control), expected);
 }
 
-/// KVM takes the missing page table for one without entries, and says nothing to us. The payload has
+/// KVM takes the missing page table for one without entries, and says nothing to us. The program has
 /// no gate for a page fault.
 #[test]
 fn a_page_table_in_unplugged_memory_is_a_page_fault() {
     let (mut vm, driver) = start(ViolationPolicy::Report);
-    vm.payload.write(8, ENTRY_OF_LAST_GIB, driver.block(1) | PRESENT_WRITABLE);
-    let PayloadMachine { machine, payload, .. } = vm;
+    vm.program.write(8, ENTRY_OF_LAST_GIB, driver.block(1) | PRESENT_WRITABLE);
+    let ProgramMachine { machine, program, .. } = vm;
     // The entry is at the start of a page: at the same offset KVM would take it for the operand.
-    payload.write_and_end(LAST_GIB + 0x10, 1);
+    program.write_and_end(LAST_GIB + 0x10, 1);
     let control = machine.control();
     assert_eq!(machine.wait(), Ending::TripleFault);
     assert_eq!(counters(&control), ViolationCounters::default());
@@ -247,8 +247,8 @@ fn a_machine_check_is_precise_and_says_where() {
     const PRECISE: u64 = 0b111;
     let (mut vm, driver) = start(ViolationPolicy::MachineCheck);
     let control = vm.machine.control();
-    let expect_check = |payload: &mut Payload, address: u64, code: u64| {
-        let exception = payload.take_exception().expect("an exception");
+    let expect_check = |program: &mut Program, address: u64, code: u64| {
+        let exception = program.take_exception().expect("an exception");
         let Exception { vector, instruction_pointer, mcg_status, banks } = exception;
         assert_eq!(vector, MACHINE_CHECK, "{exception:x?}");
         assert_eq!(mcg_status & PRECISE, PRECISE, "{exception:x?}");
@@ -260,19 +260,19 @@ fn a_machine_check_is_precise_and_says_where() {
         assert_eq!(latest.accessor.instruction_pointer, instruction_pointer, "{latest:?}");
         assert_eq!(latest.access.address, address);
     };
-    let payload = &mut vm.payload;
-    payload.read(8, driver.block(1) + 0x18);
-    expect_check(payload, driver.block(1) + 0x18, 0x134);
-    payload.write(4, driver.block(2) + 0x20, 1);
-    expect_check(payload, driver.block(2) + 0x20, 0x144);
+    let program = &mut vm.program;
+    program.read(8, driver.block(1) + 0x18);
+    expect_check(program, driver.block(1) + 0x18, 0x134);
+    program.write(4, driver.block(2) + 0x20, 1);
+    expect_check(program, driver.block(2) + 0x20, 0x144);
     // Each is one machine check, however many elements there are.
-    payload.copy(driver.block(3), 100);
-    expect_check(payload, driver.block(3), 0x134);
-    payload.add_vector(driver.block(4));
-    expect_check(payload, driver.block(4), 0x134);
-    payload.call(driver.block(5));
-    expect_check(payload, driver.block(5), 0x150);
-    assert_eq!(payload.take_exception(), None);
+    program.copy(driver.block(3), 100);
+    expect_check(program, driver.block(3), 0x134);
+    program.add_vector(driver.block(4));
+    expect_check(program, driver.block(4), 0x134);
+    program.call(driver.block(5));
+    expect_check(program, driver.block(5), 0x150);
+    assert_eq!(program.take_exception(), None);
     let expected = ViolationCounters { reads: 3, writes: 1, fetches: 1, ..Default::default() };
     assert_eq!(counters(&vm.machine.control()), expected);
 }

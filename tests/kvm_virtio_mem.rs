@@ -10,13 +10,13 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
-use lab::huge_pages::HugePagePool;
-use lab::payload;
-use lab::payload::virtio_mem::{Answer, Completion, Driver, State, write_descriptor};
+use testvm::huge_pages::HugePagePool;
+
+use bare_metal::virtio_mem::{Answer, Completion, Driver, State, write_descriptor};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::host_memory::{huge_pages, in_use, skip};
-use support::{GIB, MIB, PayloadMachine, resident, rounds};
+use support::{GIB, MIB, ProgramMachine, resident, rounds};
 use tempfile::TempDir;
 use vmm::boot::BootProtocol;
 use vmm::memory::backing::{Backing, HugePageSize};
@@ -32,7 +32,7 @@ fn device(requested: u64) -> MemoryDeviceConfig {
     MemoryDeviceConfig { requested, ..MemoryDeviceConfig::new(GIB) }
 }
 
-fn violations(vm: &PayloadMachine) -> ViolationCounters {
+fn violations(vm: &ProgramMachine) -> ViolationCounters {
     vm.machine.control().status().unwrap().memory_devices[0].violations
 }
 
@@ -53,20 +53,20 @@ fn p8_x1_plugged_memory_reads_as_zero_and_works_at_every_width() {
     let (backings, _pool, _directory) = backings(4);
     for backing in backings {
         let config = MemoryDeviceConfig { memory: backing.into(), ..device(16 * MIB) };
-        let mut vm = PayloadMachine::start(1, vec![config]);
-        let payload = &mut vm.payload;
-        let mut driver = Driver::start(payload, true);
-        assert_eq!(driver.plug(payload, 0, 4), Answer::Ack);
+        let mut vm = ProgramMachine::start(1, vec![config]);
+        let program = &mut vm.program;
+        let mut driver = Driver::start(program, true);
+        assert_eq!(driver.plug(program, 0, 4), Answer::Ack);
         let first = driver.block(0);
         let last = driver.block(4) - 8;
         for address in [first, driver.block(1) - 8, driver.block(2), last] {
-            assert_eq!(payload.read(8, address), 0);
+            assert_eq!(program.read(8, address), 0);
         }
         for (width, value) in [(1, 0x11), (2, 0x2222), (4, 0x4444_4444), (8, 0x8888_8888_8888)] {
-            payload.write(width, first + 0x123, value);
-            assert_eq!(payload.read(width, first + 0x123), value);
-            payload.write(width, last, value);
-            assert_eq!(payload.read(width, last), value);
+            program.write(width, first + 0x123, value);
+            assert_eq!(program.read(width, first + 0x123), value);
+            program.write(width, last, value);
+            assert_eq!(program.read(width, last), value);
         }
         assert_eq!(violations(&vm), ViolationCounters::default());
     }
@@ -74,16 +74,16 @@ fn p8_x1_plugged_memory_reads_as_zero_and_works_at_every_width() {
 
 #[test]
 fn x2_an_access_to_an_unplugged_block_is_told_and_reaches_nothing() {
-    let mut vm = PayloadMachine::start(1, vec![device(16 * MIB)]);
-    let payload = &mut vm.payload;
-    let mut driver = Driver::start(payload, true);
-    assert_eq!(driver.plug(payload, 1, 1), Answer::Ack);
+    let mut vm = ProgramMachine::start(1, vec![device(16 * MIB)]);
+    let program = &mut vm.program;
+    let mut driver = Driver::start(program, true);
+    assert_eq!(driver.plug(program, 1, 1), Answer::Ack);
     let below = driver.block(1) - 8;
-    payload.write(8, below, 0x1234);
-    assert_eq!(payload.read(8, below), u64::MAX);
-    assert_eq!(payload.read(4, driver.block(2)), 0xffff_ffff);
+    program.write(8, below, 0x1234);
+    assert_eq!(program.read(8, below), u64::MAX);
+    assert_eq!(program.read(4, driver.block(2)), 0xffff_ffff);
     // Beyond the usable part of the region too.
-    assert_eq!(payload.read(1, driver.address + GIB - 1), 0xff);
+    assert_eq!(program.read(1, driver.address + GIB - 1), 0xff);
     let status = vm.machine.control().status().unwrap();
     let device = &status.memory_devices[0];
     assert_eq!(device.violations, ViolationCounters { reads: 3, writes: 1, ..Default::default() });
@@ -107,7 +107,7 @@ fn x2_an_access_to_an_unplugged_block_is_told_and_reaches_nothing() {
         ]
     );
     for Offender { latest, .. } in &device.offenders {
-        // The payload's code is at 2 MiB and less than a page long.
+        // The program's code is at 2 MiB and less than a page long.
         assert!((2 * MIB..2 * MIB + 4096).contains(&latest.accessor.instruction_pointer));
     }
 }
@@ -117,19 +117,19 @@ fn x2_an_access_to_an_unplugged_block_takes_nothing_from_the_host() {
     let (backings, _pool, _directory) = backings(1);
     for backing in backings {
         let config = MemoryDeviceConfig { memory: backing.clone().into(), ..device(64 * MIB) };
-        let mut vm = PayloadMachine::start(1, vec![config]);
-        let payload = &mut vm.payload;
-        let mut driver = Driver::start(payload, true);
-        assert_eq!(driver.plug(payload, 1, 1), Answer::Ack);
-        payload.fill(driver.block(1), 2 * MIB);
+        let mut vm = ProgramMachine::start(1, vec![config]);
+        let program = &mut vm.program;
+        let mut driver = Driver::start(program, true);
+        assert_eq!(driver.plug(program, 1, 1), Answer::Ack);
+        program.fill(driver.block(1), 2 * MIB);
         // What reports of violations need, the first one takes.
-        assert_eq!(payload.read(8, driver.block(3)), u64::MAX);
+        assert_eq!(program.read(8, driver.block(3)), u64::MAX);
         let before = in_use(&backing);
-        payload.fill(driver.block(2), 2 * MIB);
-        assert_eq!(payload.read(8, driver.block(0)), u64::MAX);
+        program.fill(driver.block(2), 2 * MIB);
+        assert_eq!(program.read(8, driver.block(0)), u64::MAX);
         let after = in_use(&backing);
         assert!(after < before + MIB, "{backing:?}: {before} then {after}");
-        assert_eq!(payload.verify(driver.block(1), 2 * MIB), 0);
+        assert_eq!(program.verify(driver.block(1), 2 * MIB), 0);
         let expected = ViolationCounters { reads: 2, writes: 2 * MIB / 512, ..Default::default() };
         assert_eq!(violations(&vm), expected, "{backing:?}");
     }
@@ -137,23 +137,23 @@ fn x2_an_access_to_an_unplugged_block_takes_nothing_from_the_host() {
 
 #[test]
 fn x2_control_without_enforcement_nobody_notices() {
-    let mut vm = PayloadMachine::start_with(1, vec![device(16 * MIB)], Enforcement::Off);
-    let payload = &mut vm.payload;
-    let driver = Driver::start(payload, true);
-    payload.write(8, driver.block(0), 0x1234);
-    assert_eq!(payload.read(8, driver.block(0)), 0x1234);
+    let mut vm = ProgramMachine::start_with(1, vec![device(16 * MIB)], Enforcement::Off);
+    let program = &mut vm.program;
+    let driver = Driver::start(program, true);
+    program.write(8, driver.block(0), 0x1234);
+    assert_eq!(program.read(8, driver.block(0)), 0x1234);
     assert_eq!(violations(&vm), ViolationCounters::default());
 }
 
 #[test]
 fn x3_a_driver_that_did_not_negotiate_it_reads_zeros() {
-    let mut vm = PayloadMachine::start(1, vec![device(16 * MIB)]);
-    let payload = &mut vm.payload;
-    let driver = Driver::start(payload, false);
-    assert_eq!(payload.read(8, driver.block(0)), 0);
+    let mut vm = ProgramMachine::start(1, vec![device(16 * MIB)]);
+    let program = &mut vm.program;
+    let driver = Driver::start(program, false);
+    assert_eq!(program.read(8, driver.block(0)), 0);
     // Not beyond the usable part: 16 MiB requested and 256 MiB of room.
-    assert_eq!(payload.read(8, driver.address + 272 * MIB), u64::MAX);
-    payload.write(8, driver.block(0), 1);
+    assert_eq!(program.read(8, driver.address + 272 * MIB), u64::MAX);
+    program.write(8, driver.block(0), 1);
     let expected =
         ViolationCounters { reads: 1, writes: 1, permitted_reads: 1, ..Default::default() };
     assert_eq!(violations(&vm), expected);
@@ -164,26 +164,26 @@ fn u7_x4_unplugged_memory_goes_back_to_the_host_and_forgets() {
     let (backings, _pool, _directory) = backings(32);
     for backing in backings {
         let config = MemoryDeviceConfig { memory: backing.clone().into(), ..device(64 * MIB) };
-        let mut vm = PayloadMachine::start(1, vec![config]);
-        let payload = &mut vm.payload;
-        let mut driver = Driver::start(payload, true);
+        let mut vm = ProgramMachine::start(1, vec![config]);
+        let program = &mut vm.program;
+        let mut driver = Driver::start(program, true);
         let before = in_use(&backing);
-        assert_eq!(driver.plug(payload, 0, 32), Answer::Ack);
+        assert_eq!(driver.plug(program, 0, 32), Answer::Ack);
         // Every page of it.
-        payload.fill(driver.address, 64 * MIB);
+        program.fill(driver.address, 64 * MIB);
         let full = in_use(&backing);
         assert!(full - before >= 60 * MIB, "{backing:?}: {before} then {full}");
-        assert_eq!(driver.unplug(payload, 0, 16), Answer::Ack);
+        assert_eq!(driver.unplug(program, 0, 16), Answer::Ack);
         let half = in_use(&backing);
         assert!(full - half >= 30 * MIB, "{backing:?}: {full} then {half}");
-        assert_eq!(driver.unplug(payload, 16, 16), Answer::Ack);
+        assert_eq!(driver.unplug(program, 16, 16), Answer::Ack);
         let empty = in_use(&backing);
         assert!(half - empty >= 30 * MIB, "{backing:?}: {half} then {empty}");
-        assert_eq!(driver.plug(payload, 0, 32), Answer::Ack);
+        assert_eq!(driver.plug(program, 0, 32), Answer::Ack);
         for block in 0..32 {
-            assert_eq!(payload.read(8, driver.block(block)), 0);
+            assert_eq!(program.read(8, driver.block(block)), 0);
         }
-        assert_eq!(driver.unplug_all(payload), Answer::Ack);
+        assert_eq!(driver.unplug_all(program), Answer::Ack);
         assert!(in_use(&backing) < before + 4 * MIB, "{backing:?}");
     }
 }
@@ -195,18 +195,18 @@ fn u7_p7_a_block_may_be_one_page_of_1_gib() {
     let memory = backing.clone().into();
     let config = MemoryDeviceConfig { requested: 2 * GIB, ..MemoryDeviceConfig::new(2 * GIB) };
     let config = MemoryDeviceConfig { block_size: GIB, memory, ..config };
-    let mut vm = PayloadMachine::start(1, vec![config]);
-    let payload = &mut vm.payload;
-    let mut driver = Driver::start(payload, true);
+    let mut vm = ProgramMachine::start(1, vec![config]);
+    let program = &mut vm.program;
+    let mut driver = Driver::start(program, true);
     for _ in 0..2 {
-        assert_eq!(driver.plug(payload, 0, 2), Answer::Busy);
+        assert_eq!(driver.plug(program, 0, 2), Answer::Busy);
         assert_eq!(in_use(&backing), 0);
-        assert_eq!(driver.plug(payload, 1, 1), Answer::Ack);
+        assert_eq!(driver.plug(program, 1, 1), Answer::Ack);
         assert_eq!(in_use(&backing), GIB);
-        assert_eq!(payload.read(8, driver.block(2) - 8), 0);
-        payload.write(8, driver.block(2) - 8, 0x1234);
-        assert_eq!(payload.read(8, driver.block(2) - 8), 0x1234);
-        assert_eq!(driver.unplug(payload, 1, 1), Answer::Ack);
+        assert_eq!(program.read(8, driver.block(2) - 8), 0);
+        program.write(8, driver.block(2) - 8, 0x1234);
+        assert_eq!(program.read(8, driver.block(2) - 8), 0x1234);
+        assert_eq!(driver.unplug(program, 1, 1), Answer::Ack);
         assert_eq!(in_use(&backing), 0);
     }
 }
@@ -223,17 +223,17 @@ fn c1_u7_a_file_on_hugetlbfs_is_made_of_the_pools_pages() {
     let config = MemoryDeviceConfig { memory: backing.into(), ..device(64 * MIB) };
     // The second finds the file as the first has left it.
     for _ in 0..2 {
-        let mut vm = PayloadMachine::start(1, vec![config.clone()]);
-        let payload = &mut vm.payload;
-        let mut driver = Driver::start(payload, true);
-        assert_eq!(driver.plug(payload, 0, 5), Answer::Busy);
+        let mut vm = ProgramMachine::start(1, vec![config.clone()]);
+        let program = &mut vm.program;
+        let mut driver = Driver::start(program, true);
+        assert_eq!(driver.plug(program, 0, 5), Answer::Busy);
         assert_eq!(in_use(&pages), 0);
-        assert_eq!(driver.plug(payload, 0, 4), Answer::Ack);
-        payload.fill(driver.address, 8 * MIB);
+        assert_eq!(driver.plug(program, 0, 4), Answer::Ack);
+        program.fill(driver.address, 8 * MIB);
         assert_eq!(in_use(&pages), 8 * MIB);
-        assert_eq!(driver.unplug(payload, 1, 2), Answer::Ack);
+        assert_eq!(driver.unplug(program, 1, 2), Answer::Ack);
         assert_eq!(in_use(&pages), 4 * MIB);
-        assert_eq!(payload.verify(driver.block(3), 2 * MIB), 0);
+        assert_eq!(program.verify(driver.block(3), 2 * MIB), 0);
     }
     assert_eq!(in_use(&pages), 0);
     unmount(directory.path(), UnmountFlags::empty()).unwrap();
@@ -245,23 +245,23 @@ fn p7_huge_pages_that_run_out_are_busy_and_nothing_has_changed() {
     for enforcement in [Enforcement::Strict, Enforcement::Off] {
         let Some(_pool) = huge_pages(HugePageSize::Size2M, 8) else { return };
         let config = MemoryDeviceConfig { memory: backing.clone().into(), ..device(64 * MIB) };
-        let mut vm = PayloadMachine::start_with(1, vec![config], enforcement);
-        let payload = &mut vm.payload;
-        let mut driver = Driver::start(payload, true);
+        let mut vm = ProgramMachine::start_with(1, vec![config], enforcement);
+        let program = &mut vm.program;
+        let mut driver = Driver::start(program, true);
         let slots_before = vm.machine.control().status().unwrap().memory_slots;
-        assert_eq!(driver.plug(payload, 0, 9), Answer::Busy);
-        assert_eq!(driver.state(payload, 0, 9), State::Unplugged);
+        assert_eq!(driver.plug(program, 0, 9), Answer::Busy);
+        assert_eq!(driver.state(program, 0, 9), State::Unplugged);
         assert_eq!(in_use(&backing), 0);
         assert_eq!(vm.machine.control().status().unwrap().memory_slots, slots_before);
-        assert_eq!(driver.plug(payload, 0, 8), Answer::Ack);
-        payload.fill(driver.address, 16 * MIB);
+        assert_eq!(driver.plug(program, 0, 8), Answer::Ack);
+        program.fill(driver.address, 16 * MIB);
         // The guest goes on, and gets what it gives back.
-        assert_eq!(driver.plug(payload, 8, 1), Answer::Busy);
-        assert_eq!(payload.verify(driver.address, 16 * MIB), 0);
-        assert_eq!(driver.unplug(payload, 3, 1), Answer::Ack);
-        assert_eq!(driver.plug(payload, 8, 1), Answer::Ack);
-        assert_eq!(payload.read(8, driver.block(8)), 0);
-        assert_eq!(payload.verify(driver.block(4), 8 * MIB), 0);
+        assert_eq!(driver.plug(program, 8, 1), Answer::Busy);
+        assert_eq!(program.verify(driver.address, 16 * MIB), 0);
+        assert_eq!(driver.unplug(program, 3, 1), Answer::Ack);
+        assert_eq!(driver.plug(program, 8, 1), Answer::Ack);
+        assert_eq!(program.read(8, driver.block(8)), 0);
+        assert_eq!(program.verify(driver.block(4), 8 * MIB), 0);
         assert_eq!(violations(&vm), ViolationCounters::default());
     }
 }
@@ -270,8 +270,8 @@ fn p7_huge_pages_that_run_out_are_busy_and_nothing_has_changed() {
 fn ram_may_be_of_huge_pages_too_and_a_machine_that_lacks_them_does_not_start() {
     let backing = Backing::Hugetlb(HugePageSize::Size2M);
     let directory = TempDir::new().unwrap();
-    let kernel = directory.path().join("payload.elf");
-    payload::write_elf(&kernel);
+    let kernel = directory.path().join("program.elf");
+    bare_metal::write_elf(&kernel);
     let start = |ram, output| {
         Machine::start(MachineConfig {
             protocol: BootProtocol::Pvh,
@@ -280,7 +280,7 @@ fn ram_may_be_of_huge_pages_too_and_a_machine_that_lacks_them_does_not_start() {
             ..MachineConfig::new(kernel.clone())
         })
     };
-    // What the payload has.
+    // What the program has.
     let pages = 128 / 2;
     let ram: HostMemoryConfig = backing.clone().into();
     {
@@ -304,11 +304,11 @@ fn p8_memory_had_in_advance_is_the_guests_before_it_touches_it() {
     for (prealloc, expected) in [(true, 32 * MIB), (false, 0)] {
         let memory = HostMemoryConfig { prealloc, ..Backing::Memfd.into() };
         let mut vm =
-            PayloadMachine::start(1, vec![MemoryDeviceConfig { memory, ..device(64 * MIB) }]);
-        let payload = &mut vm.payload;
-        let mut driver = Driver::start(payload, true);
+            ProgramMachine::start(1, vec![MemoryDeviceConfig { memory, ..device(64 * MIB) }]);
+        let program = &mut vm.program;
+        let mut driver = Driver::start(program, true);
         let before = in_use(&Backing::Memfd);
-        assert_eq!(driver.plug(payload, 4, 16), Answer::Ack);
+        assert_eq!(driver.plug(program, 4, 16), Answer::Ack);
         // The host counts pages by the handful.
         let taken = in_use(&Backing::Memfd).saturating_sub(before);
         assert!(taken.abs_diff(expected) < MIB, "{taken} with prealloc {prealloc}");
@@ -317,51 +317,51 @@ fn p8_memory_had_in_advance_is_the_guests_before_it_touches_it() {
 
 #[test]
 fn u8_u9_neighbours_of_what_is_unplugged_keep_their_contents() {
-    let mut vm = PayloadMachine::start(1, vec![device(64 * MIB)]);
-    let payload = &mut vm.payload;
-    let mut driver = Driver::start(payload, true);
+    let mut vm = ProgramMachine::start(1, vec![device(64 * MIB)]);
+    let program = &mut vm.program;
+    let mut driver = Driver::start(program, true);
     // Three PLUGs, side by side.
     for first in [0, 8, 16] {
-        assert_eq!(driver.plug(payload, first, 8), Answer::Ack);
+        assert_eq!(driver.plug(program, first, 8), Answer::Ack);
     }
-    payload.fill(driver.address, 48 * MIB);
+    program.fill(driver.address, 48 * MIB);
     // Out of the middle of one; then across all three.
-    assert_eq!(driver.unplug(payload, 3, 2), Answer::Ack);
-    assert_eq!(payload.verify(driver.block(0), 6 * MIB), 0);
-    assert_eq!(payload.verify(driver.block(5), 38 * MIB), 0);
-    assert_eq!(driver.unplug(payload, 6, 12), Answer::Ack);
-    assert_eq!(payload.verify(driver.block(0), 6 * MIB), 0);
-    assert_eq!(payload.verify(driver.block(5), 2 * MIB), 0);
-    assert_eq!(payload.verify(driver.block(18), 12 * MIB), 0);
-    assert_eq!(driver.state(payload, 0, 3), State::Plugged);
-    assert_eq!(driver.state(payload, 3, 2), State::Unplugged);
-    assert_eq!(driver.state(payload, 0, 24), State::Mixed);
+    assert_eq!(driver.unplug(program, 3, 2), Answer::Ack);
+    assert_eq!(program.verify(driver.block(0), 6 * MIB), 0);
+    assert_eq!(program.verify(driver.block(5), 38 * MIB), 0);
+    assert_eq!(driver.unplug(program, 6, 12), Answer::Ack);
+    assert_eq!(program.verify(driver.block(0), 6 * MIB), 0);
+    assert_eq!(program.verify(driver.block(5), 2 * MIB), 0);
+    assert_eq!(program.verify(driver.block(18), 12 * MIB), 0);
+    assert_eq!(driver.state(program, 0, 3), State::Plugged);
+    assert_eq!(driver.state(program, 3, 2), State::Unplugged);
+    assert_eq!(driver.state(program, 0, 24), State::Mixed);
     assert_eq!(violations(&vm), ViolationCounters::default());
 }
 
 #[test]
 fn u8_neighbours_are_reachable_throughout_under_load_from_other_vcpus() {
     const ROUNDS: u64 = 60;
-    let mut vm = PayloadMachine::start(4, vec![device(64 * MIB)]);
-    let payload = &mut vm.payload;
-    let mut driver = Driver::start(payload, true);
-    assert_eq!(driver.plug(payload, 0, 16), Answer::Ack);
-    payload.fill(driver.address, 32 * MIB);
-    payload.start_processors();
+    let mut vm = ProgramMachine::start(4, vec![device(64 * MIB)]);
+    let program = &mut vm.program;
+    let mut driver = Driver::start(program, true);
+    assert_eq!(driver.plug(program, 0, 16), Answer::Ack);
+    program.fill(driver.address, 32 * MIB);
+    program.start_processors();
     // Each hammers two blocks with a hole to be between them and the next.
     for n in 0..3 {
-        payload.hammer(n, driver.block(n * 4), 4 * MIB);
-        payload.wait_for_hammer(n);
+        program.hammer(n, driver.block(n * 4), 4 * MIB);
+        program.wait_for_hammer(n);
     }
     for round in 0..ROUNDS {
         // A block between two hammered ones goes and comes. Touching it splits the slot that all are in.
         let hole = 2 + round % 3 * 4;
-        assert_eq!(driver.unplug(payload, hole, 1), Answer::Ack);
-        assert_eq!(payload.read(8, driver.block(hole)), u64::MAX);
-        assert_eq!(driver.plug(payload, hole, 1), Answer::Ack);
+        assert_eq!(driver.unplug(program, hole, 1), Answer::Ack);
+        assert_eq!(program.read(8, driver.block(hole)), u64::MAX);
+        assert_eq!(driver.plug(program, hole, 1), Answer::Ack);
     }
     for n in 0..3 {
-        let hammered = payload.wait_for_hammer(n);
+        let hammered = program.wait_for_hammer(n);
         assert_eq!(hammered.errors, 0, "processor {n} read something else than it wrote");
     }
     assert_eq!(violations(&vm), ViolationCounters { reads: ROUNDS, ..Default::default() });
@@ -372,7 +372,7 @@ fn l2_u8_a_region_of_a_tib_under_load_from_8_vcpus() {
     let start = |size| {
         let device = MemoryDeviceConfig { requested: 64 * MIB, ..MemoryDeviceConfig::new(size) };
         let memory_devices = vec![device];
-        PayloadMachine::start_as(|config| MachineConfig { vcpus: 8, memory_devices, ..config })
+        ProgramMachine::start_as(|config| MachineConfig { vcpus: 8, memory_devices, ..config })
     };
     let mut region = 1024 * GIB;
     let mut vm = loop {
@@ -389,75 +389,75 @@ fn l2_u8_a_region_of_a_tib_under_load_from_8_vcpus() {
         ));
     }
     vm.machine.control().resize("mem0", region).unwrap();
-    let payload = &mut vm.payload;
-    let mut driver = Driver::start(payload, true);
+    let program = &mut vm.program;
+    let mut driver = Driver::start(program, true);
     let last = region / driver.block_size - 1;
     // Neighbours of holes to be, all over the region.
     let plugged: Vec<u64> = (0..7).map(|n| n * (last / 7)).chain([last - 2]).collect();
-    payload.start_processors();
+    program.start_processors();
     for (n, &first) in (0..7).zip(&plugged) {
-        assert_eq!(driver.plug(payload, first, 3), Answer::Ack);
-        payload.fill(driver.block(first), 2 * driver.block_size);
-        payload.hammer(n, driver.block(first), driver.block_size);
-        payload.wait_for_hammer(n);
+        assert_eq!(driver.plug(program, first, 3), Answer::Ack);
+        program.fill(driver.block(first), 2 * driver.block_size);
+        program.hammer(n, driver.block(first), driver.block_size);
+        program.wait_for_hammer(n);
     }
-    assert_eq!(driver.plug(payload, last - 2, 3), Answer::Ack);
+    assert_eq!(driver.plug(program, last - 2, 3), Answer::Ack);
     for _ in 0..2 {
         for &first in &plugged {
             let hole = first + 1;
-            assert_eq!(driver.unplug(payload, hole, 1), Answer::Ack);
-            assert_eq!(payload.read(8, driver.block(hole)), u64::MAX);
-            assert_eq!(driver.plug(payload, hole, 1), Answer::Ack);
-            assert_eq!(payload.read(8, driver.block(hole)), 0);
+            assert_eq!(driver.unplug(program, hole, 1), Answer::Ack);
+            assert_eq!(program.read(8, driver.block(hole)), u64::MAX);
+            assert_eq!(driver.plug(program, hole, 1), Answer::Ack);
+            assert_eq!(program.read(8, driver.block(hole)), 0);
         }
     }
     for n in 0..7 {
-        let hammered = payload.wait_for_hammer(n);
+        let hammered = program.wait_for_hammer(n);
         assert_eq!(hammered.errors, 0, "processor {n} read something else than it wrote");
     }
     assert_eq!(violations(&vm), ViolationCounters { reads: 16, ..Default::default() });
-    assert_eq!(driver.unplug_all(&mut vm.payload), Answer::Ack);
+    assert_eq!(driver.unplug_all(&mut vm.program), Answer::Ack);
 }
 
 #[test]
 fn x2_several_vcpus_may_stray_into_a_block_at_once() {
     const ROUNDS: u64 = 20;
-    let mut vm = PayloadMachine::start(4, vec![device(64 * MIB)]);
-    let mut driver = Driver::start(&mut vm.payload, true);
-    assert_eq!(driver.plug(&mut vm.payload, 0, 2), Answer::Ack);
-    vm.payload.start_processors();
+    let mut vm = ProgramMachine::start(4, vec![device(64 * MIB)]);
+    let mut driver = Driver::start(&mut vm.program, true);
+    assert_eq!(driver.plug(&mut vm.program, 0, 2), Answer::Ack);
+    vm.program.start_processors();
     for n in 0..3 {
-        vm.payload.hammer(n, driver.block(1), 4096);
+        vm.program.hammer(n, driver.block(1), 4096);
     }
     for _ in 0..ROUNDS {
         let before = violations(&vm);
-        assert_eq!(driver.unplug(&mut vm.payload, 1, 1), Answer::Ack);
+        assert_eq!(driver.unplug(&mut vm.program, 1, 1), Answer::Ack);
         while violations(&vm).reads < before.reads + 100 {
             // Through the guest, so that this ends when the machine does.
-            vm.payload.read(8, driver.block(0));
+            vm.program.read(8, driver.block(0));
         }
-        assert_eq!(driver.plug(&mut vm.payload, 1, 1), Answer::Ack);
+        assert_eq!(driver.plug(&mut vm.program, 1, 1), Answer::Ack);
     }
     assert_eq!(violations(&vm).dma, 0);
 }
 
 #[test]
 fn a1_a2_unplug_all_takes_everything_and_may_be_repeated() {
-    let mut vm = PayloadMachine::start(1, vec![device(64 * MIB)]);
-    let payload = &mut vm.payload;
-    let mut driver = Driver::start(payload, true);
+    let mut vm = ProgramMachine::start(1, vec![device(64 * MIB)]);
+    let program = &mut vm.program;
+    let mut driver = Driver::start(program, true);
     let slots_before = vm.machine.control().status().unwrap().memory_slots;
-    assert_eq!(driver.plug(payload, 0, 3), Answer::Ack);
-    assert_eq!(driver.plug(payload, 7, 5), Answer::Ack);
-    payload.fill(driver.block(7), 2 * MIB);
+    assert_eq!(driver.plug(program, 0, 3), Answer::Ack);
+    assert_eq!(driver.plug(program, 7, 5), Answer::Ack);
+    program.fill(driver.block(7), 2 * MIB);
     for _ in 0..2 {
-        assert_eq!(driver.unplug_all(payload), Answer::Ack);
-        assert_eq!(driver.state(payload, 0, 32), State::Unplugged);
+        assert_eq!(driver.unplug_all(program), Answer::Ack);
+        assert_eq!(driver.state(program, 0, 32), State::Unplugged);
     }
     assert_eq!(vm.machine.control().status().unwrap().memory_slots, slots_before);
-    assert_eq!(payload.read(8, driver.block(7)), u64::MAX);
-    assert_eq!(driver.plug(payload, 7, 1), Answer::Ack);
-    assert_eq!(payload.read(8, driver.block(7)), 0);
+    assert_eq!(program.read(8, driver.block(7)), u64::MAX);
+    assert_eq!(driver.plug(program, 7, 1), Answer::Ack);
+    assert_eq!(program.read(8, driver.block(7)), 0);
 }
 
 #[test]
@@ -465,14 +465,14 @@ fn a2_unplug_all_while_another_vcpu_reads_the_blocks_is_no_end() {
     const ROUNDS: u64 = 30;
     for backing in [Backing::Memfd, Backing::Anonymous] {
         let config = MemoryDeviceConfig { memory: backing.into(), ..device(64 * MIB) };
-        let mut vm = PayloadMachine::start(2, vec![config]);
-        let mut driver = Driver::start(&mut vm.payload, true);
-        vm.payload.start_processors();
-        vm.payload.hammer(0, driver.block(0), 16 << 10);
+        let mut vm = ProgramMachine::start(2, vec![config]);
+        let mut driver = Driver::start(&mut vm.program, true);
+        vm.program.start_processors();
+        vm.program.hammer(0, driver.block(0), 16 << 10);
         for _ in 0..ROUNDS {
-            assert_eq!(driver.plug(&mut vm.payload, 0, 32), Answer::Ack);
-            vm.payload.wait_for_hammer(0);
-            assert_eq!(driver.unplug_all(&mut vm.payload), Answer::Ack);
+            assert_eq!(driver.plug(&mut vm.program, 0, 32), Answer::Ack);
+            vm.program.wait_for_hammer(0);
+            assert_eq!(driver.unplug_all(&mut vm.program), Answer::Ack);
         }
         assert_ne!(violations(&vm).reads, 0);
     }
@@ -507,34 +507,34 @@ fn p7_more_runs_of_blocks_than_the_host_has_mappings_for_are_busy() {
         return skip("more runs of blocks than mappings: no permission to lower vm.max_map_count");
     };
     let config = MemoryDeviceConfig { requested: 8 * GIB, ..MemoryDeviceConfig::new(8 * GIB) };
-    let mut vm = PayloadMachine::start(1, vec![config]);
-    let payload = &mut vm.payload;
-    let mut driver = Driver::start(payload, true);
+    let mut vm = ProgramMachine::start(1, vec![config]);
+    let program = &mut vm.program;
+    let mut driver = Driver::start(program, true);
     let every_other = (0..4096).step_by(2);
-    let busy = every_other.into_iter().find(|block| driver.plug(payload, *block, 1) != Answer::Ack);
+    let busy = every_other.into_iter().find(|block| driver.plug(program, *block, 1) != Answer::Ack);
     let busy = busy.expect("the host has mappings for some");
     assert!(busy > 512, "it has for more than {busy} blocks");
-    assert_eq!(driver.plug(payload, busy, 1), Answer::Busy);
+    assert_eq!(driver.plug(program, busy, 1), Answer::Busy);
     let mappings = fs::read_to_string("/proc/self/maps").unwrap().lines().count();
     assert!(mappings < MAPPINGS - 256, "{mappings} mappings");
     // One beside another takes none.
-    assert_eq!(driver.plug(payload, 1, 1), Answer::Ack);
+    assert_eq!(driver.plug(program, 1, 1), Answer::Ack);
 }
 
 #[test]
 fn vcpus_can_be_stopped_when_the_user_may_have_no_more_signals_waiting() {
     let before = getrlimit(Resource::Sigpending);
     setrlimit(Resource::Sigpending, Rlimit { current: Some(0), ..before }).unwrap();
-    let mut vm = PayloadMachine::start(2, vec![device(64 * MIB)]);
-    let payload = &mut vm.payload;
-    let mut driver = Driver::start(payload, true);
-    payload.start_processors();
-    assert_eq!(driver.plug(payload, 0, 2), Answer::Ack);
-    payload.hammer(0, driver.block(0), 2 * MIB);
-    payload.wait_for_hammer(0);
+    let mut vm = ProgramMachine::start(2, vec![device(64 * MIB)]);
+    let program = &mut vm.program;
+    let mut driver = Driver::start(program, true);
+    program.start_processors();
+    assert_eq!(driver.plug(program, 0, 2), Answer::Ack);
+    program.hammer(0, driver.block(0), 2 * MIB);
+    program.wait_for_hammer(0);
     // Takes both vCPUs out.
-    assert_eq!(driver.unplug(payload, 1, 1), Answer::Ack);
-    assert_eq!(payload.read(8, driver.block(1)), u64::MAX);
+    assert_eq!(driver.unplug(program, 1, 1), Answer::Ack);
+    assert_eq!(program.read(8, driver.block(1)), u64::MAX);
     drop(vm);
     setrlimit(Resource::Sigpending, before).unwrap();
 }
@@ -555,13 +555,13 @@ fn what_a_machine_holds_goes_back_at_its_end_whoever_may_still_ask_about_it() {
     for _ in 0..2 {
         let memory = Backing::File(path.clone()).into();
         let config = MemoryDeviceConfig { memory, ..device(64 * MIB) };
-        let mut vm = PayloadMachine::start(1, vec![config]);
-        let mut driver = Driver::start(&mut vm.payload, true);
-        assert_eq!(driver.plug(&mut vm.payload, 0, 4), Answer::Ack);
-        vm.payload.fill(driver.address, 8 * MIB);
+        let mut vm = ProgramMachine::start(1, vec![config]);
+        let mut driver = Driver::start(&mut vm.program, true);
+        assert_eq!(driver.plug(&mut vm.program, 0, 4), Answer::Ack);
+        vm.program.fill(driver.address, 8 * MIB);
         assert_ne!(kvm_descriptors(), 0);
         let control = vm.machine.control();
-        vm.payload.out_and_end(0x600, 0x34);
+        vm.program.out_and_end(0x600, 0x34);
         assert_eq!(vm.machine.wait(), Ending::PowerOff);
         assert_eq!(fs::metadata(&path).unwrap().len(), 0);
         assert_eq!(kvm_descriptors(), 0);
@@ -573,20 +573,20 @@ fn what_a_machine_holds_goes_back_at_its_end_whoever_may_still_ask_about_it() {
 
 #[test]
 fn q1_requests_that_live_in_unplugged_memory_are_not_carried_out() {
-    let mut vm = PayloadMachine::start(1, vec![device(64 * MIB)]);
-    let payload = &mut vm.payload;
-    let mut driver = Driver::start(payload, true);
+    let mut vm = ProgramMachine::start(1, vec![device(64 * MIB)]);
+    let program = &mut vm.program;
+    let mut driver = Driver::start(program, true);
     let unplugged = driver.block(5);
     let somewhere = 0x50_5000;
-    assert_eq!(driver.submit(payload, &[(somewhere, 24, false), (unplugged, 10, true)]), 0);
+    assert_eq!(driver.submit(program, &[(somewhere, 24, false), (unplugged, 10, true)]), 0);
     // No request to be read: that is an error, and there is room to say so.
-    assert_eq!(driver.submit(payload, &[(unplugged, 24, false), (somewhere, 10, true)]), 10);
-    assert_eq!(payload.read(2, somewhere), 3);
-    write_descriptor(payload, 3, unplugged, 24, 1, 4);
-    write_descriptor(payload, 4, somewhere, 10, 2, 0);
-    driver.make_available(payload, 3);
-    driver.kick(payload);
-    assert_eq!(driver.completion(payload, Duration::from_secs(60)), Completion::Used(10));
+    assert_eq!(driver.submit(program, &[(unplugged, 24, false), (somewhere, 10, true)]), 10);
+    assert_eq!(program.read(2, somewhere), 3);
+    write_descriptor(program, 3, unplugged, 24, 1, 4);
+    write_descriptor(program, 4, somewhere, 10, 2, 0);
+    driver.make_available(program, 3);
+    driver.kick(program);
+    assert_eq!(driver.completion(program, Duration::from_secs(60)), Completion::Used(10));
     let expected = ViolationCounters { dma: 3, ..Default::default() };
     assert_eq!(violations(&vm), expected);
     let refused = &vm.machine.control().status().unwrap().memory_devices[0].refused_devices;
@@ -601,8 +601,8 @@ fn the_guest_ends_the_machine_by_its_registers() {
     for (port, value, ending) in
         [(0x600, 0x34, Ending::PowerOff), (0x602, 1, Ending::Reset), (0x505, 1, Ending::Panic)]
     {
-        let PayloadMachine { machine, payload, .. } = PayloadMachine::start(1, Vec::new());
-        payload.out_and_end(port, value);
+        let ProgramMachine { machine, program, .. } = ProgramMachine::start(1, Vec::new());
+        program.out_and_end(port, value);
         assert_eq!(machine.wait(), ending);
     }
 }
@@ -617,7 +617,7 @@ fn q4_p7_u6_i3_random_resizes_with_failures_and_reboots_lose_no_block() {
         busy_every: NonZeroU64::new(BUSY_EVERY),
         ..MemoryDeviceConfig::new(BLOCKS * 2 * MIB)
     };
-    let mut vm = PayloadMachine::start_as(|usual| MachineConfig {
+    let mut vm = ProgramMachine::start_as(|usual| MachineConfig {
         memory_devices: vec![config],
         on_reset: OnReset::Restart,
         ..usual
@@ -625,8 +625,8 @@ fn q4_p7_u6_i3_random_resizes_with_failures_and_reboots_lose_no_block() {
     .unwrap();
     let control = vm.machine.control();
     let running = thread::spawn(move || vm.machine.wait());
-    let payload = &mut vm.payload;
-    let mut driver = Driver::start(payload, true);
+    let program = &mut vm.program;
+    let mut driver = Driver::start(program, true);
     let at_first = (resident(), control.status().unwrap().memory_slots);
     // What is written to each plugged block.
     let mut marks = [None; BLOCKS as usize];
@@ -638,8 +638,8 @@ fn q4_p7_u6_i3_random_resizes_with_failures_and_reboots_lose_no_block() {
     };
     for round in 1..=rounds("MOAT_TEST_REQUESTS", 120) {
         if round % ROUNDS_TO_REBOOT == 0 {
-            payload.reset();
-            driver = Driver::start(payload, true);
+            program.reset();
+            driver = Driver::start(program, true);
             (marks, carried_out) = ([None; BLOCKS as usize], 0);
         }
         let requested = below(BLOCKS + 1);
@@ -649,9 +649,9 @@ fn q4_p7_u6_i3_random_resizes_with_failures_and_reboots_lose_no_block() {
         let range = &mut marks[first as usize..(first + count) as usize];
         let plugs = range[0].is_none();
         let answer = if plugs {
-            driver.plug(payload, first, count as u16)
+            driver.plug(program, first, count as u16)
         } else {
-            driver.unplug(payload, first, count as u16)
+            driver.unplug(program, first, count as u16)
         };
         let is_valid = range.iter().all(|mark| mark.is_none() == plugs);
         let plugged_after = range.len() + marks.iter().flatten().count();
@@ -669,19 +669,19 @@ fn q4_p7_u6_i3_random_resizes_with_failures_and_reboots_lose_no_block() {
             for block in range.clone() {
                 marks[block] = plugs.then_some(round << 8 | block as u64);
                 if let Some(mark) = marks[block] {
-                    assert_eq!(payload.read(8, driver.block(block as u64)), 0, "round {round}");
-                    payload.write(8, driver.block(block as u64), mark);
+                    assert_eq!(program.read(8, driver.block(block as u64)), 0, "round {round}");
+                    program.write(8, driver.block(block as u64), mark);
                 }
             }
         }
         // One that has long been plugged, and one of now.
         for block in [below(BLOCKS) as usize, range.start] {
             if let Some(mark) = marks[block] {
-                assert_eq!(payload.read(8, driver.block(block as u64)), mark, "round {round}");
+                assert_eq!(program.read(8, driver.block(block as u64)), mark, "round {round}");
             }
         }
     }
-    while driver.unplug_all(payload) == Answer::Busy {}
+    while driver.unplug_all(program) == Answer::Busy {}
     let status = control.status().unwrap();
     assert_eq!((status.memory_devices[0].plugged, status.memory_slots), (0, at_first.1));
     assert_eq!(status.memory_devices[0].violations, ViolationCounters::default());

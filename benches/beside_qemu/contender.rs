@@ -5,8 +5,8 @@ use std::{
     process::Command,
 };
 
-use lab::payload::{
-    Payload,
+use bare_metal::{
+    Program,
     virtio_mem::{MOAT_ECAM, Q35_ECAM, Registers},
 };
 
@@ -26,7 +26,7 @@ pub struct Programs {
     pub qemu_firmware: Option<PathBuf>,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
-    pub payload: PathBuf,
+    pub program: PathBuf,
 }
 
 /// What a VM is to be.
@@ -43,7 +43,7 @@ pub enum Guest {
     /// Linux, with the agent at the second serial port.
     Linux,
     /// The bare-metal guest that drives devices as it is told to.
-    Payload,
+    Program,
 }
 
 /// A virtio-mem device.
@@ -96,7 +96,7 @@ impl Place<'_> {
         self.0.join("control")
     }
 
-    /// RAM of a payload.
+    /// RAM of a program.
     pub fn ram(&self) -> PathBuf {
         self.0.join("ram")
     }
@@ -145,11 +145,11 @@ impl Contender {
         matches!(self.vmm, Vmm::Qemu { .. })
     }
 
-    /// The registers of its virtio-mem device, which `payload` is to drive.
-    pub fn registers(self, payload: &mut Payload) -> Registers {
+    /// The registers of its virtio-mem device, which `program` is to drive.
+    pub fn registers(self, program: &mut Program) -> Registers {
         match self.vmm {
-            Vmm::Qemu { .. } => Registers::pci(payload, Q35_ECAM),
-            Vmm::Moat { options } if options.contains(&"pci") => Registers::pci(payload, MOAT_ECAM),
+            Vmm::Qemu { .. } => Registers::pci(program, Q35_ECAM),
+            Vmm::Moat { options } if options.contains(&"pci") => Registers::pci(program, MOAT_ECAM),
             Vmm::Moat { .. } => Registers::mmio(),
         }
     }
@@ -177,8 +177,8 @@ fn moat(programs: &Programs, place: &Place, setup: &Setup, options: &[&str]) -> 
             command.args(["--cmdline", CMDLINE]).arg("--kernel").arg(&programs.kernel);
             command.arg("--initrd").arg(&programs.initramfs);
         }
-        Guest::Payload => {
-            command.arg("--kernel").arg(&programs.payload);
+        Guest::Program => {
+            command.arg("--kernel").arg(&programs.program);
             let ram = format!("backing=file:{}", place.ram().display());
             command.args(["--memory-backing", &ram]);
             // Nobody has to be warned of violations that are measured.
@@ -225,14 +225,14 @@ fn qemu(
             command.args(["-machine", machine, "-append", CMDLINE]);
             command.arg("-kernel").arg(&programs.kernel).arg("-initrd").arg(&programs.initramfs);
         }
-        Guest::Payload => {
+        Guest::Program => {
             let path = place.ram();
             let ram = format!("id=ram,share=on,size={RAM_MIB}M,mem-path={}", path.display());
             command
                 .args(["-machine", &format!("{machine},memory-backend=ram")])
                 .args(["-object", &format!("memory-backend-file,{ram}")])
                 .arg("-kernel")
-                .arg(&programs.payload);
+                .arg(&programs.program);
         }
     }
     for device in devices {

@@ -10,7 +10,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use lab::{
+use testvm::{
     guest::{
         Guest as Agent, GuestError, Mapping, Observe, OpenFlags, PciFunction, Process, VfioDevice,
     },

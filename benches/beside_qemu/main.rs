@@ -24,7 +24,8 @@ use std::{fs, path::PathBuf};
 
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
-use lab::{initramfs::Initramfs, kernel::GuestKernel, payload};
+use testvm::{initramfs::Initramfs, kernel::GuestKernel};
+
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tempfile::TempDir;
 
@@ -120,15 +121,15 @@ fn main() -> anyhow::Result<()> {
     fs::write(&initramfs, Initramfs::new().with_modules(modules).build())?;
     let image = directory.path().join("bzImage");
     fs::copy(kernel.image(), &image)?;
-    let bare_metal = directory.path().join("payload");
-    payload::write_elf(&bare_metal);
+    let bare_metal = directory.path().join("program");
+    bare_metal::write_elf(&bare_metal);
     let programs = Programs {
         moat: arguments.moat,
         qemu: arguments.qemu,
         qemu_firmware: arguments.qemu_firmware,
         kernel: image,
         initramfs,
-        payload: bare_metal,
+        program: bare_metal,
     };
 
     let mut report = Report::new(&programs, kernel.release(), arguments.runs)?;

@@ -5,7 +5,7 @@
 //! moat wakes a thread of its own, so that no vCPU works for a device. And moat puts unplugged blocks
 //! out of reach, which changes its mapping with each request.
 
-use lab::payload::virtio_mem::{PLUG, UNPLUG};
+use bare_metal::virtio_mem::{PLUG, UNPLUG};
 
 use crate::{
     contender::{Backing, Contender, MemoryDevice, Programs},

@@ -10,7 +10,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
-use lab::guest::Guest as Agent;
+use testvm::guest::Guest as Agent;
 
 use crate::{
     contender::{Backing, Contender, Guest, MemoryDevice, Programs, Setup},

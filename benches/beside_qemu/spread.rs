@@ -5,7 +5,7 @@
 //! a piece of the region may be had when that is used first, so the first PLUGs are told apart: the
 //! ones after UNPLUG_ALL.
 
-use lab::payload::virtio_mem::{Answer, PLUG, UNPLUG};
+use bare_metal::virtio_mem::{Answer, PLUG, UNPLUG};
 
 use crate::{
     contender::{Backing, Contender, MemoryDevice, Programs},
@@ -64,7 +64,7 @@ pub fn section(programs: &Programs, runs: usize, report: &mut Report) -> anyhow:
             let unplugs = subject.requests(UNPLUG, firsts(), BYTES);
             let mut sums = [0.0; 3];
             for _ in 0..TIMES {
-                assert_eq!(subject.driver.unplug_all(&mut subject.payload), Answer::Ack);
+                assert_eq!(subject.driver.unplug_all(&mut subject.program), Answer::Ack);
                 sums[0] += subject.clock(&plugs)?;
                 sums[2] += subject.clock(&unplugs)? / 2.0;
                 sums[1] += subject.clock(&plugs)?;

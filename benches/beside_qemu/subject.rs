@@ -8,8 +8,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use lab::payload::{
-    Payload,
+use bare_metal::{
+    Program,
     virtio_mem::{Answer, Driver, Request},
 };
 
@@ -20,7 +20,7 @@ use crate::{
 
 /// A VM whose driver has plugged nothing yet.
 pub struct Subject {
-    pub payload: Payload,
+    pub program: Program,
     pub driver: Driver,
     _vm: Vm,
 }
@@ -33,13 +33,13 @@ impl Subject {
         vcpus: u32,
         device: MemoryDevice,
     ) -> anyhow::Result<Self> {
-        let setup = Setup { guest: Guest::Payload, vcpus, memory_device: Some(device) };
+        let setup = Setup { guest: Guest::Program, vcpus, memory_device: Some(device) };
         let (vm, stream) = Vm::start(programs, contender, &setup)?;
-        let mut payload = Payload::connect(stream, &vm.ram());
-        let registers = contender.registers(&mut payload);
-        let driver = Driver::start_on(&mut payload, registers, true)
+        let mut program = Program::connect(stream, &vm.ram());
+        let registers = contender.registers(&mut program);
+        let driver = Driver::start_on(&mut program, registers, true)
             .context("the device does not take UNPLUGGED_INACCESSIBLE")?;
-        Ok(Self { payload, driver, _vm: vm })
+        Ok(Self { program, driver, _vm: vm })
     }
 
     /// Requests of one kind, for so many bytes from every block of `firsts` on.
@@ -58,10 +58,10 @@ impl Subject {
         let mut total = Duration::ZERO;
         for batch in requests.chunks(Driver::MOST_REQUESTS) {
             let count = batch.len() as u16;
-            self.driver.lay_out_requests(&self.payload, batch);
+            self.driver.lay_out_requests(&self.program, batch);
             let nothing = self.clock_batch(0);
             total += self.clock_batch(count).saturating_sub(nothing);
-            let answers = self.driver.answers(&self.payload, count);
+            let answers = self.driver.answers(&self.program, count);
             let refused = answers.iter().position(|answer| *answer != Answer::Ack);
             ensure!(
                 refused.is_none(),
@@ -75,7 +75,7 @@ impl Subject {
     /// How long the first requests take that are laid out.
     fn clock_batch(&mut self, count: u16) -> Duration {
         let start = Instant::now();
-        self.driver.make_requests(&mut self.payload, count);
+        self.driver.make_requests(&mut self.program, count);
         start.elapsed()
     }
 

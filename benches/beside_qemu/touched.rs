@@ -3,10 +3,8 @@
 //!
 //! The files are where temporary files are: on tmpfs in an emulated host.
 
-use lab::{
-    huge_pages::HugePagePool,
-    payload::virtio_mem::{PLUG, UNPLUG},
-};
+use bare_metal::virtio_mem::{PLUG, UNPLUG};
+use testvm::huge_pages::HugePagePool;
 use vmm::memory::backing::HugePageSize;
 
 use crate::{
@@ -53,7 +51,7 @@ pub fn section(programs: &Programs, runs: usize, report: &mut Report) -> anyhow:
             let plugs = subject.requests(PLUG, firsts(), BYTES);
             let unplugs = subject.requests(UNPLUG, firsts(), BYTES);
             subject.clock(&plugs)?;
-            subject.payload.fill(subject.driver.address, REQUESTED);
+            subject.program.fill(subject.driver.address, REQUESTED);
             let unplugged = subject.clock(&unplugs)?;
             if round > 0 {
                 report.add(*figure, *contender, unplugged);

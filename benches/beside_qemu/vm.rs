@@ -28,7 +28,7 @@ pub struct Vm {
 
 impl Vm {
     /// Starts the VMM, and connects to the far end of the guest's second serial port, where the
-    /// agent will say hello, or the payload that it is ready.
+    /// agent will say hello, or the program that it is ready.
     pub fn start(
         programs: &Programs,
         contender: Contender,
@@ -51,7 +51,7 @@ impl Vm {
         self.process.id()
     }
 
-    /// The file that RAM of a payload is in.
+    /// The file that RAM of a program is in.
     pub fn ram(&self) -> PathBuf {
         Place(self.directory.path()).ram()
     }

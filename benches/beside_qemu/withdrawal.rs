@@ -9,7 +9,7 @@
 use std::time::Instant;
 
 use anyhow::ensure;
-use lab::payload::virtio_mem::Answer;
+use bare_metal::virtio_mem::Answer;
 
 use crate::{
     contender::{Backing, Contender, MemoryDevice, Programs},
@@ -80,14 +80,14 @@ const HOLE: u64 = 1;
 
 /// Plugs a block on each side of the hole, and one for each of the others.
 fn prepare(subject: &mut Subject, others: u64, others_write: bool) -> anyhow::Result<()> {
-    let Subject { payload, driver, .. } = subject;
+    let Subject { program, driver, .. } = subject;
     let blocks = HOLE + 2 + others;
-    ensure!(driver.plug(payload, 0, blocks as u16) == Answer::Ack, "no blocks");
-    payload.fill(driver.address, blocks * driver.block_size);
+    ensure!(driver.plug(program, 0, blocks as u16) == Answer::Ack, "no blocks");
+    program.fill(driver.address, blocks * driver.block_size);
     if others_write {
-        payload.start_processors();
+        program.start_processors();
         for n in 0..others {
-            payload.hammer(n, driver.block(HOLE + 2 + n), driver.block_size);
+            program.hammer(n, driver.block(HOLE + 2 + n), driver.block_size);
         }
     }
     Ok(())
@@ -98,7 +98,7 @@ fn touch(subject: &mut Subject) -> anyhow::Result<(f64, f64)> {
     let (mut firsts, mut others) = (0.0, 0.0);
     for _ in 0..TIMES {
         let address = subject.driver.block(HOLE);
-        let answer = subject.driver.unplug(&mut subject.payload, HOLE, 1);
+        let answer = subject.driver.unplug(&mut subject.program, HOLE, 1);
         ensure!(answer == Answer::Ack, "UNPLUG is answered {answer:?}");
         let nothing = subject.clock_nothing();
         let mut clock = |touch: &mut dyn FnMut(&mut Subject)| {
@@ -107,12 +107,12 @@ fn touch(subject: &mut Subject) -> anyhow::Result<(f64, f64)> {
             microseconds(start.elapsed()) - nothing
         };
         firsts += clock(&mut |subject| {
-            subject.payload.read(8, address);
+            subject.program.read(8, address);
         });
         others += clock(&mut |subject| {
-            subject.payload.read_each([(8, address); OTHERS]);
+            subject.program.read_each([(8, address); OTHERS]);
         }) / OTHERS as f64;
-        let answer = subject.driver.plug(&mut subject.payload, HOLE, 1);
+        let answer = subject.driver.plug(&mut subject.program, HOLE, 1);
         ensure!(answer == Answer::Ack, "PLUG is answered {answer:?}");
     }
     Ok((firsts / f64::from(TIMES), others / f64::from(TIMES)))

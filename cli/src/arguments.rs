@@ -1,8 +1,10 @@
-//! What can be typed.
+//! The command line: commands, options and their help.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use checks::framework::Mitigation;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::host_memory::RamOption;
@@ -215,10 +217,11 @@ Examples:
   moat check --kernel ~/linux/arch/x86/boot/bzImage --modules ~/linux-modules --only VM3,VM11
   moat check --kernel .cache/kernels/debian-6.12 --vmm moat,qemu
   moat check --kernel .cache/kernels/unprotected --expect-without io-strict-devmem
+  moat check --judge report.json --expect-without pci-revocation,exclusive-region
   moat check --list")]
 pub struct CheckArguments {
     /// Kernel to check: a directory as scripts/guest-kernel makes it, or a bzImage; may be repeated
-    #[arg(long, value_name = "PATH", required_unless_present = "list")]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["list", "judge"])]
     pub kernel: Vec<PathBuf>,
     /// Modules of kernels that are a bzImage: what `make modules_install` filled
     #[arg(long, value_name = "DIR")]
@@ -238,9 +241,12 @@ pub struct CheckArguments {
     /// What runs the guests; with several, tables show where they differ
     #[arg(long, value_enum, value_delimiter = ',', default_value = "moat")]
     pub vmm: Vec<CheckedVmm>,
-    /// The control of the controls: the kernels lack this protection, and the checks of it must fail
-    #[arg(long, value_enum, value_name = "PROTECTION", value_delimiter = ',')]
-    pub expect_without: Vec<ExpectWithout>,
+    /// The kernels lack this mitigation, so what depends on it must fail
+    #[arg(long, value_name = "MITIGATION", value_delimiter = ',', value_parser = mitigation_parser())]
+    pub expect_without: Vec<Mitigation>,
+    /// Run no guest: judge what a report of --json has recorded
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "only"])]
+    pub judge: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -253,24 +259,9 @@ pub enum CheckedVmm {
     QemuIntelIommu,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-pub enum ExpectWithout {
-    /// Built without IO_STRICT_DEVMEM
-    IoStrictDevmem,
-    /// Older than Linux 5.12, which brought sysfs and procfs under revocation
-    PciRevocation,
-    /// Older than Linux 5.16, or with a virtio-mem whose region is not EXCLUSIVE
-    ExclusiveRegion,
-    /// Older than Linux 5.8, or with a vfio-pci that takes every BAR for decoded
-    VfioMemoryCheck,
-    /// Older than Linux 5.8, or with a vfio-pci that leaves mappings of BARs that are not decoded
-    VfioZap,
-    /// Older than Linux 5.19: user space reaches functions that sleep
-    VfioPowerCheck,
-    /// Older than Linux 5.19, or binding drivers in IOMMU groups that user space owns
-    GroupOwnership,
-    /// Older than Linux 5.19: user space may take an IOMMU group in which a driver has bound
-    GroupClaim,
+fn mitigation_parser() -> impl TypedValueParser<Value = Mitigation> {
+    let value = |it: Mitigation| PossibleValue::new(it.name()).help(it.description());
+    PossibleValuesParser::new(Mitigation::ALL.map(value)).try_map(|name| name.parse())
 }
 
 #[derive(Args)]

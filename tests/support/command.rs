@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 
-use lab::payload::{self, Payload};
+use bare_metal::Program;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -19,7 +19,7 @@ pub struct Fixture {
 impl Fixture {
     pub fn new() -> Self {
         let directory = TempDir::new().unwrap();
-        payload::write_elf(&directory.path().join("kernel"));
+        bare_metal::write_elf(&directory.path().join("kernel"));
         Self { directory }
     }
 
@@ -56,7 +56,7 @@ impl Fixture {
     ];
 
     /// Starts `command`, in which a moat has those arguments, and gets hold of its guest.
-    pub fn drive(&self, command: &mut Command) -> (Child, Payload) {
+    pub fn drive(&self, command: &mut Command) -> (Child, Program) {
         let mut child = command.current_dir(self.directory.path()).spawn().unwrap();
         let stream = loop {
             match UnixStream::connect(self.path("agent")) {
@@ -65,7 +65,7 @@ impl Fixture {
             }
             thread::yield_now();
         };
-        (child, Payload::connect(stream, &self.path("ram")))
+        (child, Program::connect(stream, &self.path("ram")))
     }
 
     /// Starts a machine with an API, and waits until it says that it answers.

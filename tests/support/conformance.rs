@@ -5,8 +5,8 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::time::Duration;
 
-use lab::payload::Payload;
-use lab::payload::virtio_mem::{
+use bare_metal::Program;
+use bare_metal::virtio_mem::{
     Answer, Completion, Driver, NO_ANSWER, PLUG, QUEUE_SIZE, REQUEST, RESPONSE, Registers, STATE,
     State, UNPLUG, UNPLUG_ALL, answer, write_descriptor, write_request,
 };
@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A device, with somebody who can change its requested size.
 pub struct Device {
-    pub payload: Payload,
+    pub program: Program,
     pub registers: Registers,
     pub request: Box<dyn FnMut(u64)>,
 }
@@ -94,7 +94,7 @@ pub fn interview(device: Device) -> Vec<Answered> {
             }
             let past = s.config(CONFIG_SIZE);
             s.ask("past the end", 0, past);
-            s.device.payload.write(8, s.driver.registers.config.address + REQUESTED_SIZE, u64::MAX);
+            s.device.program.write(8, s.driver.registers.config.address + REQUESTED_SIZE, u64::MAX);
             let requested = s.config(REQUESTED_SIZE);
             s.ask("requested_size after the driver wrote to it", REQUESTED, requested);
         }),
@@ -105,16 +105,16 @@ pub fn interview(device: Device) -> Vec<Answered> {
         ("I2", |s| {
             s.plug(0, 2);
             let marked = s.driver.block(1);
-            s.device.payload.write(8, marked, 0x1234);
+            s.device.program.write(8, marked, 0x1234);
             s.reset();
-            let state = s.driver.state(&mut s.device.payload, 0, 2);
+            let state = s.driver.state(&mut s.device.program, 0, 2);
             s.ask("blocks after a device reset", State::Plugged, state);
-            let contents = s.device.payload.read(8, marked);
+            let contents = s.device.program.read(8, marked);
             s.ask("their contents", 0x1234, contents);
         }),
         ("I4", |s| {
             let registers = s.device.registers;
-            let driver = Driver::start_on(&mut s.device.payload, registers, false);
+            let driver = Driver::start_on(&mut s.device.program, registers, false);
             s.ask("FEATURES_OK without UNPLUGGED_INACCESSIBLE", true, driver.is_some());
         }),
         ("P1", |s| s.ask_unaligned(PLUG)),
@@ -128,7 +128,7 @@ pub fn interview(device: Device) -> Vec<Answered> {
         ("P5", |s| {
             s.plug(1, 1);
             s.ask_request("the last is plugged", PLUG, |s| s.driver.block(0), 2, Answer::Error);
-            let state = s.driver.state(&mut s.device.payload, 0, 1);
+            let state = s.driver.state(&mut s.device.program, 0, 1);
             s.ask("and the first stays as it was", State::Unplugged, state);
         }),
         ("P6", |s| {
@@ -145,19 +145,19 @@ pub fn interview(device: Device) -> Vec<Answered> {
         ("P8", |s| {
             s.plug(0, 2);
             let (first, last) = (s.driver.block(0), s.driver.block(2) - 8);
-            let zeros = [first, last].map(|address| s.device.payload.read(8, address));
+            let zeros = [first, last].map(|address| s.device.program.read(8, address));
             s.ask("plugged memory", [0, 0], zeros);
             for (width, value) in [(1, 0x11), (2, 0x2222), (4, 0x4444_4444), (8, 0x8888_8888)] {
-                s.device.payload.write(width, last - 8, value);
-                let read = s.device.payload.read(width, last - 8);
+                s.device.program.write(width, last - 8, value);
+                let read = s.device.program.read(width, last - 8);
                 s.ask("what was written to it", value, read);
             }
         }),
         ("P9", |s| {
             let address = s.driver.block(0);
-            write_request(&mut s.device.payload, REQUEST, PLUG | 0xabab_abab_abab_0000, address, 1);
-            s.device.payload.write(8, REQUEST + 16, 0xcdcd_cdcd_cdcd_0001);
-            s.device.payload.write(8, REQUEST + 24, u64::MAX);
+            write_request(&mut s.device.program, REQUEST, PLUG | 0xabab_abab_abab_0000, address, 1);
+            s.device.program.write(8, REQUEST + 16, 0xcdcd_cdcd_cdcd_0001);
+            s.device.program.write(8, REQUEST + 24, u64::MAX);
             s.offer(
                 "padding and more bytes",
                 &[(REQUEST, 32, false), (RESPONSE, 10, true)],
@@ -172,7 +172,7 @@ pub fn interview(device: Device) -> Vec<Answered> {
         ("U5", |s| {
             s.plug(0, 1);
             s.ask_request("the last is unplugged", UNPLUG, |s| s.driver.block(0), 2, Answer::Error);
-            let state = s.driver.state(&mut s.device.payload, 0, 1);
+            let state = s.driver.state(&mut s.device.program, 0, 1);
             s.ask("and the first stays as it was", State::Plugged, state);
         }),
         ("U8", |s| {
@@ -230,28 +230,28 @@ pub fn interview(device: Device) -> Vec<Answered> {
         ("X2", |s| {
             s.plug(1, 1);
             let unplugged = s.driver.block(0);
-            let read = s.device.payload.read(8, unplugged);
+            let read = s.device.program.read(8, unplugged);
             s.ask("read of an unplugged block", u64::MAX, read);
-            s.device.payload.write(8, unplugged, 0x1234);
-            let read = s.device.payload.read(8, unplugged);
+            s.device.program.write(8, unplugged, 0x1234);
+            let read = s.device.program.read(8, unplugged);
             s.ask("and after a write to it", u64::MAX, read);
             let outside = s.driver.address + REGION - 8;
-            let read = s.device.payload.read(8, outside);
+            let read = s.device.program.read(8, outside);
             s.ask("read outside the usable region", u64::MAX, read);
         }),
         ("X4", |s| {
             s.plug(0, 1);
             let block = s.driver.block(0);
-            s.device.payload.write(8, block, 0x1234);
+            s.device.program.write(8, block, 0x1234);
             s.unplug(0, 1);
             s.plug(0, 1);
-            let read = s.device.payload.read(8, block);
+            let read = s.device.program.read(8, block);
             s.ask("memory that is plugged again", 0, read);
         }),
         ("Q1", |s| {
             let plug = |s: &mut Interview| {
                 let address = s.driver.block(0);
-                write_request(&mut s.device.payload, REQUEST, PLUG, address, 1);
+                write_request(&mut s.device.program, REQUEST, PLUG, address, 1);
             };
             plug(s);
             s.offer("no room for an answer", &[(REQUEST, 24, false)], Completion::Used(0));
@@ -293,15 +293,15 @@ pub fn interview(device: Device) -> Vec<Answered> {
             );
             s.reset();
             // A descriptor that goes on with itself.
-            write_descriptor(&mut s.device.payload, 0, REQUEST, 24, 1, 0);
-            s.driver.make_available(&mut s.device.payload, 0);
-            s.driver.kick(&mut s.device.payload);
-            let outcome = s.driver.completion(&mut s.device.payload, PATIENCE);
+            write_descriptor(&mut s.device.program, 0, REQUEST, 24, 1, 0);
+            s.driver.make_available(&mut s.device.program, 0);
+            s.driver.kick(&mut s.device.program);
+            let outcome = s.driver.completion(&mut s.device.program, PATIENCE);
             s.ask("a chain without an end", true, outcome != Completion::Nothing);
             s.reset();
-            s.driver.make_available(&mut s.device.payload, QUEUE_SIZE.into());
-            s.driver.kick(&mut s.device.payload);
-            let outcome = s.driver.completion(&mut s.device.payload, PATIENCE);
+            s.driver.make_available(&mut s.device.program, QUEUE_SIZE.into());
+            s.driver.kick(&mut s.device.program);
+            let outcome = s.driver.completion(&mut s.device.program, PATIENCE);
             s.ask("a descriptor beyond the queue", Completion::NeedsReset, outcome);
         }),
         ("Q2", |s| s.ask_request("an unknown type", 4, |s| s.driver.block(0), 1, Answer::Error)),
@@ -309,19 +309,19 @@ pub fn interview(device: Device) -> Vec<Answered> {
             for n in 0..8 {
                 let (request, response) = (REQUEST + 0x100 + n * 32, RESPONSE + 0x100 + n * 16);
                 let address = s.driver.block(n);
-                write_request(&mut s.device.payload, request, PLUG, address, 1);
-                write_descriptor(&mut s.device.payload, 2 * n, request, 24, 1, 2 * n + 1);
-                write_descriptor(&mut s.device.payload, 2 * n + 1, response, 10, 2, 0);
-                s.driver.make_available(&mut s.device.payload, 2 * n);
+                write_request(&mut s.device.program, request, PLUG, address, 1);
+                write_descriptor(&mut s.device.program, 2 * n, request, 24, 1, 2 * n + 1);
+                write_descriptor(&mut s.device.program, 2 * n + 1, response, 10, 2, 0);
+                s.driver.make_available(&mut s.device.program, 2 * n);
             }
-            s.driver.kick(&mut s.device.payload);
-            let outcome = s.driver.completion(&mut s.device.payload, PATIENCE);
+            s.driver.kick(&mut s.device.program);
+            let outcome = s.driver.completion(&mut s.device.program, PATIENCE);
             s.ask("the last of eight in a kick", USED_10, outcome);
             let acknowledged = (0..8)
-                .filter(|n| answer(&mut s.device.payload, RESPONSE + 0x100 + n * 16) == Answer::Ack)
+                .filter(|n| answer(&mut s.device.program, RESPONSE + 0x100 + n * 16) == Answer::Ack)
                 .count();
             s.ask("how many of them are acknowledged", 8, acknowledged);
-            s.driver.kick(&mut s.device.payload);
+            s.driver.kick(&mut s.device.program);
             s.ask_state("after a kick with nothing in it", 0, 8, State::Plugged);
         }),
     ];
@@ -356,7 +356,7 @@ struct Interview {
 
 impl Interview {
     fn new(mut device: Device) -> Self {
-        let driver = Driver::start_on(&mut device.payload, device.registers, true)
+        let driver = Driver::start_on(&mut device.program, device.registers, true)
             .expect("the device takes UNPLUGGED_INACCESSIBLE");
         Self { device, driver, row: "", answered: Vec::new() }
     }
@@ -366,11 +366,11 @@ impl Interview {
         self.row = row;
         self.reset();
         self.request(REQUESTED);
-        assert_eq!(self.driver.unplug_all(&mut self.device.payload), Answer::Ack);
+        assert_eq!(self.driver.unplug_all(&mut self.device.program), Answer::Ack);
     }
 
     fn reset(&mut self) {
-        self.driver = Driver::start_on(&mut self.device.payload, self.device.registers, true)
+        self.driver = Driver::start_on(&mut self.device.program, self.device.registers, true)
             .expect("the device takes UNPLUGGED_INACCESSIBLE");
     }
 
@@ -391,9 +391,9 @@ impl Interview {
         wanted: Answer,
     ) {
         let address = address(self);
-        write_request(&mut self.device.payload, REQUEST, kind, address, count);
+        write_request(&mut self.device.program, REQUEST, kind, address, count);
         let chain = [(REQUEST, 24, false), (RESPONSE, 10, true)];
-        match self.driver.offer(&mut self.device.payload, &chain, PATIENCE) {
+        match self.driver.offer(&mut self.device.program, &chain, PATIENCE) {
             Completion::Used(_) => self.ask_response(question, wanted),
             outcome => {
                 self.tell(question, format!("{wanted:?}"), format!("{outcome:?}"));
@@ -424,42 +424,42 @@ impl Interview {
     /// Unplugs `hole` of the first `plugged` blocks, and looks at its neighbours.
     fn ask_hole(&mut self, question: &'static str, plugged: u64, hole: Range<u64>) {
         let (start, size) = (self.driver.block(0), self.driver.block_size);
-        self.device.payload.fill(start, plugged * size);
+        self.device.program.fill(start, plugged * size);
         let count = (hole.end - hole.start) as u16;
         self.ask_request(question, UNPLUG, |s| s.driver.block(hole.start), count, Answer::Ack);
         let wrong = [0..hole.start, hole.end..plugged].map(|blocks| {
             let (first, count) = (blocks.start, blocks.end - blocks.start);
-            self.device.payload.verify(start + first * size, count * size)
+            self.device.program.verify(start + first * size, count * size)
         });
         self.ask("wrong marks in its neighbours", [0, 0], wrong);
     }
 
     fn ask_state(&mut self, question: &'static str, first: u64, count: u16, wanted: State) {
-        let state = self.driver.state(&mut self.device.payload, first, count);
+        let state = self.driver.state(&mut self.device.program, first, count);
         self.ask(question, wanted, state);
     }
 
     /// Offers a chain, after making sure that what answer there is comes from it.
     fn offer(&mut self, question: &'static str, chain: &[(u64, u32, bool)], wanted: Completion) {
-        self.device.payload.write(2, RESPONSE, NO_ANSWER);
-        let outcome = self.driver.offer(&mut self.device.payload, chain, PATIENCE);
+        self.device.program.write(2, RESPONSE, NO_ANSWER);
+        let outcome = self.driver.offer(&mut self.device.program, chain, PATIENCE);
         self.ask(question, wanted, outcome);
     }
 
     fn ask_response(&mut self, question: &'static str, wanted: Answer) {
-        let got = match self.device.payload.read(2, RESPONSE) {
+        let got = match self.device.program.read(2, RESPONSE) {
             NO_ANSWER => "none".to_owned(),
-            _ => format!("{:?}", answer(&mut self.device.payload, RESPONSE)),
+            _ => format!("{:?}", answer(&mut self.device.program, RESPONSE)),
         };
         self.tell(question, format!("{wanted:?}"), got);
     }
 
     fn plug(&mut self, first: u64, count: u16) {
-        assert_eq!(self.driver.plug(&mut self.device.payload, first, count), Answer::Ack);
+        assert_eq!(self.driver.plug(&mut self.device.program, first, count), Answer::Ack);
     }
 
     fn unplug(&mut self, first: u64, count: u16) {
-        assert_eq!(self.driver.unplug(&mut self.device.payload, first, count), Answer::Ack);
+        assert_eq!(self.driver.unplug(&mut self.device.program, first, count), Answer::Ack);
     }
 
     fn request(&mut self, bytes: u64) {
@@ -467,25 +467,25 @@ impl Interview {
     }
 
     fn config(&mut self, offset: u64) -> u64 {
-        self.device.payload.read(8, self.driver.registers.config.address + offset)
+        self.device.program.read(8, self.driver.registers.config.address + offset)
     }
 
     fn config_bytes(&mut self, width: u8) -> Vec<u8> {
         let base = self.driver.registers.config.address;
         let mut bytes = Vec::new();
         for offset in (0..CONFIG_SIZE).step_by(width.into()) {
-            let value = self.device.payload.read(width, base + offset).to_le_bytes();
+            let value = self.device.program.read(width, base + offset).to_le_bytes();
             bytes.extend_from_slice(&value[..width.into()]);
         }
         bytes
     }
 
     fn generation(&mut self) -> u64 {
-        self.driver.registers.generation.read(&mut self.device.payload)
+        self.driver.registers.generation.read(&mut self.device.program)
     }
 
     /// Reads the interrupt status, and clears it.
     fn interrupt_status(&mut self) -> u64 {
-        self.driver.registers.take_interrupt_status(&mut self.device.payload)
+        self.driver.registers.take_interrupt_status(&mut self.device.program)
     }
 }

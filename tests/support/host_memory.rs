@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::{fs, thread};
 
-use lab::huge_pages::{HugePagePool, pages_in_use};
+use testvm::huge_pages::{HugePagePool, pages_in_use};
 use vmm::memory::backing::{Backing, HugePageSize};
 
 /// Bytes that the host holds of what `backing` is made of: this process's anonymous or shared memory,

@@ -1,7 +1,7 @@
 //! What a guest's kernel calls its functions, by its /proc/kallsyms: megabytes, which would take many
 //! minutes over a serial port.
 
-use lab::guest::{File, OpenFlags, Process};
+use testvm::guest::{File, OpenFlags, Process};
 use vmm::symbols::KERNEL_HALF;
 
 /// The list, of which only pieces are read.

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use lab::guest::{Guest, GuestError};
-use lab::initramfs::Initramfs;
-use lab::kernel::GuestKernel;
+use testvm::guest::{Guest, GuestError};
+use testvm::initramfs::Initramfs;
+use testvm::kernel::GuestKernel;
 use vmm::boot::BootProtocol;
 use vmm::{
     Ending, IommuConfig, Machine, MachineConfig, MachineControl, MemoryDeviceConfig, OnReset,

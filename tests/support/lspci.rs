@@ -8,8 +8,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::process::Command;
 
-use lab::guest::Guest;
 use tempfile::TempDir;
+use testvm::guest::Guest;
 use vmm::machine::PciRangeStatus;
 
 /// What lspci reads of a function.

@@ -13,7 +13,7 @@ pub mod lspci;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use lab::payload::{self, Payload};
+use bare_metal::Program;
 use tempfile::TempDir;
 use vmm::boot::BootProtocol;
 use vmm::memory::backing::Backing;
@@ -34,14 +34,14 @@ pub fn resident() -> u64 {
     statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }
 
-/// A machine that runs the bare-metal payload.
-pub struct PayloadMachine {
+/// A machine that runs the bare-metal program.
+pub struct ProgramMachine {
     pub machine: Machine,
-    pub payload: Payload,
+    pub program: Program,
     _directory: TempDir,
 }
 
-impl PayloadMachine {
+impl ProgramMachine {
     pub fn start(vcpus: u32, memory_devices: Vec<MemoryDeviceConfig>) -> Self {
         Self::start_with(vcpus, memory_devices, Enforcement::Strict)
     }
@@ -60,9 +60,9 @@ impl PayloadMachine {
         change: impl FnOnce(MachineConfig) -> MachineConfig,
     ) -> Result<Self, MachineError> {
         let directory = TempDir::new().unwrap();
-        let kernel: PathBuf = directory.path().join("payload.elf");
+        let kernel: PathBuf = directory.path().join("program.elf");
         let ram = directory.path().join("ram");
-        payload::write_elf(&kernel);
+        bare_metal::write_elf(&kernel);
         let (ours, theirs) = UnixStream::pair().unwrap();
         let machine = Machine::start(change(MachineConfig {
             protocol: BootProtocol::Pvh,
@@ -74,6 +74,6 @@ impl PayloadMachine {
             },
             ..MachineConfig::new(kernel)
         }))?;
-        Ok(Self { machine, payload: Payload::connect(ours, &ram), _directory: directory })
+        Ok(Self { machine, program: Program::connect(ours, &ram), _directory: directory })
     }
 }

@@ -28,7 +28,7 @@ pub struct Diagnosis {
     pub reason: String,
 }
 
-/// What the payload does, in order. Each is reported through a port when it has worked.
+/// What the program does, in order. Each is reported through a port when it has worked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Step {
@@ -149,8 +149,8 @@ unsafe extern "C" {
     static moat_doctor_end: u8;
 }
 
-/// The payload's bytes, and the offset of its int3 handler.
-fn payload() -> (&'static [u8], u64) {
+/// The program's bytes, and the offset of its int3 handler.
+fn program() -> (&'static [u8], u64) {
     let code = &raw const moat_doctor_code;
     let length = (&raw const moat_doctor_end).addr() - code.addr();
     // SAFETY: both symbols are labels in one section that is never written, the second after the
@@ -161,7 +161,7 @@ fn payload() -> (&'static [u8], u64) {
 
 /// Tries this machine's KVM.
 pub fn examine() -> Diagnosis {
-    match try_payload() {
+    match try_program() {
         Ok(()) => {
             Diagnosis { usable: true, reason: "this machine's KVM runs unmodified kernels".into() }
         }
@@ -169,7 +169,7 @@ pub fn examine() -> Diagnosis {
     }
 }
 
-fn try_payload() -> Result<(), String> {
+fn try_program() -> Result<(), String> {
     let kvm = kvm::open().map_err(|error| error.to_string())?;
     let refused = |what: &str| {
         let what = what.to_owned();
@@ -197,7 +197,7 @@ fn prepare(vcpu: &VcpuFd, memory: &HostMemory) -> Result<(), vcpu::VcpuError> {
         .expect("one region is sorted and disjoint");
     let mode = EntryMode::Linux64 { zero_page: layout::ZERO_PAGE };
     vcpu::set_up(vcpu, &guest, &UncachedMemory::default(), Some(&Entry { address: CODE, mode }))?;
-    let (code, breakpoint) = payload();
+    let (code, breakpoint) = program();
     guest.write_slice(code, CODE)?;
     // A 64-bit interrupt gate: selector 0x10, present, type 0xe.
     let handler = CODE.0 + breakpoint;
@@ -211,7 +211,7 @@ fn prepare(vcpu: &VcpuFd, memory: &HostMemory) -> Result<(), vcpu::VcpuError> {
     vcpu.set_sregs(&sregs).map_err(vcpu::VcpuError::ioctl("KVM_SET_SREGS"))
 }
 
-/// Runs the payload in a thread of its own, which is kicked out when it takes too long.
+/// Runs the program in a thread of its own, which is kicked out when it takes too long.
 fn run(mut vcpu: VcpuFd) -> Result<(), String> {
     let gate = Arc::new(VcpuGate::new(1));
     let passed = Arc::new(Mutex::new(0));

@@ -166,7 +166,7 @@ impl KernelFile {
 }
 
 /// What to boot.
-pub struct Payload<'a> {
+pub struct BootSource<'a> {
     /// The kernel image.
     pub kernel: &'a KernelFile,
     /// How to enter it.
@@ -187,13 +187,13 @@ struct MapEntry {
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 
-/// Loads `payload` into `memory`, which is RAM as of [`layout::ram_ranges`] for `ram_bytes`.
+/// Loads `source` into `memory`, which is RAM as of [`layout::ram_ranges`] for `ram_bytes`.
 pub fn load(
-    payload: &Payload<'_>,
+    source: &BootSource<'_>,
     memory: &GuestMemoryMmap,
     ram_bytes: u64,
 ) -> Result<Entry, BootError> {
-    let KernelFile { path, file } = payload.kernel;
+    let KernelFile { path, file } = source.kernel;
     let mut file = file.try_clone().map_err(|source| BootError::read(path, source))?;
     let image = image::inspect(path, &file)?;
     let low_end = ram_bytes.min(layout::MMIO_GAP_START.0);
@@ -207,11 +207,11 @@ pub fn load(
     let loaded = load_image(path, &mut file, image.format, memory)?;
     let header = loaded.setup_header.unwrap_or_default();
     let kernel_end = must_fit(kernel_end(&loaded).max(segments_end))?;
-    let initrd = load_initrd(payload.initrd, memory, kernel_end, initrd_limit(&header, low_end))?;
-    load_command_line(payload.cmdline, memory, &header)?;
+    let initrd = load_initrd(source.initrd, memory, kernel_end, initrd_limit(&header, low_end))?;
+    load_command_line(source.cmdline, memory, &header)?;
     write_reset_vector(memory)?;
     let map = memory_map(ram_bytes);
-    match (payload.protocol, loaded.pvh_boot_cap) {
+    match (source.protocol, loaded.pvh_boot_cap) {
         (BootProtocol::Auto | BootProtocol::Pvh, PvhBootCapability::PvhEntryPresent(address)) => {
             if !image.is_loaded(address.0) {
                 return Err(BootError::StrayPvhEntry { path: path.into(), entry: address.0 });
@@ -223,7 +223,7 @@ pub fn load(
         (BootProtocol::Auto | BootProtocol::Linux64, _) => {
             // A bzImage has its 64-bit entry 512 bytes in; a vmlinux says where.
             let offset = if image.format == ImageFormat::BzImage { 0x200 } else { 0 };
-            write_zero_page(memory, &map, header, payload.cmdline.len(), initrd)?;
+            write_zero_page(memory, &map, header, source.cmdline.len(), initrd)?;
             let address = GuestAddress(loaded.kernel_load.0 + offset);
             Ok(Entry { address, mode: EntryMode::Linux64 { zero_page: layout::ZERO_PAGE } })
         }

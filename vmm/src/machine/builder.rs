@@ -34,7 +34,7 @@ use super::{
 use crate::acpi::{
     self, HotpluggableMemory, IommuPlace, PciHostBridge, Platform, VirtioMmioDevice,
 };
-use crate::boot::{self, Entry, Payload};
+use crate::boot::{self, BootSource, Entry};
 use crate::endpoint;
 use crate::kvm;
 use crate::memory::MemoryError;
@@ -422,13 +422,13 @@ impl<'a> Builder<'a> {
     }
 
     fn load(&self, memory: &GuestMemoryMmap) -> Result<Entry, MachineError> {
-        let payload = Payload {
+        let source = BootSource {
             kernel: &self.files.kernel,
             protocol: self.config.protocol,
             initrd: &self.config.initrd,
             cmdline: &self.config.cmdline,
         };
-        let entry = boot::load(&payload, memory, self.config.memory)?;
+        let entry = boot::load(&source, memory, self.config.memory)?;
         acpi::write_tables(memory, &self.platform)?;
         Ok(entry)
     }

@@ -1,0 +1,175 @@
+//! What scripts/demo shows: a guest gets memory and gives it back, and nobody but its kernel may touch
+//! it; then all checks. Arguments: directories of guest kernels, the first for the first part.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use checks::report::{KernelRecord, Report, Verdict};
+use checks::runner::{self, Progress, Settings};
+use checks::suites;
+use testvm::guest::{Errno, Observe, OpenFlags, Protection as Access, Sharing};
+use testvm::initramfs::Initramfs;
+use testvm::kernel::GuestKernel;
+use testvm::vm::{ADDED_MEMORY, BUS, DRIVER, Special, Vm, VmConfig, VmError, Vmm};
+
+type AnyError = Box<dyn std::error::Error>;
+
+const MIB: u64 = 1 << 20;
+const GROWN: u64 = 1024 * MIB;
+
+fn main() -> ExitCode {
+    let kernels: Result<Vec<_>, _> =
+        std::env::args().skip(1).map(|path| GuestKernel::open(Path::new(&path))).collect();
+    match kernels.map_err(AnyError::from).and_then(|kernels| show(&kernels)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "demo: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn show(kernels: &[GuestKernel]) -> Result<bool, AnyError> {
+    let first = kernels.first().ok_or("name at least one directory of a guest kernel")?;
+    host()?;
+    grow_and_shrink(first)?;
+    checks(kernels)
+}
+
+fn host() -> io::Result<()> {
+    let emulated = std::env::var_os("MOAT_KVM_HOST").is_some_and(|host| host == "emulated");
+    let what = if emulated { "an emulated host, for want of a usable KVM" } else { "this machine" };
+    let mut out = io::stdout();
+    writeln!(out, "host      {what}: {}", vmm::doctor::examine().reason)
+}
+
+/// A guest gets a GiB and gives it back.
+fn grow_and_shrink(kernel: &GuestKernel) -> Result<(), AnyError> {
+    let mut out = io::stdout();
+    let config = VmConfig {
+        vmm: Vmm::Moat,
+        vcpus: 1,
+        parameters: "memhp_default_state=online_movable",
+        requested: 0,
+        special: Special::None,
+    };
+    let modules = kernel.modules(&[BUS, DRIVER])?;
+    let initramfs = Initramfs::new().with_modules(modules);
+    let vm = Vm::boot(kernel, &initramfs, config).map_err(|t| t.error)?;
+    writeln!(out, "guest     Linux {}, 1 vCPU, 512 MiB", vm.guest.kernel_release())?;
+    let region = vm.region();
+    writeln!(
+        out,
+        "device    virtio-mem, {:#x}-{:#x}, nothing plugged",
+        region.start,
+        region.end - 1
+    )?;
+    let witness = || vm.witness().ok_or(VmError::Absent("monitor that counts"));
+    let show = |when: &str| -> Result<(), AnyError> {
+        let mut out = io::stdout();
+        let total = vm.guest.meminfo()?.total() / MIB;
+        let added = vm.guest.iomem()?.size_of(ADDED_MEMORY) / MIB;
+        let requests = witness()?.requests;
+        writeln!(
+            out,
+            "{when:<10}MemTotal {total:>4} MiB, of it {added:>4} from the device; \
+             {:>3} PLUG and {:>3} UNPLUG requests so far",
+            requests.plug, requests.unplug
+        )?;
+        Ok(())
+    };
+    let process = vm.guest.spawn()?;
+    let dev_mem = process.open("/dev/mem", OpenFlags::RDWR)?;
+    let map = || dev_mem.mmap(region.start, 4096, Access::Read, Sharing::Shared).outcome();
+    show("before")?;
+    writeln!(out, "/dev/mem  before the driver owns the region, mmap of it: {}", allowed(&map()?))?;
+    vm.start_driver()?;
+    let before = vm.guest.meminfo()?.total();
+    vm.resize(GROWN)?;
+    // /proc/iomem has it first.
+    vm.wait_until("the memory is online", || Ok(vm.guest.meminfo()?.total() >= before + GROWN))?;
+    show("grown")?;
+    writeln!(out, "/dev/mem  mmap of a plugged page: {}", allowed(&map()?))?;
+    vm.resize(0)?;
+    show("shrunk")?;
+    writeln!(out, "/dev/mem  mmap of the same page, unplugged: {}", allowed(&map()?))?;
+    let violations = witness()?.violations;
+    writeln!(
+        out,
+        "host saw  {} reads and {} writes of unplugged memory\n",
+        violations.reads, violations.writes
+    )?;
+    Ok(vm.power_off()?)
+}
+
+fn allowed<T>(outcome: &testvm::guest::Outcome<T>) -> &'static str {
+    match outcome.denial() {
+        None => "allowed",
+        Some(denial) if denial == Errno::EPERM.into() => "refused, EPERM",
+        Some(_) => "refused",
+    }
+}
+
+/// What the scenarios are about whose ids start so.
+const SUBJECTS: [(&str, &str); 4] = [
+    ("VM", "virtio-mem: the region is its driver's, plugged or not"),
+    ("P", "PCI: what a driver claims, nobody else keeps mapped"),
+    ("F", "VFIO: what does not decode, its user does not reach"),
+    ("G", "IOMMU groups: the kernel's or user space's, never both"),
+];
+
+/// Every scenario on every kernel: a line for each subject, and what did not pass.
+fn checks(kernels: &[GuestKernel]) -> Result<bool, AnyError> {
+    let mut out = io::stdout();
+    let scenarios = suites::select(&[])?;
+    let settings = Settings { vmm: Vmm::Moat, vcpus: 1 };
+    let progress = |progress: Progress<'_>| {
+        if let Progress::Booting(kernel, _, profile, _) = progress {
+            let _ = writeln!(io::stderr(), "demo: {}: {profile} guest", kernel.release());
+        }
+    };
+    let run = |kernel| runner::run(kernel, &scenarios, settings, &progress);
+    let report = Report { lacking: vec![], kernels: kernels.iter().map(run).collect() };
+    for kernel in &report.kernels {
+        writeln!(out, "checks    Linux {}", kernel.release)?;
+        for (subject, title) in SUBJECTS {
+            let about = kernel.scenarios.iter().filter(|one| is_about(one.scenario.id, subject));
+            let (passed, other): (Vec<_>, Vec<_>) =
+                about.partition(|one| one.verdict(&[]) == Verdict::Passed);
+            let all = passed.len() + other.len();
+            writeln!(out, "  {subject:<6}  {:>2} of {all:>2}  {title}", passed.len())?;
+        }
+        for (reason, ids) in shortfalls(kernel) {
+            writeln!(out, "          {}: {reason}", ids.join(" "))?;
+        }
+    }
+    let totals = report.totals();
+    writeln!(
+        out,
+        "\n{} passed, {} failed, {} known gaps, {} skipped; `moat check` shows what was tried and \
+         observed",
+        totals.passed, totals.failed, totals.known_gaps, totals.skipped
+    )?;
+    Ok(report.holds())
+}
+
+fn is_about(id: &str, subject: &str) -> bool {
+    id.trim_end_matches(|character: char| character.is_ascii_digit()) == subject
+}
+
+/// What did not pass, by the reason.
+fn shortfalls(kernel: &KernelRecord) -> BTreeMap<String, Vec<&'static str>> {
+    let mut by_reason: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for one in &kernel.scenarios {
+        let reason = match one.verdict(&[]) {
+            Verdict::Passed => continue,
+            Verdict::KnownGap => "a gap that every kernel has".to_owned(),
+            verdict => one.reason(&[]).unwrap_or_else(|| verdict.to_string()),
+        };
+        by_reason.entry(reason).or_default().push(one.scenario.id);
+    }
+    by_reason
+}

@@ -1,0 +1,161 @@
+//! What a kernel must have for a scenario.
+
+use testvm::{
+    kernel::GuestKernel,
+    vm::{BUS, DRIVER, Feature, IOMMU_DRIVER, Iommu, Vmm},
+};
+
+/// What a kernel, or the monitor that runs it, must have for a scenario. Of a kernel that came without
+/// its configuration all is believed that only the configuration tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Requirement {
+    /// The driver as a module: it must be absent at first, and come when it is called.
+    Driver,
+    /// /dev/mem.
+    DevMem,
+    /// Checks of I/O memory that `iomem=relaxed` can relax.
+    IoStrictDevmem,
+    /// /proc/kpageflags.
+    PageFlags,
+    /// Lockdown.
+    Lockdown,
+    /// Configurations that other settings would have led to.
+    OtherConfigs,
+    /// ACPI tables in an initramfs.
+    AcpiTables,
+    /// virtio-pci, built in or as a module.
+    VirtioPci,
+    /// uio_pci_generic.
+    UioPciGeneric,
+    /// virtio-mmio, built in or as a module.
+    VirtioMmio,
+    /// pci-stub.
+    PciStub,
+    /// A driver of the monitor's IOMMU.
+    Iommu,
+    /// vfio-pci, with an IOMMU or without.
+    Vfio,
+    /// VFIO by files of functions and iommufd, besides groups and containers.
+    Iommufd,
+    /// Something that not every monitor has.
+    Monitor(Feature),
+}
+
+impl Requirement {
+    /// The modules that it is.
+    pub fn modules(self, kernel: &GuestKernel, vmm: Vmm) -> Vec<&'static str> {
+        match self {
+            Self::Driver => vec![BUS, DRIVER],
+            Self::VirtioPci => vec![BUS],
+            Self::UioPciGeneric => vec!["uio_pci_generic"],
+            Self::PciStub => vec!["pci_stub"],
+            Self::VirtioMmio => vec!["virtio_mmio"],
+            Self::Iommu if vmm.iommu() == Iommu::Virtio => vec![BUS, IOMMU_DRIVER],
+            Self::Vfio => {
+                let mut modules = vec!["vfio_pci", "vfio_iommu_type1"];
+                if Self::Iommu.missing_in(kernel, vmm).is_none() {
+                    modules.extend(Self::Iommu.modules(kernel, vmm));
+                }
+                modules
+            }
+            _ => vec![],
+        }
+    }
+
+    /// Why a kernel, or the monitor that runs it, does not have it.
+    pub fn missing_in(self, kernel: &GuestKernel, vmm: Vmm) -> Option<String> {
+        let off = |symbol: &str| {
+            let is_off = kernel.config().is_some_and(|config| !config.is_on(symbol));
+            is_off.then(|| format!("{symbol} is off in this kernel"))
+        };
+        let module_missing = || {
+            let modules = kernel.modules(&self.modules(kernel, vmm));
+            modules.err().map(|error| error.to_string())
+        };
+        match self {
+            Self::Driver if kernel.has_built_in(DRIVER) => Some(format!(
+                "{DRIVER} is built into this kernel, so there is no time before it: make it a module"
+            )),
+            Self::Iommu if vmm.iommu() == Iommu::Intel => off("INTEL_IOMMU"),
+            Self::Driver
+            | Self::VirtioPci
+            | Self::UioPciGeneric
+            | Self::PciStub
+            | Self::VirtioMmio
+            | Self::Iommu => module_missing(),
+            Self::Vfio => module_missing().or_else(|| {
+                let no_iommu = Self::Iommu.missing_in(kernel, vmm)?;
+                off("VFIO_NOIOMMU").map(|without| format!("{no_iommu}, and {without}"))
+            }),
+            Self::Monitor(feature) => vmm.lacks(feature).map(str::to_owned),
+            Self::AcpiTables => off("ACPI_TABLE_UPGRADE"),
+            Self::Iommufd => off("VFIO_DEVICE_CDEV"),
+            Self::DevMem => off("DEVMEM"),
+            Self::IoStrictDevmem => {
+                off("IO_STRICT_DEVMEM").map(|why| format!("{why}: nothing is left to relax"))
+            }
+            Self::PageFlags => off("PROC_PAGE_MONITOR"),
+            Self::Lockdown => off("SECURITY_LOCKDOWN_LSM"),
+            Self::OtherConfigs => kernel.other_configs().is_empty().then(|| {
+                "it came without kconfig/, which scripts/guest-kernel makes for kernels it builds"
+                    .to_owned()
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn kernel(config: &str, built_in: &str) -> GuestKernel {
+        let directory = TempDir::new().unwrap();
+        let mut image = vec![0; 0x400];
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        image[0x300..0x307].copy_from_slice(b"6.12.0 ");
+        image[0x20e..0x210].copy_from_slice(&0x100_u16.to_le_bytes());
+        fs::create_dir(directory.path().join("modules")).unwrap();
+        for (path, contents) in [
+            ("bzImage", image.as_slice()),
+            ("release", b"6.12.0"),
+            ("config", config.as_bytes()),
+            ("modules/modules.dep", b""),
+            ("modules/modules.builtin", built_in.as_bytes()),
+        ] {
+            fs::write(directory.path().join(path), contents).unwrap();
+        }
+        GuestKernel::open(directory.path()).unwrap()
+    }
+
+    #[test]
+    fn what_is_off_is_named() {
+        let kernel = kernel("CONFIG_DEVMEM=y\n", "");
+        assert_eq!(Requirement::DevMem.missing_in(&kernel, Vmm::Moat), None);
+        for (requirement, named) in [
+            (Requirement::IoStrictDevmem, "IO_STRICT_DEVMEM is off"),
+            (Requirement::PageFlags, "PROC_PAGE_MONITOR is off"),
+            (Requirement::Lockdown, "SECURITY_LOCKDOWN_LSM is off"),
+            (Requirement::Driver, "no module"),
+            (Requirement::OtherConfigs, "kconfig/"),
+            (Requirement::AcpiTables, "ACPI_TABLE_UPGRADE is off"),
+            (Requirement::UioPciGeneric, "no module uio_pci_generic"),
+            (Requirement::Vfio, "no module"),
+            (Requirement::Iommu, "no module"),
+            (Requirement::Iommufd, "VFIO_DEVICE_CDEV is off"),
+        ] {
+            let why = requirement.missing_in(&kernel, Vmm::Moat).unwrap();
+            assert!(why.contains(named), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_built_in_driver_will_not_do() {
+        let kernel = kernel("", "virtio/virtio_mem.ko\nvirtio/virtio_mmio.ko\n");
+        let why = Requirement::Driver.missing_in(&kernel, Vmm::Moat).unwrap();
+        assert!(why.contains("make it a module"), "{why}");
+    }
+}

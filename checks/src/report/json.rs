@@ -1,0 +1,91 @@
+//! A report as JSON: what was observed, and beside it what follows from it. Only the former is read back.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Comparison, KernelRecord, LostGuest, Report, ScenarioRecord, Totals, Unfinished, Verdict,
+};
+use crate::framework::{Judgement, Mitigation, Observation};
+
+#[derive(Serialize)]
+struct JudgedReport<'a> {
+    holds: bool,
+    lacking: &'a [Mitigation],
+    totals: Totals,
+    kernels: Vec<JudgedKernel<'a>>,
+    comparisons: Vec<Comparison>,
+}
+
+#[derive(Serialize)]
+struct JudgedKernel<'a> {
+    vmm: &'a str,
+    iommu: &'a str,
+    image: &'a Path,
+    release: &'a str,
+    scenarios: Vec<JudgedScenario<'a>>,
+    lost_guests: &'a [LostGuest],
+}
+
+#[derive(Serialize)]
+struct JudgedScenario<'a> {
+    id: &'static str,
+    title: &'static str,
+    verdict: Verdict,
+    unfinished: &'a Option<Unfinished>,
+    observations: Vec<JudgedObservation<'a>>,
+}
+
+#[derive(Serialize)]
+struct JudgedObservation<'a> {
+    #[serde(flatten)]
+    observation: &'a Observation,
+    judgement: Judgement<'a>,
+}
+
+#[derive(Deserialize)]
+struct RecordedReport {
+    lacking: Vec<Mitigation>,
+    kernels: Vec<KernelRecord>,
+}
+
+impl Report {
+    /// What was observed, and what follows from it.
+    pub fn to_json(&self) -> String {
+        let judged = JudgedReport {
+            holds: self.holds(),
+            lacking: &self.lacking,
+            totals: self.totals(),
+            kernels: self.kernels.iter().map(|kernel| judge(kernel, &self.lacking)).collect(),
+            comparisons: self.comparisons(),
+        };
+        serde_json::to_string_pretty(&judged).expect("a report has nothing that JSON has not")
+    }
+
+    /// What was observed, out of a report that [`Self::to_json`] made.
+    pub fn from_json(json: &str) -> serde_json::Result<Self> {
+        let RecordedReport { lacking, kernels } = serde_json::from_str(json)?;
+        Ok(Self { lacking, kernels })
+    }
+}
+
+fn judge<'a>(kernel: &'a KernelRecord, lacking: &[Mitigation]) -> JudgedKernel<'a> {
+    let KernelRecord { vmm, iommu, image, release, scenarios, lost_guests } = kernel;
+    let scenarios = scenarios.iter().map(|scenario| judge_scenario(scenario, lacking)).collect();
+    JudgedKernel { vmm, iommu, image, release, scenarios, lost_guests }
+}
+
+fn judge_scenario<'a>(record: &'a ScenarioRecord, lacking: &[Mitigation]) -> JudgedScenario<'a> {
+    let judge = |observation: &'a Observation| JudgedObservation {
+        observation,
+        judgement: observation.judge(lacking),
+    };
+    JudgedScenario {
+        id: record.scenario.id,
+        title: record.scenario.title,
+        verdict: record.verdict(lacking),
+        unfinished: &record.unfinished,
+        observations: record.observations.iter().map(judge).collect(),
+    }
+}

@@ -1,0 +1,79 @@
+//! What was observed, before anything follows from it.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+
+use crate::{
+    framework::{Observation, Profile, Scenario},
+    suites,
+};
+
+/// What was observed on one kernel, run by one monitor.
+#[derive(Debug, Deserialize)]
+pub struct KernelRecord {
+    /// The monitor.
+    pub vmm: String,
+    /// Its IOMMU.
+    pub iommu: String,
+    /// The kernel's image.
+    pub image: PathBuf,
+    /// Its release.
+    pub release: String,
+    /// The scenarios, in the order of the catalogue.
+    pub scenarios: Vec<ScenarioRecord>,
+    /// Guests in which something went wrong.
+    pub lost_guests: Vec<LostGuest>,
+}
+
+/// What was observed for one scenario.
+#[derive(Debug, Deserialize)]
+pub struct ScenarioRecord {
+    /// Which.
+    #[serde(rename = "id", deserialize_with = "known_scenario")]
+    pub scenario: &'static Scenario,
+    /// What was observed.
+    pub observations: Vec<Observation>,
+    /// Why it was not run, or not to its end.
+    pub unfinished: Option<Unfinished>,
+}
+
+/// Why a scenario was not run, or not to its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unfinished {
+    /// The kernel or the monitor lacks what it needs.
+    Skipped(String),
+    /// Something went wrong.
+    Failed(String),
+    /// The guest did not boot.
+    NotAsked(String),
+}
+
+/// A guest that was lost, or in which a case did not come to its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostGuest {
+    /// How it was started.
+    pub profile: Profile,
+    /// What went wrong.
+    pub error: String,
+    /// The last lines of the guest's console.
+    pub console: String,
+}
+
+impl KernelRecord {
+    /// The guests in which something was observed.
+    pub fn profiles(&self) -> impl Iterator<Item = Profile> {
+        let observations = self.scenarios.iter().flat_map(|scenario| &scenario.observations);
+        let seen: Vec<_> = observations.filter_map(|observation| observation.profile).collect();
+        Profile::ALL.into_iter().filter(move |profile| seen.contains(profile))
+    }
+}
+
+fn known_scenario<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<&'static Scenario, D::Error> {
+    let id = String::deserialize(deserializer)?;
+    let mut known = suites::select(&[id]).map_err(D::Error::custom)?;
+    Ok(known.remove(0))
+}

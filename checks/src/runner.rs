@@ -1,0 +1,298 @@
+//! Runs scenarios on a kernel, one guest after the other.
+
+use std::fmt::Display;
+
+use testvm::{
+    initramfs::Initramfs,
+    kernel::GuestKernel,
+    vm::{Special, Trouble, Vm, VmConfig, VmError, Vmm},
+};
+
+use crate::{
+    framework::{AfterLoad, Case, CaseResult, Profile, Recorder, Scenario},
+    report::{KernelRecord, LostGuest, ScenarioRecord, Unfinished},
+};
+
+/// How scenarios are run.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// What runs the guests.
+    pub vmm: Vmm,
+    /// Number of vCPUs of each guest.
+    pub vcpus: u32,
+}
+
+/// What is going on.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress<'a> {
+    /// A guest is started for these scenarios.
+    Booting(&'a GuestKernel, Vmm, Profile, &'a [&'static Scenario]),
+    /// A scenario is done with, all its guests included.
+    Finished(&'a ScenarioRecord),
+}
+
+/// Runs scenarios on a kernel.
+pub fn run(
+    kernel: &GuestKernel,
+    scenarios: &[&'static Scenario],
+    settings: Settings,
+    progress: &dyn Fn(Progress),
+) -> KernelRecord {
+    let records =
+        scenarios.iter().map(|scenario| blank_record(scenario, kernel, settings.vmm)).collect();
+    let mut run = Run { kernel, settings, records, lost_guests: Vec::new(), has_booted: false };
+    run.read_configurations();
+    for profile in Profile::ALL {
+        let cases = cases(&run.records, profile);
+        if !cases.is_empty() && run.may_boot() {
+            let scenarios: Vec<_> = cases.iter().map(|case| case.scenario).collect();
+            progress(Progress::Booting(kernel, settings.vmm, profile, &scenarios));
+            run.run_in_guests(profile, cases);
+        }
+    }
+    for record in &run.records {
+        progress(Progress::Finished(record));
+    }
+    KernelRecord {
+        vmm: settings.vmm.name().to_owned(),
+        iommu: settings.vmm.iommu().to_string(),
+        image: kernel.image().to_owned(),
+        release: kernel.release().to_owned(),
+        scenarios: run.records,
+        lost_guests: run.lost_guests,
+    }
+}
+
+/// A record of nothing yet, but for what the kernel or the monitor lacks.
+fn blank_record(scenario: &'static Scenario, kernel: &GuestKernel, vmm: Vmm) -> ScenarioRecord {
+    let missing = scenario.requires.iter().find_map(|needed| needed.missing_in(kernel, vmm));
+    let unfinished = missing.map(Unfinished::Skipped);
+    ScenarioRecord { scenario, observations: Vec::new(), unfinished }
+}
+
+/// A case to be run in a guest.
+struct GuestCase {
+    scenario: &'static Scenario,
+    /// The place of the scenario's record.
+    record: usize,
+    run: fn(&Vm, &mut Recorder) -> CaseResult,
+    recorder: Recorder,
+}
+
+/// The cases to be run in one guest, in their order.
+fn cases(records: &[ScenarioRecord], profile: Profile) -> Vec<GuestCase> {
+    let (mut cases, mut last) = (Vec::new(), Vec::new());
+    for (record, ScenarioRecord { scenario, unfinished, .. }) in records.iter().enumerate() {
+        for case in scenario.cases {
+            let (place, run, cases) = match *case {
+                Case::InGuest(place, run) => (place, run, &mut cases),
+                Case::Last(place, run) => (place, run, &mut last),
+                Case::OfKernel(_) => continue,
+            };
+            if place == profile && unfinished.is_none() {
+                let recorder = Recorder::new(Some(profile));
+                cases.push(GuestCase { scenario, record, run, recorder });
+            }
+        }
+    }
+    cases.append(&mut last);
+    cases
+}
+
+struct Run<'a> {
+    kernel: &'a GuestKernel,
+    settings: Settings,
+    records: Vec<ScenarioRecord>,
+    lost_guests: Vec<LostGuest>,
+    /// Whether some guest has got so far as to be asked.
+    has_booted: bool,
+}
+
+impl Run<'_> {
+    fn read_configurations(&mut self) {
+        for record in self.records.iter_mut().filter(|record| record.unfinished.is_none()) {
+            for case in record.scenario.cases {
+                if let Case::OfKernel(run) = case {
+                    let mut recorder = Recorder::new(None);
+                    if let Err(error) = run(self.kernel, &mut recorder) {
+                        record.unfinished = Some(Unfinished::Failed(error.to_string()));
+                    }
+                    record.observations.extend(recorder.into_observations());
+                }
+            }
+        }
+    }
+
+    /// Runs cases in a guest, and in another one those that a case leaves over by ending its guest. If
+    /// a guest is lost, or does not end well, no result of its cases is to be trusted.
+    fn run_in_guests(&mut self, profile: Profile, mut cases: Vec<GuestCase>) {
+        while !cases.is_empty() {
+            let done = self.run_in_guest(profile, &mut cases).unwrap_or_else(|trouble| {
+                self.lose(profile, &cases, *trouble);
+                cases.len()
+            });
+            for case in cases.drain(..done) {
+                let record = &mut self.records[case.record];
+                record.observations.extend(case.recorder.into_observations());
+            }
+        }
+    }
+
+    fn lose(&mut self, profile: Profile, cases: &[GuestCase], trouble: Trouble) {
+        let unfinished = match trouble.at_boot {
+            true => Unfinished::NotAsked(format!("the {profile} guest did not boot: {trouble}")),
+            false => Unfinished::Failed(format!("the {profile} guest was lost: {trouble}")),
+        };
+        for case in cases {
+            self.leave(case.record, unfinished.clone());
+        }
+        if trouble.at_boot && !self.has_booted {
+            self.leave_all_guests(&format!(
+                "no guest was tried after the {profile} guest did not boot: {trouble}"
+            ));
+        }
+        let (error, console) = (trouble.to_string(), trouble.console);
+        self.lost_guests.push(LostGuest { profile, error, console });
+    }
+
+    /// Returns for how many cases this guest will do.
+    fn run_in_guest(
+        &mut self,
+        profile: Profile,
+        cases: &mut [GuestCase],
+    ) -> Result<usize, Box<Trouble>> {
+        let Settings { vmm, vcpus } = self.settings;
+        let config = VmConfig {
+            vmm,
+            vcpus,
+            parameters: profile.parameters(),
+            requested: profile.requested(),
+            special: profile.special(),
+        };
+        let required = cases.iter().flat_map(|case| case.scenario.requires);
+        let modules: Vec<_> = required.flat_map(|it| it.modules(self.kernel, vmm)).collect();
+        // What requires a module that is missing is skipped.
+        let modules = self.kernel.modules(&modules).map_err(VmError::from)?;
+        let mut initramfs = Initramfs::new().with_modules(modules);
+        if let Some(table) = profile.acpi_table() {
+            initramfs = initramfs.with_acpi_table(table);
+        }
+        let vm = Vm::boot(self.kernel, &initramfs, config)?;
+        self.has_booted = true;
+        if profile.special() == Special::Iommu {
+            vm.load_iommu_driver().map_err(|error| vm.trouble(error.into()))?;
+        }
+        self.run_to_the_end(profile, &vm, cases).map_err(|error| vm.trouble(error))
+    }
+
+    fn run_to_the_end(
+        &mut self,
+        profile: Profile,
+        vm: &Vm,
+        cases: &mut [GuestCase],
+    ) -> Result<usize, VmError> {
+        let all = cases.len();
+        let mut remaining: Vec<(&mut GuestCase, AfterLoad)> = Vec::new();
+        for (place, case) in cases.iter_mut().enumerate() {
+            match (case.run)(vm, &mut case.recorder) {
+                Ok(Some(rest)) => remaining.push((case, rest)),
+                Ok(None) => {}
+                Err(error @ VmError::Died) => {
+                    self.note(profile, vm, case, &error);
+                    for (other, _) in remaining {
+                        let why = format!("{} ended its guest", case.scenario.id);
+                        self.leave(other.record, Unfinished::Failed(why));
+                    }
+                    return Ok(place + 1);
+                }
+                Err(error) => self.survive(profile, vm, case, error)?,
+            }
+        }
+        if !remaining.is_empty() {
+            vm.load_driver()?;
+        }
+        for (case, rest) in remaining {
+            case.recorder.whenever();
+            if let Err(error) = rest(vm, &mut case.recorder) {
+                self.survive(profile, vm, case, error)?;
+            }
+        }
+        vm.power_off()?;
+        Ok(all)
+    }
+
+    /// An error in a case is that case's, unless the guest is lost.
+    fn survive(
+        &mut self,
+        profile: Profile,
+        vm: &Vm,
+        case: &GuestCase,
+        error: VmError,
+    ) -> Result<(), VmError> {
+        if error.guest_is_lost() {
+            return Err(error);
+        }
+        let error = Box::<Trouble>::from(error);
+        let why = format!("in the {profile} guest: {error}");
+        self.leave(case.record, Unfinished::Failed(why));
+        self.note(profile, vm, case, &error);
+        Ok(())
+    }
+
+    /// Keeps the end of the guest's console.
+    fn note(&mut self, profile: Profile, vm: &Vm, case: &GuestCase, error: &dyn Display) {
+        let (error, console) = (format!("{}: {error}", case.scenario.id), vm.console_tail());
+        self.lost_guests.push(LostGuest { profile, error, console });
+    }
+
+    /// Leaves everything that would be asked in a guest.
+    fn leave_all_guests(&mut self, why: &str) {
+        for record in 0..self.records.len() {
+            let cases = self.records[record].scenario.cases;
+            if cases.iter().any(|case| !matches!(case, Case::OfKernel(_))) {
+                self.leave(record, Unfinished::NotAsked(why.to_owned()));
+            }
+        }
+    }
+
+    /// A kernel that has died in its first guest would in the others.
+    fn may_boot(&self) -> bool {
+        self.has_booted || self.lost_guests.is_empty()
+    }
+
+    /// The first reason counts.
+    fn leave(&mut self, record: usize, why: Unfinished) {
+        self.records[record].unfinished.get_or_insert(why);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::suites::catalogue;
+
+    fn records() -> Vec<ScenarioRecord> {
+        let blank =
+            |scenario| ScenarioRecord { scenario, observations: Vec::new(), unfinished: None };
+        catalogue().iter().copied().map(blank).collect()
+    }
+
+    fn ids(records: &[ScenarioRecord], profile: Profile) -> Vec<&'static str> {
+        cases(records, profile).iter().map(|case| case.scenario.id).collect()
+    }
+
+    #[test]
+    fn a_case_that_does_not_leave_its_guest_as_it_was_comes_last() {
+        assert_eq!(ids(&records(), Profile::Offline), ["VM6", "VM17", "VM14"]);
+    }
+
+    #[test]
+    fn a_skipped_scenario_is_run_in_no_guest() {
+        let mut records = records();
+        assert_eq!(ids(&records, Profile::Lockdown), ["VM22"]);
+        let lockdown = records.iter_mut().find(|record| record.scenario.id == "VM22").unwrap();
+        lockdown.unfinished = Some(Unfinished::Skipped("no lockdown".to_owned()));
+        assert!(ids(&records, Profile::Lockdown).is_empty());
+        assert!(!ids(&records, Profile::Plain).contains(&"VM22"));
+    }
+}

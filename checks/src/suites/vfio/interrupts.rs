@@ -1,0 +1,149 @@
+//! F6, F7 and F16: a function's interrupts, as VFIO passes them on.
+
+use testvm::{
+    PAGE,
+    guest::{
+        Errno, GuestError,
+        VfioInterrupt::{Intx, MsiX},
+        VfioRegion,
+        command_register::{BUS_MASTER, INTX_DISABLE},
+    },
+    vm::{Feature, Vm},
+};
+
+use crate::{
+    framework::{Case, CaseResult, Finding, Profile, Recorder, Requirement, Scenario},
+    suites::vfio::assigned::{Assigned, MsixTable, with_assigned, with_equipped},
+};
+
+/// F6: MSI-X can be turned on and off while memory is not decoded: VFIO has it decoded as long as it
+/// programs the table, and no longer. Control: before, no entry is programmed.
+pub fn set_up_while_not_decoded(vm: &Vm, t: &mut Recorder) -> CaseResult {
+    with_equipped(vm, |assigned| {
+        let table = assigned.msix_table()?;
+        let held = assigned.device.map(table.bar, PAGE)?;
+        let vector_control = || held.peek_u32(table.offset + MsixTable::VECTOR_CONTROL);
+        let event = assigned.user.create_event_fd()?;
+        let enable = || assigned.device.enable_interrupts(MsiX, &[&event]);
+        t.when("before");
+        t.control("vector control", MsixTable::MASKED, vector_control())?;
+        assigned.disable_memory()?;
+        let before = assigned.accesses(vm);
+        t.when("not decoded");
+        for (action, done) in [
+            ("enable", enable()),
+            ("disable", assigned.device.disable_interrupts(MsiX)),
+            ("enable again", enable()),
+        ] {
+            t.check(format_args!("{action} MSI-X"), Finding::Done, done)?;
+        }
+        t.when("not decoded, MSI-X enabled");
+        t.check("memory", "not decoded", assigned.decoding()?)?;
+        let refused = || Some(assigned.accesses(vm)?.refused - before?.refused);
+        t.when("not decoded");
+        t.check_count("accesses that reach nothing", Finding::Count(0), refused());
+        assigned.enable_memory()?;
+        t.when("decoded again");
+        t.check("vector control", 0_u32, vector_control())?;
+        let address = held.peek_u32(table.offset)?;
+        let target = if address >> 20 == 0xfee { "a local APIC" } else { "somewhere else" };
+        t.check("message address", "a local APIC", target)
+    })
+}
+
+/// F7: VFIO can raise an interrupt itself. The function can as long as it is bus master, decoded or not.
+/// Controls: VFIO cannot as long as MSI-X is off, EINVAL; the function cannot if it is no bus master.
+pub fn raised(vm: &Vm, t: &mut Recorder) -> CaseResult {
+    with_assigned(vm, |assigned| {
+        let event = assigned.user.create_event_fd()?;
+        let trigger = || assigned.device.trigger_interrupt(MsiX);
+        t.when("MSI-X off");
+        t.control("triggered by VFIO", Errno::EINVAL, trigger())?;
+        assigned.device.enable_interrupts(MsiX, &[&event])?;
+        trigger()?;
+        t.when("triggered by VFIO");
+        t.check("events", 1_u64, event.wait())?;
+        assigned.disable_memory()?;
+        let command = assigned.command()?;
+        assigned.set_command(command & !BUS_MASTER)?;
+        raise(assigned)?;
+        t.when("not decoded, no bus master, raised");
+        t.control("events", 0_u64, event.count())?;
+        assigned.set_command(command)?;
+        t.when("not decoded, now bus master");
+        t.check("events", 1_u64, event.wait())?;
+        raise(assigned)?;
+        t.when("not decoded, bus master, raised");
+        t.check("events", 1_u64, event.wait())
+    })
+}
+
+/// docs/probe.md: BAR 5, for when memory is not decoded.
+fn raise(assigned: &Assigned) -> Result<(), GuestError> {
+    const INTERRUPT: u64 = 0xc;
+    const FIRST_VECTOR: u32 = 0;
+    assigned.device.write(VfioRegion::Bar(5), INTERRUPT, &FIRST_VECTOR.to_le_bytes())
+}
+
+/// F16: VFIO tells of INTx once, and masks it until its user unmasks it. If it is still asserted then,
+/// VFIO tells of it again. The user can disable it by the command register too.
+/// Control: deasserted and unmasked, no event.
+pub fn level_triggered(vm: &Vm, t: &mut Recorder) -> CaseResult {
+    with_assigned(vm, |assigned| {
+        let event = assigned.user.create_event_fd()?;
+        let command = assigned.command()?;
+        let disabled = || {
+            let is_disabled = assigned.physical_command()? & INTX_DISABLE != 0;
+            Ok::<_, GuestError>(if is_disabled { "disabled" } else { "enabled" })
+        };
+        assigned.device.enable_interrupts(Intx, &[&event])?;
+        t.when("before");
+        t.control("INTx", "enabled", disabled()?)?;
+        t.control("events", 0_u64, event.count())?;
+        assigned.assert_intx(true)?;
+        t.when("asserted");
+        t.check("events", 1_u64, event.wait())?;
+        t.when("asserted, masked by VFIO");
+        t.check("INTx", "disabled", disabled()?)?;
+        t.check("further events", 0_u64, event.count())?;
+        assigned.device.unmask_intx()?;
+        t.when("asserted, unmasked");
+        t.check("events", 1_u64, event.wait())?;
+        assigned.assert_intx(false)?;
+        assigned.device.unmask_intx()?;
+        t.when("deasserted, unmasked");
+        t.control("events", 0_u64, event.count())?;
+        assigned.set_command(command | INTX_DISABLE)?;
+        assigned.assert_intx(true)?;
+        t.when("asserted, disabled by its user");
+        t.check("events", 0_u64, event.count())?;
+        assigned.set_command(command)?;
+        t.when("asserted, enabled by its user");
+        t.check("events", 1_u64, event.wait())?;
+        assigned.assert_intx(false)
+    })
+}
+
+const PROBE: &[Requirement] = &[Requirement::Vfio, Requirement::Monitor(Feature::Probe)];
+
+/// The scenarios of this file.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        id: "F6",
+        title: "VFIO programs the MSI-X table while its BAR is not decoded",
+        requires: &[Requirement::Vfio],
+        cases: &[Case::InGuest(Profile::Iommu, set_up_while_not_decoded)],
+    },
+    Scenario {
+        id: "F7",
+        title: "MSI-X arrives by VFIO whether or not memory is decoded",
+        requires: PROBE,
+        cases: &[Case::InGuest(Profile::Iommu, raised)],
+    },
+    Scenario {
+        id: "F16",
+        title: "VFIO masks INTx when it is raised, until its user unmasks it",
+        requires: &[Requirement::Vfio],
+        cases: &[Case::InGuest(Profile::Iommu, level_triggered)],
+    },
+];

@@ -16,7 +16,7 @@ use testvm::guest::{Errno, Observe, OpenFlags, Outcome};
 use testvm::initramfs::Initramfs;
 use testvm::vm::{BUS, DRIVER, Special, Vm, VmConfig, Vmm};
 use vm_memory::GuestAddress;
-use vmm::boot::BootProtocol;
+use vmm::arch::x86_64::boot::BootProtocol;
 use vmm::memory::backing::Backing;
 use vmm::symbols::{GuestSymbols, SymbolFile, Symbols};
 use vmm::{Ending, MemoryDeviceConfig, OnReset, VirtioTransport};

@@ -11,7 +11,7 @@ use support::linux::{Linux, LinuxConfig, kernel};
 use support::lspci::{self, PciSysfs, complaints};
 use testvm::guest::{Level, Mapping, OpenFlags, PciFunction, Process, Protection, Sharing};
 use vmm::machine::{MachineError, PciFunctionStatus, PciRangeStatus};
-use vmm::memory::violations::{Offender, Privilege, Target};
+use vmm::violations::{Offender, Privilege, Target};
 use vmm::{Machine, MachineConfig, MemoryDeviceConfig, PciPlace, ProbeConfig, VirtioTransport};
 
 /// `docs/probe.md`: the register at offset 0, and the scratch area.
@@ -226,10 +226,15 @@ fn what_is_not_decoded_is_not_there_and_somebody_notices() {
     let [Offender { latest: write, .. }, _read] = &pci.offenders[..] else {
         panic!("{:?}", pci.offenders)
     };
-    assert_eq!((write.device.as_str(), write.accessor.privilege), (address, Privilege::User));
+    assert_eq!((write.device.as_str(), write.accessor.privilege), ("probe0", Privilege::User));
     assert_eq!(write.access.value, Some(2));
     let reason = RefusalReason::DecodingOff;
-    let target = Target::BaseAddressRange { register: "BAR 0".into(), offset: SCRATCH, reason };
+    let target = Target::BaseAddressRange {
+        function: address.to_owned(),
+        register: "BAR 0".to_owned(),
+        offset: SCRATCH,
+        reason,
+    };
     assert_eq!(write.target, target);
     function.decode_memory().unwrap();
     // What was written meanwhile has vanished.

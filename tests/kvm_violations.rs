@@ -11,9 +11,7 @@ use bare_metal::{Exception, Program};
 use support::linux::{Linux, LinuxConfig, kernel};
 use support::{GIB, MIB, ProgramMachine};
 use testvm::guest::GuestError;
-use vmm::memory::violations::{
-    Offender, Operation, Privilege, Target, ViolationCounters, ViolationPolicy,
-};
+use vmm::violations::{Offender, Operation, Privilege, Target, ViolationCounters, ViolationPolicy};
 use vmm::{Ending, MachineControl, MemoryDeviceConfig};
 
 /// Where nothing is, the entry of the program's page tables for it, and bits of such entries.

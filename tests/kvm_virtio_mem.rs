@@ -18,11 +18,11 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::host_memory::{huge_pages, in_use, skip};
 use support::{GIB, MIB, ProgramMachine, resident, rounds};
 use tempfile::TempDir;
-use vmm::boot::BootProtocol;
+use vmm::arch::x86_64::boot::BootProtocol;
 use vmm::memory::backing::{Backing, HugePageSize};
 use vmm::memory::host::HostMemoryConfig;
-use vmm::memory::refusals::Chain;
-use vmm::memory::violations::{GuestAccess, Offender, Operation, Target, ViolationCounters};
+use vmm::violations::refusals::Chain;
+use vmm::violations::{GuestAccess, Offender, Operation, Target, ViolationCounters};
 use vmm::{
     Ending, Enforcement, Machine, MachineConfig, MachineError, MemoryDeviceConfig, OnReset,
     SerialEndpoint,
@@ -591,7 +591,7 @@ fn q1_requests_that_live_in_unplugged_memory_are_not_carried_out() {
     assert_eq!(violations(&vm), expected);
     let refused = &vm.machine.control().status().unwrap().memory_devices[0].refused_devices;
     let [device] = &refused[..] else { panic!("{refused:?}") };
-    assert_eq!((device.device.as_str(), device.count), ("virtio-mmio at 0xd0000000", 3));
+    assert_eq!((device.device.as_str(), device.count), ("mem0", 3));
     assert_eq!(device.chain, Some(Chain { queue: 0, descriptor: 3 }));
     assert_eq!((device.address, device.size, device.block), (unplugged, 24, 5));
 }

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     ffi::CString,
     fs::{self, File},
-    io::{Read, Write},
+    io::Read,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::{fs::FileExt, net::UnixStream},
@@ -20,8 +20,14 @@ use agent_protocol::{
 use rustix::fs::{Mode, OFlags};
 
 use crate::{
-    access, event_fd, fault, hammer::Hammer, kernel_log, mapping::Mapping, modules,
-    polling::Polling, sys, writing::Writing,
+    access, event_fd, fault,
+    hammer::Hammer,
+    kernel_log,
+    mapping::Mapping,
+    modules,
+    polling::Polling,
+    sys,
+    writing::{Writing, write_file},
 };
 
 /// What a worker holds.
@@ -229,12 +235,6 @@ fn read_file(path: &str) -> Result<Vec<u8>, Failure> {
         }
         carriable(bytes.len())?;
     }
-}
-
-/// With one write(2).
-pub fn write_file(path: &str, data: &[u8]) -> std::io::Result<u64> {
-    let mut file = File::options().write(true).truncate(true).open(path)?;
-    Ok(file.write(data)? as u64)
 }
 
 fn list_directory(path: &str) -> std::io::Result<Vec<String>> {

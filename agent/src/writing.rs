@@ -1,13 +1,18 @@
 //! A write(2) that may take long: the kernel has somebody else do something first.
 
 use std::{
-    io,
+    fs::File,
+    io::{self, Write},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
     time::Duration,
 };
 
-use crate::worker::write_file;
+/// With one write(2).
+pub fn write_file(path: &str, data: &[u8]) -> io::Result<u64> {
+    let mut file = File::options().write(true).truncate(true).open(path)?;
+    Ok(file.write(data)? as u64)
+}
 
 /// Somebody who writes.
 pub struct Writing(Receiver<io::Result<u64>>);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use vmm::api::ApiServer;
-use vmm::boot::BootProtocol;
+use vmm::arch::x86_64::boot::BootProtocol;
 use vmm::{
     Ending, Enforcement, Machine, MachineConfig, MachineControl, MachineError, OnReset,
     SerialEndpoint, VirtioTransport,

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use comfy_table::{Table, presets};
 use hyper::Method;
 use vmm::machine::{IommuStatus, PciStatus};
-use vmm::memory::refusals::Chain;
-use vmm::memory::violations::{Offender, Violation};
+use vmm::violations::refusals::Chain;
+use vmm::violations::{Offender, Violation};
 use vmm::{MachineStatus, MemoryDeviceStatus};
 
 use crate::arguments::StatusArguments;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use vmm::MemoryDeviceConfig;
 use vmm::memory::backing::Backing;
 use vmm::memory::host::HostMemoryConfig;
-use vmm::memory::violations::ViolationPolicy;
+use vmm::violations::ViolationPolicy;
 
 use crate::host_memory::{self, parse_node};
 use crate::settings::{self, parse_switch};

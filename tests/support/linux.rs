@@ -11,7 +11,7 @@ use std::time::Duration;
 use testvm::guest::{Guest, GuestError};
 use testvm::initramfs::Initramfs;
 use testvm::kernel::GuestKernel;
-use vmm::boot::BootProtocol;
+use vmm::arch::x86_64::boot::BootProtocol;
 use vmm::{
     Ending, IommuConfig, Machine, MachineConfig, MachineControl, MemoryDeviceConfig, OnReset,
     ProbeConfig, SerialEndpoint, VirtioTransport,

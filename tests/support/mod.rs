@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use bare_metal::Program;
 use tempfile::TempDir;
-use vmm::boot::BootProtocol;
+use vmm::arch::x86_64::boot::BootProtocol;
 use vmm::memory::backing::Backing;
 use vmm::{Enforcement, Machine, MachineConfig, MachineError, MemoryDeviceConfig, SerialEndpoint};
 

@@ -10,14 +10,16 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use serde::Serialize;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::boot::{Entry, EntryMode};
+use crate::arch::x86_64::boot::{Entry, EntryMode};
+use crate::arch::x86_64::cpuid::CpuidTemplate;
+use crate::arch::x86_64::layout;
+use crate::arch::x86_64::registers::{self, UncachedMemory};
 use crate::kvm;
+use crate::kvm::VcpuError;
 use crate::memory::backing::{Backing, KeptFile};
 use crate::memory::host::HostMemory;
-use crate::memory::layout;
 use crate::memory::slots::MemorySlots;
-use crate::vcpu::cpuid::CpuidTemplate;
-use crate::vcpu::{self, KickTarget, UncachedMemory, VcpuGate};
+use crate::quiesce::{KickTarget, VcpuGate};
 
 /// What was found out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -192,11 +194,16 @@ fn try_program() -> Result<(), String> {
     run(vcpu)
 }
 
-fn prepare(vcpu: &VcpuFd, memory: &HostMemory) -> Result<(), vcpu::VcpuError> {
+fn prepare(vcpu: &VcpuFd, memory: &HostMemory) -> Result<(), VcpuError> {
     let guest = GuestMemoryMmap::from_arc_regions(vec![memory.mapping()])
         .expect("one region is sorted and disjoint");
     let mode = EntryMode::Linux64 { zero_page: layout::ZERO_PAGE };
-    vcpu::set_up(vcpu, &guest, &UncachedMemory::default(), Some(&Entry { address: CODE, mode }))?;
+    registers::set_up(
+        vcpu,
+        &guest,
+        &UncachedMemory::default(),
+        Some(&Entry { address: CODE, mode }),
+    )?;
     let (code, breakpoint) = program();
     guest.write_slice(code, CODE)?;
     // A 64-bit interrupt gate: selector 0x10, present, type 0xe.
@@ -205,10 +212,10 @@ fn prepare(vcpu: &VcpuFd, memory: &HostMemory) -> Result<(), vcpu::VcpuError> {
     const BREAKPOINT_VECTOR: u64 = 3;
     guest.write_obj(low, GuestAddress(INTERRUPT_TABLE.0 + BREAKPOINT_VECTOR * 16))?;
     guest.write_obj(handler >> 32, GuestAddress(INTERRUPT_TABLE.0 + BREAKPOINT_VECTOR * 16 + 8))?;
-    let mut sregs = vcpu.get_sregs().map_err(vcpu::VcpuError::ioctl("KVM_GET_SREGS"))?;
+    let mut sregs = vcpu.get_sregs().map_err(VcpuError::ioctl("KVM_GET_SREGS"))?;
     sregs.idt.base = INTERRUPT_TABLE.0;
     sregs.idt.limit = (BREAKPOINT_VECTOR * 16 + 15) as u16;
-    vcpu.set_sregs(&sregs).map_err(vcpu::VcpuError::ioctl("KVM_SET_SREGS"))
+    vcpu.set_sregs(&sregs).map_err(VcpuError::ioctl("KVM_SET_SREGS"))
 }
 
 /// Runs the program in a thread of its own, which is kicked out when it takes too long.

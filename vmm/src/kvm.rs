@@ -59,3 +59,35 @@ pub fn open() -> Result<Kvm, KvmError> {
         None => Ok(kvm),
     }
 }
+
+/// A vCPU that cannot be made, or cannot go on.
+#[derive(Debug, Error)]
+pub enum VcpuError {
+    /// KVM refuses an ioctl.
+    #[error("{name} failed: {source}")]
+    Ioctl {
+        /// Its name.
+        name: &'static str,
+        /// What KVM said.
+        source: kvm_ioctls::Error,
+    },
+    /// KVM does not know an MSR that every kernel needs.
+    #[error("KVM refuses MSR {0:#x}")]
+    MsrRefused(u32),
+    /// More CPUID entries than KVM takes.
+    #[error("{0} CPUID entries are more than KVM takes")]
+    TooManyCpuidEntries(usize),
+    /// The boot structures do not fit guest memory.
+    #[error("cannot write boot structures to guest memory: {0}")]
+    Memory(#[from] vm_memory::GuestMemoryError),
+    /// The host does not give a thread.
+    #[error("cannot start a vCPU's thread: {0}")]
+    Thread(std::io::Error),
+}
+
+impl VcpuError {
+    /// For `map_err` on the ioctl called `name`.
+    pub fn ioctl(name: &'static str) -> impl Fn(kvm_ioctls::Error) -> Self {
+        move |source| Self::Ioctl { name, source }
+    }
+}

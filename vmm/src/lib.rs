@@ -4,19 +4,22 @@
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("this machine model is x86-64's");
 
-mod acpi;
 pub mod api;
-pub mod boot;
+pub mod arch;
+mod board;
 pub mod doctor;
-mod endpoint;
+mod exit;
 mod files;
+mod firmware;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
+pub mod quiesce;
 pub mod socket;
 pub mod symbols;
 mod sync;
 pub mod vcpu;
+pub mod violations;
 
 pub use machine::{
     Ending, Enforcement, IommuConfig, Machine, MachineConfig, MachineControl, MachineError,

@@ -202,31 +202,33 @@ fn memory_that_is_not_there_is_not_there_behind_an_iommu() {
 
 /// Nothing is there. Keeps who wanted it.
 #[derive(Default)]
-struct Nowhere(Mutex<Vec<DmaOrigin>>);
+struct Nowhere(Mutex<Vec<(String, u32, Option<ChainId>)>>);
 
 impl Reachability for Nowhere {
     fn permits(&self, _: u64, _: usize) -> bool {
         false
     }
 
-    fn refused(&self, origin: DmaOrigin, _: u64, _: usize) {
-        self.0.lock().unwrap().push(origin);
+    fn refused(&self, origin: DmaOrigin<'_>, _: u64, _: usize) {
+        let DmaOrigin { device, requester, chain } = origin;
+        self.0.lock().unwrap().push((device.to_owned(), requester, chain));
     }
 }
 
 #[test]
-fn a_refused_access_is_reported_with_its_requester_and_its_chain() {
+fn a_refused_access_is_reported_with_its_device_its_requester_and_its_chain() {
     let nowhere = Arc::new(Nowhere::default());
     let path = DmaPath::direct(memory(vec![DmaRegion::partial(ram(), nowhere.clone())]));
-    let [one, other] = [1, 2].map(|id| path.view(Arc::new(FixedRequester(id))));
+    let view = |name, id| path.of(name).view(Arc::new(FixedRequester(id)));
+    let (one, other) = (view("rng0", 1), view("mem0", 2));
     let (one, other) = (one.now(), other.now());
     let chain = ChainId { queue: 1, head: 5 };
     one.work_on(chain);
     for lease in [&one, &other] {
         assert!(lease.read_obj::<u8>(GuestAddress(RAM)).is_err());
     }
-    let origin = |requester, chain| DmaOrigin { requester, chain };
-    assert_eq!(*nowhere.0.lock().unwrap(), [origin(1, Some(chain)), origin(2, None)]);
+    let expected = [("rng0".to_owned(), 1, Some(chain)), ("mem0".to_owned(), 2, None)];
+    assert_eq!(*nowhere.0.lock().unwrap(), expected);
 }
 
 #[test]

@@ -34,12 +34,14 @@ pub trait Reachability: Send + Sync {
 
     /// Takes note that an access was not permitted: a device's attempt to touch memory that is not
     /// there.
-    fn refused(&self, _origin: DmaOrigin, _offset: u64, _len: usize) {}
+    fn refused(&self, _origin: DmaOrigin<'_>, _offset: u64, _len: usize) {}
 }
 
 /// Whose access it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DmaOrigin {
+pub struct DmaOrigin<'a> {
+    /// The name that the machine has given to the device.
+    pub device: &'a str,
     /// What it carries to say who makes it; see [`Requester::id`].
     pub requester: u32,
     /// What it is made for, unless it is for the rings or the device has none.
@@ -168,17 +170,28 @@ impl Requester for FixedRequester {
 pub struct DmaPath {
     memory: DmaMemory,
     iommu: Option<Arc<dyn Iommu>>,
+    device: Arc<str>,
 }
 
 impl DmaPath {
     /// The way without an IOMMU.
     pub fn direct(memory: DmaMemory) -> Self {
-        Self { memory, iommu: None }
+        Self { memory, iommu: None, device: Arc::default() }
     }
 
     /// The way through `iommu`.
     pub fn through(iommu: Arc<dyn Iommu>, memory: DmaMemory) -> Self {
-        Self { memory, iommu: Some(iommu) }
+        Self { memory, iommu: Some(iommu), device: Arc::default() }
+    }
+
+    /// The name of the device whose way it is.
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// The way of the device of this name, by which what it is refused is reported.
+    pub fn of(&self, device: &str) -> Self {
+        Self { device: device.into(), ..self.clone() }
     }
 
     /// What `requester` gets to see.
@@ -277,8 +290,11 @@ impl DmaLease<'_> {
             if let Some(reachability) = &region.reachability
                 && !reachability.permits(offset, here)
             {
-                let origin =
-                    DmaOrigin { requester: self.view.requester.id(), chain: self.chain.get() };
+                let origin = DmaOrigin {
+                    device: &self.view.path.device,
+                    requester: self.view.requester.id(),
+                    chain: self.chain.get(),
+                };
                 reachability.refused(origin, offset, here);
                 return Err(GuestMemoryError::HostAddressNotAvailable);
             }

@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use super::address_map::DecodeMap;
-use super::bridge::{self, Reach};
+use super::bridge;
 use super::capability::express::PortType;
 use super::function::{Placement, Reset, Written};
 use super::intx::SharedLine;
+use super::reach::{self, BusKind, Reach};
 use super::{
     Function, FunctionAddress, FunctionStatus, Node, ResetKind, RootNode, RootPort, Slot, Topology,
     TopologyError,
@@ -49,7 +50,7 @@ impl Bus {
         }
         self.seats.iter_mut().find_map(|seat| {
             let below = seat.below.as_mut()?;
-            let numbers = bridge::bus_numbers(&seat.function.config)?;
+            let numbers = reach::bus_numbers(&seat.function.config)?;
             numbers.contains(&target.bus).then(|| below.find(*numbers.start(), target))
         })?
     }
@@ -95,24 +96,16 @@ impl Bus {
 impl Seat {
     /// The guest writes registers. A bridge may be told to reset what is below it.
     pub fn write(&mut self, offset: usize, data: &[u8]) -> Written {
-        let held_reset = bridge::holds_reset(&self.function.config);
+        let held_reset = reach::holds_reset(&self.function.config);
         let mut written = self.function.write(offset, data);
         if let Some(below) = &mut self.below
             && !held_reset
-            && bridge::holds_reset(&self.function.config)
+            && reach::holds_reset(&self.function.config)
         {
             below.reset(&mut written.resets);
         }
         written
     }
-}
-
-/// What kind of functions a bus is for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum BusKind {
-    Root,
-    Link,
-    Conventional,
 }
 
 struct BusBuilder {

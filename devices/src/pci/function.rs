@@ -8,7 +8,6 @@ use log::trace;
 
 use super::address_map::{AddressMap, DecodeMap, Span, Stray};
 use super::bar::BaseRange;
-use super::bridge::Reach;
 use super::capability::express::{self, PortType};
 use super::capability::{CapabilityList, MsixCapability, power};
 use super::completer::{Completer, Target};
@@ -16,6 +15,7 @@ use super::config_space::ConfigSpace;
 use super::doorbell::{DoorbellRegister, PlacedDoorbell};
 use super::header::{Command, Status, register};
 use super::intx::SharedLine;
+use super::reach::Reach;
 use super::{
     AddressSpace, BarKind, BaseRegister, Counters, FunctionAddress, MsixLayout, PowerState,
     RefusalReason, ResetKind,
@@ -102,6 +102,12 @@ pub(super) struct Placement<'a> {
 }
 
 impl Function {
+    /// Gives it a name, by which its status tells of it.
+    pub fn named(self, name: String) -> Self {
+        self.completer.state.set_name(name);
+        self
+    }
+
     /// Fills in what depends on where the function is. A reset leads back to here.
     pub(super) fn place(&mut self, placement: &Placement) {
         let Placement { address, port_type, linked, multi_function, lines } = *placement;
@@ -308,6 +314,7 @@ impl Function {
             power_state: self.power_state(),
             ranges: ranges.collect(),
             counters: self.completer.state.counters(),
+            name: self.completer.state.name().map(str::to_owned),
         }
     }
 }
@@ -315,6 +322,8 @@ impl Function {
 /// A function as its registers are now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FunctionStatus {
+    /// The name that the machine has given to it; bridges have none.
+    pub name: Option<String>,
     /// Where the function was when the machine was built.
     pub address: FunctionAddress,
     /// Vendor ID.

@@ -31,6 +31,7 @@ mod function;
 mod header;
 mod intx;
 mod msix;
+mod reach;
 mod root_complex;
 mod state;
 mod topology;

@@ -37,6 +37,7 @@ pub struct Counters {
 /// The part of a function's registers that its device model acts on.
 #[derive(Default)]
 pub struct FunctionState {
+    name: OnceLock<String>,
     address: OnceLock<FunctionAddress>,
     requester_id: AtomicU16,
     bus_master: AtomicBool,
@@ -49,6 +50,11 @@ pub struct FunctionState {
 }
 
 impl FunctionState {
+    /// The name that the machine has given to it, if it has.
+    pub fn name(&self) -> Option<&str> {
+        self.name.get().map(String::as_str)
+    }
+
     /// Where the function was when the machine was built; none before that.
     pub fn address(&self) -> Option<FunctionAddress> {
         self.address.get().copied()
@@ -79,6 +85,11 @@ impl FunctionState {
             refused: self.refused.load(Ordering::Relaxed),
             resets: self.resets.load(Ordering::Relaxed),
         }
+    }
+
+    pub(super) fn set_name(&self, name: String) {
+        // A function is named once: the machine has it by value.
+        let _ = self.name.set(name);
     }
 
     pub(super) fn set_address(&self, address: FunctionAddress) {

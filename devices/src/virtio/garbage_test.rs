@@ -83,12 +83,12 @@ fn run(driver: &mut TestDriver, step: Garbage) {
         Garbage::Write { offset, bytes } => driver.registers.write_at(offset, &bytes),
         Garbage::WriteRegister { register, value } => driver.write(register, value),
         Garbage::WriteConfigSpace { offset, bytes } => {
-            if let Some(pci) = driver.registers.pci() {
+            if let Some(pci) = driver.pci_if_any() {
                 pci.write_config_space(offset, &bytes);
             }
         }
         Garbage::ReadConfigSpace { offset } => {
-            if let Some(pci) = driver.registers.pci() {
+            if let Some(pci) = driver.pci_if_any() {
                 pci.config_u32(offset);
             }
         }

@@ -18,7 +18,7 @@ use std::{
 use vmm::{
     Ending, MachineError,
     machine::{NotRunning, RequestCounters, ResizeRefused},
-    memory::violations::ViolationCounters,
+    violations::ViolationCounters,
 };
 
 use self::{moat::Moat, qemu::Qemu};

@@ -20,32 +20,35 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vm_memory::{Address, GuestAddress, GuestMemoryMmap};
 
-use super::buses::GuestBuses;
-use super::ending::{Ending, EndingCell};
+use super::config::{MachineConfig, VirtioTransport};
+use super::control::{MachineControl, Parts};
+use super::error::MachineError;
 use super::files::Files;
-use super::memory_device::{MemoryDevice, Surroundings};
-use super::pci::{KvmDoorbell, KvmLine, KvmMessages, Pci, PciDevices, PciPlace};
-use super::serial::SerialWires;
-use super::worker::{DeviceWork, EventSignal, Worker};
-use super::{
-    Enforcement, Machine, MachineConfig, MachineControl, MachineError, Parts, Running,
-    VirtioTransport,
-};
-use crate::acpi::{
+use super::running::Running;
+use crate::arch::x86_64::boot::{self, BootSource, Entry};
+use crate::arch::x86_64::cpuid::CpuidTemplate;
+use crate::arch::x86_64::layout::{self, gsi, port};
+use crate::arch::x86_64::machine_check::MachineChecks;
+use crate::arch::x86_64::registers::{self, UncachedMemory};
+use crate::board::buses::GuestBuses;
+use crate::board::memory_device::Enforcement;
+use crate::board::memory_device::{MemoryDevice, Surroundings};
+use crate::board::pci::{KvmDoorbell, KvmLine, KvmMessages, Pci, PciDevices, PciPlace};
+use crate::board::serial::SerialWires;
+use crate::board::worker::{DeviceWork, EventSignal, Worker};
+use crate::exit::{Ending, EndingCell};
+use crate::firmware::acpi::{
     self, HotpluggableMemory, IommuPlace, PciHostBridge, Platform, VirtioMmioDevice,
 };
-use crate::boot::{self, BootSource, Entry};
-use crate::endpoint;
 use crate::kvm;
+use crate::kvm::VcpuError;
 use crate::memory::MemoryError;
 use crate::memory::host::HostMemory;
-use crate::memory::layout::{self, gsi, port};
 use crate::memory::slots::{MemorySlots, SlotId};
-use crate::memory::violations::ViolationPolicy;
+use crate::quiesce::VcpuGate;
 use crate::symbols::GuestSymbols;
-use crate::vcpu::cpuid::CpuidTemplate;
-use crate::vcpu::machine_check::MachineChecks;
-use crate::vcpu::{self, UncachedMemory, Vcpu, VcpuError, VcpuGate};
+use crate::vcpu::{self, Vcpu};
+use crate::violations::ViolationPolicy;
 
 /// A machine half-built.
 pub struct Builder<'a> {
@@ -284,13 +287,13 @@ impl<'a> Builder<'a> {
         };
         let doorbell = doorbell()?;
         let endpoints = match self.config.virtio_transport {
-            VirtioTransport::Mmio => vec![endpoint::PCI, endpoint::VIRTIO_MMIO],
-            VirtioTransport::Pci => vec![endpoint::PCI],
+            VirtioTransport::Mmio => vec![layout::endpoint::PCI, layout::endpoint::VIRTIO_MMIO],
+            VirtioTransport::Pci => vec![layout::endpoint::PCI],
         };
         let config = VirtioIommuConfig { endpoints, bypass: config.bypass };
         let device = VirtioIommu::new(config, doorbell.clone(), self.leases.clone());
         let translations = device.translations();
-        let own_path = DmaPath::direct(memory.clone());
+        let own_path = DmaPath::direct(memory.clone()).of("iommu0");
         self.attach_virtio(Arc::new(device), &own_path, doorbell)?;
         self.platform.iommu = Some(match self.config.virtio_transport {
             VirtioTransport::Mmio => IommuPlace::Mmio(layout::VIRTIO_MMIO.0),
@@ -303,12 +306,13 @@ impl<'a> Builder<'a> {
     /// The entropy device comes last, so that on PCI nothing is between it and the probes.
     fn attach_virtio_devices(&mut self, dma: &DmaPath) -> Result<(), MachineError> {
         for device in self.buses.memory_devices.clone() {
-            let transport = self.attach_virtio(device.device(), dma, doorbell()?)?;
+            let dma = dma.of(device.id());
+            let transport = self.attach_virtio(device.device(), &dma, doorbell()?)?;
             device.attach(transport);
         }
         let random = std::fs::File::open("/dev/urandom")
             .map_err(MachineError::host("cannot open /dev/urandom"))?;
-        self.attach_virtio(Arc::new(Rng::new(Box::new(random))), dma, doorbell()?)?;
+        self.attach_virtio(Arc::new(Rng::new(Box::new(random))), &dma.of("rng0"), doorbell()?)?;
         Ok(())
     }
 
@@ -325,6 +329,7 @@ impl<'a> Builder<'a> {
                 let doorbell = KvmDoorbell::new(doorbell.clone(), Arc::clone(&self.vm), bridge);
                 let (transport, function) =
                     PciTransport::new(device, dma, self.messages(), Arc::new(doorbell))?;
+                let function = function.named(dma.device().to_owned());
                 self.pci.add(PciPlace::RootComplex, vec![function]);
                 transport
             }
@@ -347,7 +352,7 @@ impl<'a> Builder<'a> {
         self.vm
             .register_ioevent(&doorbell.0, &notify, NoDatamatch)
             .map_err(MachineError::kvm("KVM_IOEVENTFD"))?;
-        let endpoint = endpoint::VIRTIO_MMIO.start() + index as u32;
+        let endpoint = layout::endpoint::VIRTIO_MMIO.start() + index as u32;
         let memory = dma.view(Arc::new(FixedRequester(endpoint)));
         let endpoint = memory.is_translated().then_some(endpoint);
         let transport = MmioTransport::new(device, memory, interrupt, doorbell.clone());
@@ -359,13 +364,17 @@ impl<'a> Builder<'a> {
     }
 
     fn attach_probes(&mut self, dma: &DmaPath) -> Result<(), MachineError> {
-        for probe in &self.config.probes {
-            let functions = (0..probe.functions).map(|_| {
+        for (index, probe) in self.config.probes.iter().enumerate() {
+            let functions = (0..probe.functions).map(|function| {
+                let name = match probe.functions {
+                    1 => format!("probe{index}"),
+                    _ => format!("probe{index}.{function}"),
+                };
                 let doorbell = doorbell()?;
                 let (function, device) =
-                    Probe::new(probe.memory, dma, self.messages(), doorbell.clone())?;
+                    Probe::new(probe.memory, &dma.of(&name), self.messages(), doorbell.clone())?;
                 self.probes.push((doorbell, device.clone()));
-                Ok(function.build(device))
+                Ok(function.build(device).named(name))
             });
             let functions = functions.collect::<Result<_, MachineError>>()?;
             self.pci.add(probe.place, functions);
@@ -447,7 +456,7 @@ impl<'a> Builder<'a> {
                 self.vm.create_vcpu(index.into()).map_err(MachineError::kvm("KVM_CREATE_VCPU"))?;
             fd.set_cpuid2(&self.cpuid.for_vcpu(index)?)
                 .map_err(MachineError::kvm("KVM_SET_CPUID2"))?;
-            vcpu::set_up(&fd, memory, &uncached, (index == 0).then_some(entry))?;
+            registers::set_up(&fd, memory, &uncached, (index == 0).then_some(entry))?;
             if let Some(checks) = &self.machine_checks {
                 checks.set_up(&fd, self.cpuid.has_vmx())?;
             }
@@ -472,8 +481,8 @@ fn check(config: &MachineConfig, kvm: &Kvm) -> Result<(), MachineError> {
     if config.vcpus == 0 || config.vcpus > maximum {
         return Err(MachineError::VcpuCount { requested: config.vcpus, maximum });
     }
-    if config.memory < Machine::MINIMUM_MEMORY || !config.memory.is_multiple_of(4096) {
-        let minimum = Machine::MINIMUM_MEMORY;
+    if config.memory < MachineConfig::MINIMUM_MEMORY || !config.memory.is_multiple_of(4096) {
+        let minimum = MachineConfig::MINIMUM_MEMORY;
         return Err(MachineError::MemorySize { requested: config.memory, minimum });
     }
     // One interrupt is the entropy device's, and one the IOMMU's. On PCI there is no such limit, and

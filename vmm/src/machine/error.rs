@@ -3,14 +3,14 @@
 use devices::virtio::mem::ResizeError;
 use thiserror::Error;
 
-use super::memory_device::MemoryDeviceError;
-use super::worker::WorkerError;
-use crate::acpi::AcpiError;
-use crate::boot::BootError;
+use crate::arch::x86_64::boot::BootError;
+use crate::board::memory_device::MemoryDeviceError;
+use crate::board::worker::WorkerError;
+use crate::firmware::acpi::AcpiError;
 use crate::kvm::KvmError;
+use crate::kvm::VcpuError;
 use crate::memory::MemoryError;
 use crate::symbols::SymbolFileError;
-use crate::vcpu::VcpuError;
 
 /// A machine that cannot be.
 #[derive(Debug, Error)]

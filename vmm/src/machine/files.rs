@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{MachineConfig, MachineError};
-use crate::boot::KernelFile;
+use super::config::MachineConfig;
+use super::error::MachineError;
+use crate::arch::x86_64::boot::KernelFile;
 use crate::memory::backing::KeptFile;
 use crate::symbols::SymbolFile;
 

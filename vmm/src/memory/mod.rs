@@ -3,16 +3,13 @@
 pub mod backing;
 pub mod busy;
 pub mod host;
-pub mod layout;
 mod numa;
 pub mod one_slot;
 pub mod reachable;
-pub mod refusals;
 pub mod slots;
 pub mod strict;
 #[cfg(test)]
 mod strict_test;
-pub mod violations;
 mod windows;
 
 use std::io;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use devices::dma::{DmaOrigin, Reachability};
 use devices::virtio::mem::{BlockRange, Region};
 
-use super::refusals::{Refusals, RefusedDevice};
+use crate::violations::refusals::{Refusals, RefusedDevice};
 
 /// One bit a block, set while vCPUs and devices can reach it.
 pub struct ReachableBlocks {
@@ -78,7 +78,7 @@ impl Reachability for ReachableBlocks {
             .all(|block| block < self.region.block_count() && self.contains(block))
     }
 
-    fn refused(&self, origin: DmaOrigin, offset: u64, len: usize) {
+    fn refused(&self, origin: DmaOrigin<'_>, offset: u64, len: usize) {
         self.refused.fetch_add(1, Ordering::Relaxed);
         let address = self.region.address() + offset;
         let block = offset / self.region.block_size();
@@ -90,8 +90,8 @@ impl Reachability for ReachableBlocks {
 mod tests {
     use devices::dma::ChainId;
 
-    use super::super::refusals::Chain;
     use super::*;
+    use crate::violations::refusals::Chain;
 
     #[test]
     fn x2_a_device_reaches_whole_ranges_of_plugged_blocks_only() {
@@ -112,10 +112,12 @@ mod tests {
         let region = Region::new(0x10_0000, 16 * 0x1000, 0x1000, 0x1000).unwrap();
         let blocks = ReachableBlocks::none(region, Refusals::default());
         let chain = Some(ChainId { queue: 1, head: 7 });
-        for (requester, chain, offset) in
-            [(0x10, None, 0x2008), (0x1_0000, None, 0x3000), (0x10, chain, 0x4010)]
-        {
-            blocks.refused(DmaOrigin { requester, chain }, offset, 16);
+        for (device, requester, chain, offset) in [
+            ("rng0", 0x10, None, 0x2008),
+            ("mem0", 0x1_0000, None, 0x3000),
+            ("rng0", 0x10, chain, 0x4010),
+        ] {
+            blocks.refused(DmaOrigin { device, requester, chain }, offset, 16);
         }
         assert_eq!(blocks.refusal_count(), 3);
         let devices: Vec<_> = blocks
@@ -123,8 +125,8 @@ mod tests {
             .into_iter()
             .map(|device| (device.device, device.count, device.chain, device.address, device.block))
             .collect();
-        let mmio = ("virtio-mmio at 0xd0000000".to_owned(), 1, None, 0x10_3000, 3);
+        let first = ("mem0".to_owned(), 1, None, 0x10_3000, 3);
         let chain = Some(Chain { queue: 1, descriptor: 7 });
-        assert_eq!(devices, [mmio, ("00:02.0".to_owned(), 2, chain, 0x10_4010, 4)]);
+        assert_eq!(devices, [first, ("rng0".to_owned(), 2, chain, 0x10_4010, 4)]);
     }
 }

@@ -22,9 +22,9 @@ use super::host::HostMemory;
 use super::reachable::ReachableBlocks;
 use super::slots::{MemorySlots, SlotError};
 use super::windows::Windows;
-use crate::machine::EndingCell;
+use crate::exit::EndingCell;
+use crate::quiesce::VcpuGate;
 use crate::sync::lock;
-use crate::vcpu::VcpuGate;
 
 /// Why blocks cannot be plugged or unplugged now.
 #[derive(Debug, Error)]

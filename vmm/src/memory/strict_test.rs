@@ -15,11 +15,11 @@ use vm_memory::{Bytes, GuestAddress, MemoryRegionAddress};
 use super::backing::{Backing, KeptFile};
 use super::host::HostMemory;
 use super::reachable::ReachableBlocks;
-use super::refusals::Refusals;
 use super::slots::{MemorySlots, SlotTable};
 use super::strict::StrictBlocks;
-use crate::machine::{Ending, EndingCell};
-use crate::vcpu::VcpuGate;
+use crate::exit::{Ending, EndingCell};
+use crate::quiesce::VcpuGate;
+use crate::violations::refusals::Refusals;
 
 const START: u64 = 1 << 32;
 /// A window is four of them.

@@ -23,8 +23,8 @@ use log::info;
 use super::host::HostMemory;
 use super::reachable::ReachableBlocks;
 use super::slots::{MemorySlots, SlotError, SlotId};
-use crate::machine::{Ending, EndingCell};
-use crate::vcpu::VcpuGate;
+use crate::exit::{Ending, EndingCell};
+use crate::quiesce::VcpuGate;
 
 /// The least size of a window. What KVM keeps for each page of a slot bounds it from above.
 const WINDOW_BYTES: u64 = 1 << 30;

@@ -7,7 +7,7 @@ use iced_x86::{
 use kvm_bindings::kvm_regs;
 
 use super::stopped::StoppedVcpu;
-use crate::memory::violations::{Accessor, GuestAccess, Operation};
+use crate::violations::{Accessor, GuestAccess, Operation};
 
 /// A piece of memory that an instruction accesses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,12 +1,6 @@
 //! vCPUs: their first state, their threads, and what becomes of their exits.
 
 mod accesses;
-pub mod cpuid;
-mod cpuid_features;
-mod gate;
-mod kick;
-pub mod machine_check;
-mod setup;
 mod stopped;
 mod unemulated;
 
@@ -17,50 +11,16 @@ use kvm_bindings::{
     KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, kvm_regs,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use thiserror::Error;
 
-pub use gate::{Closed, VcpuGate};
-pub use kick::KickTarget;
-pub use setup::{UncachedMemory, set_up};
 pub use unemulated::enable_emulation_failures;
 
-use crate::machine::{Ending, GuestBuses};
-use crate::memory::violations::{Consequence, GuestAccess};
-use gate::Entered;
-use machine_check::MachineChecks;
+use crate::arch::x86_64::machine_check::MachineChecks;
+use crate::board::buses::GuestBuses;
+use crate::exit::Ending;
+use crate::kvm::VcpuError;
+use crate::quiesce::{Entered, KickTarget, VcpuGate};
+use crate::violations::{Consequence, GuestAccess};
 use stopped::StoppedVcpu;
-
-/// A vCPU that cannot be made, or cannot go on.
-#[derive(Debug, Error)]
-pub enum VcpuError {
-    /// KVM refuses an ioctl.
-    #[error("{name} failed: {source}")]
-    Ioctl {
-        /// Its name.
-        name: &'static str,
-        /// What KVM said.
-        source: kvm_ioctls::Error,
-    },
-    /// KVM does not know an MSR that every kernel needs.
-    #[error("KVM refuses MSR {0:#x}")]
-    MsrRefused(u32),
-    /// More CPUID entries than KVM takes.
-    #[error("{0} CPUID entries are more than KVM takes")]
-    TooManyCpuidEntries(usize),
-    /// The boot structures do not fit guest memory.
-    #[error("cannot write boot structures to guest memory: {0}")]
-    Memory(#[from] vm_memory::GuestMemoryError),
-    /// The host does not give a thread.
-    #[error("cannot start a vCPU's thread: {0}")]
-    Thread(std::io::Error),
-}
-
-impl VcpuError {
-    /// For `map_err` on the ioctl called `name`.
-    pub fn ioctl(name: &'static str) -> impl Fn(kvm_ioctls::Error) -> Self {
-        move |source| Self::Ioctl { name, source }
-    }
-}
 
 /// Why a vCPU's thread came back from one round in KVM_RUN.
 enum Round {

@@ -7,10 +7,11 @@ use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 use vm_memory::GuestAddress;
 
-use super::VcpuError;
-use crate::machine::{GuestBuses, UnpluggedMemoryAccess};
-use crate::memory::violations::{GuestAccess, Privilege};
+use crate::board::buses::GuestBuses;
+use crate::board::memory_device::UnpluggedMemoryAccess;
+use crate::kvm::VcpuError;
 use crate::symbols;
+use crate::violations::{GuestAccess, Privilege};
 
 /// Bytes in the smallest page.
 const PAGE: u64 = 4096;

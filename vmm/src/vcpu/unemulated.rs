@@ -13,9 +13,12 @@ use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::accesses::MemoryOperand;
 use super::stopped::{StoppedVcpu, pages};
-use super::{Round, Vcpu, VcpuError};
-use crate::machine::{Ending, GuestBuses, UnpluggedMemoryAccess};
-use crate::memory::violations::{Consequence, GuestAccess, Operation, Privilege};
+use super::{Round, Vcpu};
+use crate::board::buses::GuestBuses;
+use crate::board::memory_device::UnpluggedMemoryAccess;
+use crate::exit::Ending;
+use crate::kvm::VcpuError;
+use crate::violations::{Consequence, GuestAccess, Operation, Privilege};
 
 /// Exception vector of an invalid opcode.
 const INVALID_OPCODE: u8 = 6;

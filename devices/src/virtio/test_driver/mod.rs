@@ -8,6 +8,7 @@ pub mod mmio;
 pub mod pci;
 pub mod registers;
 
+use std::any::Any;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -224,7 +225,13 @@ impl TestDriver {
 
     /// The registers of a device on PCI.
     pub fn pci(&mut self) -> &mut PciRegisters {
-        self.registers.pci().expect("the device is on PCI")
+        self.pci_if_any().expect("the device is on PCI")
+    }
+
+    /// Likewise, if it is on PCI.
+    pub fn pci_if_any(&mut self) -> Option<&mut PciRegisters> {
+        let registers: &mut dyn Any = &mut *self.registers;
+        registers.downcast_mut()
     }
 
     /// Reads a register.

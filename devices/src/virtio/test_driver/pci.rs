@@ -364,8 +364,4 @@ impl Registers for PciRegisters {
     fn write_at(&mut self, offset: u64, data: &[u8]) {
         let _ = self.root.write_memory(Self::bar(0) + offset, data);
     }
-
-    fn pci(&mut self) -> Option<&mut PciRegisters> {
-        Some(self)
-    }
 }

@@ -1,6 +1,6 @@
 //! What a driver finds on every transport, so that a test can be run on each.
 
-use super::pci::PciRegisters;
+use std::any::Any;
 
 /// The transport that a device is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +85,7 @@ pub const USED_BUFFER: u32 = 1 << 0;
 pub const CONFIG_CHANGE: u32 = 1 << 1;
 
 /// The registers of a device on some transport.
-pub trait Registers {
+pub trait Registers: Any {
     /// Makes the registers accessible, whatever was done to them before.
     fn start(&mut self) {}
 
@@ -118,9 +118,4 @@ pub trait Registers {
 
     /// Writes at `offset` of the range that all registers are in.
     fn write_at(&mut self, offset: u64, data: &[u8]);
-
-    /// The registers, if they are on PCI.
-    fn pci(&mut self) -> Option<&mut PciRegisters> {
-        None
-    }
 }

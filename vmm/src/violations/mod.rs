@@ -1,6 +1,8 @@
 //! Accesses to memory that is not there: counted, folded by the instruction that makes them, and
 //! told without flooding anything.
 
+pub mod refusals;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -19,7 +21,7 @@ pub enum Target {
     UnpluggedBlock { block: u64, offset: u64 },
     /// A base address range of a PCI function that the function does not decode.
     #[allow(missing_docs)]
-    BaseAddressRange { register: String, offset: u64, reason: RefusalReason },
+    BaseAddressRange { function: String, register: String, offset: u64, reason: RefusalReason },
 }
 
 impl fmt::Display for Target {
@@ -28,8 +30,8 @@ impl fmt::Display for Target {
             Self::UnpluggedBlock { block, offset } => {
                 write!(f, "offset {offset:#x} of unplugged block {block}")
             }
-            Self::BaseAddressRange { register, offset, reason } => {
-                write!(f, "offset {offset:#x} of {register} ({reason:?})")
+            Self::BaseAddressRange { function, register, offset, reason } => {
+                write!(f, "offset {offset:#x} of {register} of {function} ({reason:?})")
             }
         }
     }

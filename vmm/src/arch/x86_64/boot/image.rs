@@ -13,7 +13,7 @@ use object::{Endianness, ReadCache, ReadRef};
 use vm_memory::ByteValued;
 
 use super::BootError;
-use crate::memory::layout;
+use crate::arch::x86_64::layout;
 
 /// The images that boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use devices::serial::SerialPort;
 use devices::virtio::transport::MmioTransport;
 
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, Platform, pci};
-use crate::memory::layout::{gsi, port};
+use crate::arch::x86_64::layout::{gsi, port};
 
 /// A virtio-mmio device as ACPI tells of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

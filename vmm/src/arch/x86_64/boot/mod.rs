@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use crate::arch::x86_64::layout::{self, port};
 use crate::files;
-use crate::memory::layout::{self, port};
 use image::ImageFormat;
 
 /// How the kernel is entered.

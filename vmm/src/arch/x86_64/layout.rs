@@ -93,6 +93,16 @@ pub mod gsi {
     pub const PCI: [u32; 4] = [20, 21, 22, 23];
 }
 
+/// The IDs by which an IOMMU tells devices from each other.
+pub mod endpoint {
+    use std::ops::RangeInclusive;
+
+    /// PCI functions: their requester IDs.
+    pub const PCI: RangeInclusive<u32> = 0..=0xffff;
+    /// virtio-mmio devices, in the order of their addresses.
+    pub const VIRTIO_MMIO: RangeInclusive<u32> = 0x1_0000..=0x1_00ff;
+}
+
 /// The pieces of RAM of a machine with `bytes` of it: below the MMIO gap, and above.
 pub fn ram_ranges(bytes: u64) -> Vec<(GuestAddress, u64)> {
     let below = bytes.min(MMIO_GAP_START.0);

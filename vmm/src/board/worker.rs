@@ -19,8 +19,8 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::ending::{Ending, EndingCell};
-use crate::vcpu::VcpuGate;
+use crate::exit::{Ending, EndingCell};
+use crate::quiesce::VcpuGate;
 
 /// A worker that cannot be started.
 #[derive(Debug, Error)]

@@ -2,22 +2,20 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use devices::dma::DmaOrigin;
 use serde::{Deserialize, Serialize};
 
-use super::violations::{ThrottledWarnings, ViolationPolicy, now_ms};
-use crate::endpoint;
-use crate::machine::{Ending, EndingCell};
+use super::{ThrottledWarnings, ViolationPolicy, now_ms};
 
 /// A device that was refused, once or again and again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefusedDevice {
-    /// What it carries to say who it is: a PCI requester ID, or what the machine has given it.
-    pub requester: u32,
-    /// The device: bus, device and function, or where its registers are.
+    /// The device's name.
     pub device: String,
+    /// The ID that its access carried: on PCI bus, device and function at that moment.
+    pub requester: u32,
     /// How often.
     pub count: u64,
     /// When first, by the host's clock: milliseconds since the Unix epoch.
@@ -61,9 +59,12 @@ pub struct Chain {
 pub struct Refusals {
     memory_device: String,
     policy: ViolationPolicy,
-    ending: Arc<EndingCell>,
+    stop: Option<StopForRefusal>,
     inner: Mutex<Inner>,
 }
+
+/// Stops the machine for a device that was refused.
+pub type StopForRefusal = Box<dyn Fn(&RefusedDevice) + Send + Sync>;
 
 #[derive(Default)]
 struct Inner {
@@ -76,33 +77,32 @@ impl Refusals {
     /// As many devices are kept, the latest ones.
     const KEPT: usize = 64;
 
-    /// None so far, of `memory_device`. `policy` may end the machine by `ending`.
-    pub fn new(memory_device: String, policy: ViolationPolicy, ending: Arc<EndingCell>) -> Self {
-        Self { memory_device, policy, ending, inner: Mutex::default() }
+    /// None so far, of `memory_device`. `stop` is called where the policy is to stop.
+    pub fn new(memory_device: String, policy: ViolationPolicy, stop: StopForRefusal) -> Self {
+        Self { memory_device, policy, stop: Some(stop), inner: Mutex::default() }
     }
 
     /// Does as the policy says with an access to `block`.
-    pub fn record(&self, origin: DmaOrigin, address: u64, size: u64, block: u64) {
+    pub fn record(&self, origin: DmaOrigin<'_>, address: u64, size: u64, block: u64) {
         if self.policy == ViolationPolicy::Ignore {
             return;
         }
-        let DmaOrigin { requester, chain } = origin;
+        let DmaOrigin { device, requester, chain } = origin;
         let chain = chain.map(|chain| Chain { queue: chain.queue, descriptor: chain.head });
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let Inner { devices, warnings } = &mut *inner;
         let time_ms = now_ms();
-        let known = devices.iter().position(|device| device.requester == requester);
+        let known = devices.iter().position(|known| known.device == device);
         let before = known.and_then(|index| devices.remove(index));
         let (count, first_time_ms) =
             before.map_or((0, time_ms), |before| (before.count, before.first_time_ms));
         if devices.len() == Self::KEPT {
             devices.pop_front();
         }
-        let device = endpoint::name(requester);
         let count = count + 1;
         let refused = RefusedDevice {
+            device: device.to_owned(),
             requester,
-            device,
             count,
             first_time_ms,
             time_ms,
@@ -113,8 +113,8 @@ impl Refusals {
             memory_device: self.memory_device.clone(),
         };
         warnings.warn(&refused);
-        if self.policy == ViolationPolicy::Stop {
-            self.ending.set(Ending::RefusedDma(Box::new(refused.clone())));
+        if let (ViolationPolicy::Stop, Some(stop)) = (self.policy, &self.stop) {
+            stop(&refused);
         }
         devices.push_back(refused);
     }

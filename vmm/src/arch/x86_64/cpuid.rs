@@ -3,9 +3,9 @@
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
-use super::VcpuError;
 use super::cpuid_features::take_away_what_has_no_base;
 use super::machine_check::Vendor;
+use crate::kvm::VcpuError;
 
 const LEAF_VENDOR: u32 = 0x0;
 const LEAF_FEATURES: u32 = 0x1;

@@ -6,9 +6,9 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use devices::platform::{PlatformControl, PlatformEvent};
 
-use crate::memory::refusals::RefusedDevice;
-use crate::memory::violations::Violation;
 use crate::sync::Cancellation;
+use crate::violations::Violation;
+use crate::violations::refusals::RefusedDevice;
 
 /// Why a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,9 +4,9 @@ use kvm_bindings::{Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sreg
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Address, Bytes, GuestMemoryMmap};
 
-use super::VcpuError;
-use crate::boot::{Entry, EntryMode};
-use crate::memory::layout::{BOOT_GDT, BOOT_PAGE_TABLES, BOOT_STACK};
+use crate::arch::x86_64::boot::{Entry, EntryMode};
+use crate::arch::x86_64::layout::{BOOT_GDT, BOOT_PAGE_TABLES, BOOT_STACK};
+use crate::kvm::VcpuError;
 
 const CR0_PE: u64 = 1 << 0;
 const CR0_ET: u64 = 1 << 4;

@@ -13,21 +13,21 @@ use devices::virtio::transport::Transport;
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, MemoryRegionAddress};
 
-use super::EndingCell;
+use crate::exit::{Ending, EndingCell};
 use crate::memory::MemoryError;
 use crate::memory::backing::{Backing, KeptFile};
 use crate::memory::busy::BusyBackend;
 use crate::memory::host::{HostMemory, HostMemoryConfig, HostWork};
 use crate::memory::one_slot::OneSlot;
 use crate::memory::reachable::ReachableBlocks;
-use crate::memory::refusals::{Refusals, RefusedDevice};
 use crate::memory::slots::{MemorySlots, SlotError};
 use crate::memory::strict::StrictBlocks;
-use crate::memory::violations::{
+use crate::quiesce::VcpuGate;
+use crate::violations::refusals::{Refusals, RefusedDevice};
+use crate::violations::{
     Accessor, Consequence, GuestAccess, Offender, Operation, Target, ViolationCounters,
     ViolationLog, ViolationPolicy,
 };
-use crate::vcpu::VcpuGate;
 
 /// Whether unplugged memory is really gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -184,7 +184,11 @@ impl MemoryDevice {
             HostMemory::map(address, config.size, &config.memory, file).map_err(memory_error)?;
         let cancellation = ending.cancellation();
         let memory = memory.with_work(HostWork { cancellation, ..HostWork::default() });
-        let refusals = Refusals::new(id.clone(), config.on_violation, Arc::clone(ending));
+        let stop = Arc::clone(ending);
+        let stop = move |refused: &RefusedDevice| {
+            stop.set(Ending::RefusedDma(Box::new(refused.clone())));
+        };
+        let refusals = Refusals::new(id.clone(), config.on_violation, Box::new(stop));
         let reachable = Arc::new(ReachableBlocks::none(region, refusals));
         let strict = match enforcement {
             Enforcement::Strict => {

@@ -9,7 +9,7 @@ use acpi_tables::mcfg::MCFG;
 use devices::pci::{ConfigPorts, Ecam, Slot, Topology};
 
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
-use crate::memory::layout::{self, gsi, port};
+use crate::arch::x86_64::layout::{self, gsi, port};
 
 /// The last bus that may be below the host bridge.
 const LAST_BUS: u8 = Topology::BUSES - 1;

@@ -1,6 +1,7 @@
 //! PCI in its place in the machine: interrupts and doorbells through KVM, and the record of who
 //! touched what was not decoded.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use devices::Signal;
@@ -15,13 +16,13 @@ use log::{debug, error, warn};
 use serde::{Deserialize, Serialize};
 
 use super::worker::EventSignal;
-use crate::acpi::PciHostBridge;
-use crate::memory::layout;
-use crate::memory::violations::{
+use crate::arch::x86_64::layout;
+use crate::firmware::acpi::PciHostBridge;
+use crate::sync::lock;
+use crate::violations::{
     Accessor, Consequence, GuestAccess, Offender, Target, ViolationCounters, ViolationLog,
     ViolationPolicy,
 };
-use crate::sync::lock;
 
 /// Where on PCI a device is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -77,6 +78,7 @@ impl PciDevices {
 /// All of PCI in a machine.
 pub struct Pci {
     root: Arc<RootComplex>,
+    names: BTreeMap<FunctionAddress, String>,
     violations: ViolationLog,
 }
 
@@ -94,6 +96,8 @@ pub struct PciStatus {
 /// A function as seen from outside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PciFunctionStatus {
+    /// Its name, such as `probe0`; bridges have none.
+    pub name: Option<String>,
     /// Bus, device and function, such as `00:02.0`.
     pub address: String,
     /// Vendor ID.
@@ -126,7 +130,9 @@ pub struct PciRangeStatus {
 impl Pci {
     /// Everything below `root`.
     pub fn new(root: Arc<RootComplex>) -> Self {
-        Self { root, violations: ViolationLog::default() }
+        let name = |function: FunctionStatus| Some((function.address, function.name?));
+        let names = root.status().into_iter().filter_map(name).collect();
+        Self { root, names, violations: ViolationLog::default() }
     }
 
     /// The way to every function.
@@ -161,6 +167,7 @@ impl From<FunctionStatus> for PciFunctionStatus {
             enabled: range.enabled,
         });
         Self {
+            name: function.name,
             address: function.address.to_string(),
             vendor: function.vendor,
             device: function.device,
@@ -183,10 +190,12 @@ impl RefusedAccess<'_> {
     /// Counts the access, and keeps who made it.
     pub fn record(self, accessor: impl FnOnce(&GuestAccess) -> Accessor) -> Consequence {
         let Refusal { function, register, offset, reason, .. } = self.refusal;
-        let target = Target::BaseAddressRange { register: register.to_string(), offset, reason };
-        let device = function.to_string();
+        let (function, register) = (function.to_string(), register.to_string());
+        let device = self.pci.names.get(&self.refusal.function).unwrap_or(&function);
+        let target =
+            Target::BaseAddressRange { function: function.clone(), register, offset, reason };
         let policy = ViolationPolicy::Report;
-        self.pci.violations.record(policy, &device, self.access, target, accessor)
+        self.pci.violations.record(policy, device, self.access, target, accessor)
     }
 }
 

@@ -10,8 +10,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::memory_device::{MemoryDevice, UnpluggedMemoryAccess};
 use super::pci::{Pci, RefusedAccess};
 use crate::memory::slots::{MemorySlots, SlotError};
-use crate::memory::violations::{Accessor, Consequence, GuestAccess, Operation};
 use crate::symbols::GuestSymbols;
+use crate::violations::{Accessor, Consequence, GuestAccess, Operation};
 
 /// All that a vCPU reaches.
 pub struct GuestBuses {

@@ -20,7 +20,7 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use zerocopy::{Immutable, IntoBytes};
 
-use crate::memory::layout::{self, port};
+use crate::arch::x86_64::layout::{self, port};
 
 pub use dsdt::VirtioMmioDevice;
 pub use pci::PciHostBridge;

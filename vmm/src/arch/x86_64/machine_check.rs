@@ -11,8 +11,8 @@ use kvm_bindings::{Msrs, kvm_msr_entry, kvm_x86_mce};
 use kvm_ioctls::{Kvm, VcpuFd};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 
-use super::VcpuError;
-use crate::memory::violations::{GuestAccess, Operation};
+use crate::kvm::VcpuError;
+use crate::violations::{GuestAccess, Operation};
 use request::{KVM_X86_GET_MCE_CAP_SUPPORTED, KVM_X86_SET_MCE, KVM_X86_SETUP_MCE};
 
 /// What kvm-ioctls does not have.

@@ -1,0 +1,7 @@
+//! What is at a guest's ports and addresses, and the threads that work for it.
+
+pub mod buses;
+pub mod memory_device;
+pub mod pci;
+pub mod serial;
+pub mod worker;

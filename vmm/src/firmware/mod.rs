@@ -1,0 +1,3 @@
+//! What firmware tells a kernel.
+
+pub mod acpi;

@@ -1,0 +1,145 @@
+//! What can be asked of a machine, and by whom it is ended.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use devices::virtio::iommu::Translations;
+
+use super::error::{NotRunning, ResizeRefused};
+use super::memmap;
+use super::status::{MachineStatus, Resizing};
+use crate::board::memory_device::{Enforcement, MemoryDevice};
+use crate::board::pci::Pci;
+use crate::exit::{Ending, EndingCell};
+use crate::memory::host::HostWork;
+use crate::memory::slots::MemorySlots;
+use crate::symbols::GuestSymbols;
+use crate::sync::lock;
+
+/// What can be asked of a machine, from any thread: before it starts, while it runs, and after its end.
+#[derive(Clone, Default)]
+pub struct MachineControl {
+    pub(super) phase: Arc<Mutex<Phase>>,
+    pub(super) ending: Arc<EndingCell>,
+    starting: Arc<Starting>,
+}
+
+/// How far the start of a machine is.
+#[derive(Default)]
+struct Starting {
+    to_populate: AtomicU64,
+    populated: Arc<AtomicU64>,
+}
+
+/// What a machine is doing.
+#[derive(Default)]
+pub enum Phase {
+    /// It starts, or starts again.
+    #[default]
+    Starting,
+    /// It runs.
+    Running(Parts),
+    /// Nothing is left of it, whoever still has a [`MachineControl`], but what it was like.
+    Ended(Box<MachineStatus>),
+}
+
+/// The parts of a running machine that somebody may ask about.
+pub struct Parts {
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Bytes of RAM.
+    pub memory: u64,
+    /// Whether unplugged memory is gone.
+    pub enforcement: Enforcement,
+    /// KVM's memory slots.
+    pub slots: MemorySlots,
+    /// The virtio-mem devices.
+    pub memory_devices: Vec<Arc<MemoryDevice>>,
+    /// PCI, if there is any.
+    pub pci: Option<Arc<Pci>>,
+    /// What the IOMMU translates, if there is one.
+    pub iommu: Option<Arc<Translations>>,
+    /// The names of the kernel's functions.
+    pub symbols: Arc<GuestSymbols>,
+}
+
+impl Phase {
+    fn running(&self) -> Result<&Parts, NotRunning> {
+        match self {
+            Self::Running(parts) => Ok(parts),
+            Self::Starting | Self::Ended(_) => Err(NotRunning),
+        }
+    }
+}
+
+impl Parts {
+    /// As they are now.
+    pub fn status(&self) -> MachineStatus {
+        MachineStatus {
+            vcpus: self.vcpus,
+            memory: self.memory,
+            memory_slots: self.slots.used(),
+            enforcement: self.enforcement,
+            memory_devices: self.memory_devices.iter().map(|device| device.status()).collect(),
+            pci: self.pci.as_ref().map(|pci| pci.status()),
+            iommu: self.iommu.as_ref().map(|translations| translations.status()),
+        }
+    }
+}
+
+impl MachineControl {
+    /// The machine as it is now, or was at its end.
+    pub fn status(&self) -> Result<MachineStatus, NotRunning> {
+        match &*lock(&self.phase) {
+            Phase::Starting => Err(NotRunning),
+            Phase::Running(parts) => Ok(parts.status()),
+            Phase::Ended(status) => Ok(MachineStatus::clone(status)),
+        }
+    }
+
+    /// Asks the driver of device `id` to plug or unplug until `bytes` are plugged.
+    pub fn resize(&self, id: &str, bytes: u64) -> Result<Resizing, ResizeRefused> {
+        let phase = lock(&self.phase);
+        let parts = phase.running()?;
+        let Some(device) = parts.memory_devices.iter().find(|device| device.id() == id) else {
+            let known: Vec<&str> = parts.memory_devices.iter().map(|device| device.id()).collect();
+            let known =
+                if known.is_empty() { "no virtio-mem device".into() } else { known.join(", ") };
+            return Err(ResizeRefused::UnknownDevice { id: id.into(), known });
+        };
+        device.resize(bytes).map_err(|source| ResizeRefused::Size { id: id.into(), source })?;
+        let device = device.status();
+        let growth = device.requested.saturating_sub(device.plugged);
+        Ok(Resizing { device, warning: memmap::warning(growth, parts.memory) })
+    }
+
+    /// Looks at the names for the instructions of the guest's kernel.
+    pub fn with_symbols<T>(&self, look: impl FnOnce(&GuestSymbols) -> T) -> Result<T, NotRunning> {
+        Ok(look(&lock(&self.phase).running()?.symbols))
+    }
+
+    /// Whether somebody has ended the machine, or it has ended.
+    pub fn is_stopped(&self) -> bool {
+        self.ending.get().is_some()
+    }
+
+    /// Bytes of RAM that have been taken from the host in advance, and that will be, while the machine
+    /// starts. Both are 0 unless RAM is to be had in advance.
+    pub fn start_progress(&self) -> (u64, u64) {
+        let Starting { to_populate, populated } = &*self.starting;
+        (populated.load(Ordering::Relaxed), to_populate.load(Ordering::Relaxed))
+    }
+
+    /// Ends the machine, whatever the guest is doing. One that is starting does not start.
+    pub fn stop(&self) {
+        self.ending.set(Ending::Stopped);
+    }
+
+    /// How RAM is taken from the host in advance, `bytes` of it.
+    pub fn start_work(&self, bytes: u64) -> HostWork {
+        self.starting.to_populate.store(bytes, Ordering::Relaxed);
+        self.starting.populated.store(0, Ordering::Relaxed);
+        let populated = Arc::clone(&self.starting.populated);
+        HostWork { cancellation: self.ending.cancellation(), populated }
+    }
+}

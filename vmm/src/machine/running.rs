@@ -1,0 +1,33 @@
+//! What of a running machine has to be ended.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crate::board::worker::Worker;
+use crate::memory::host::HostMemory;
+use crate::memory::slots::SlotId;
+use crate::quiesce::VcpuGate;
+
+/// The threads of a machine, and its RAM.
+pub struct Running {
+    /// Where vCPUs are stopped.
+    pub gate: Arc<VcpuGate>,
+    /// Their threads.
+    pub vcpus: Vec<JoinHandle<()>>,
+    /// The devices' thread.
+    pub worker: Worker,
+    /// Slots refer to this memory: it goes last.
+    pub _ram: Vec<(HostMemory, SlotId)>,
+}
+
+impl Running {
+    /// Ends every thread.
+    pub fn end(self) {
+        self.gate.end();
+        for vcpu in self.vcpus {
+            // A panic there has been reported already, and there is nothing left to do.
+            let _ = vcpu.join();
+        }
+        self.worker.stop();
+    }
+}

@@ -1,6 +1,9 @@
 //! Runs scenarios on a kernel, one guest after the other.
 
-use std::fmt::Display;
+use std::{
+    fmt::Display,
+    time::{Duration, Instant},
+};
 
 use testvm::{
     initramfs::Initramfs,
@@ -10,7 +13,7 @@ use testvm::{
 
 use crate::{
     framework::{AfterLoad, Case, CaseResult, Profile, Recorder, Scenario},
-    report::{KernelRecord, LostGuest, ScenarioRecord, Unfinished},
+    report::{GuestRecord, KernelRecord, LostGuest, ScenarioRecord, Unfinished},
 };
 
 /// How scenarios are run.
@@ -40,7 +43,7 @@ pub fn run(
 ) -> KernelRecord {
     let records =
         scenarios.iter().map(|scenario| blank_record(scenario, kernel, settings.vmm)).collect();
-    let mut run = Run { kernel, settings, records, lost_guests: Vec::new(), has_booted: false };
+    let mut run = Run { kernel, settings, records, guests: Vec::new(), lost_guests: Vec::new() };
     run.read_configurations();
     for profile in Profile::ALL {
         let cases = cases(&run.records, profile);
@@ -58,6 +61,7 @@ pub fn run(
         iommu: settings.vmm.iommu().to_string(),
         image: kernel.image().to_owned(),
         release: kernel.release().to_owned(),
+        guests: run.guests,
         scenarios: run.records,
         lost_guests: run.lost_guests,
     }
@@ -67,7 +71,7 @@ pub fn run(
 fn blank_record(scenario: &'static Scenario, kernel: &GuestKernel, vmm: Vmm) -> ScenarioRecord {
     let missing = scenario.requires.iter().find_map(|needed| needed.missing_in(kernel, vmm));
     let unfinished = missing.map(Unfinished::Skipped);
-    ScenarioRecord { scenario, observations: Vec::new(), unfinished }
+    ScenarioRecord { unfinished, ..ScenarioRecord::new(scenario) }
 }
 
 /// A case to be run in a guest.
@@ -77,6 +81,8 @@ struct GuestCase {
     record: usize,
     run: fn(&Vm, &mut Recorder) -> CaseResult,
     recorder: Recorder,
+    /// How long it has taken.
+    duration: Duration,
 }
 
 /// The cases to be run in one guest, in their order.
@@ -91,7 +97,8 @@ fn cases(records: &[ScenarioRecord], profile: Profile) -> Vec<GuestCase> {
             };
             if place == profile && unfinished.is_none() {
                 let recorder = Recorder::new(Some(profile));
-                cases.push(GuestCase { scenario, record, run, recorder });
+                let duration = Duration::ZERO;
+                cases.push(GuestCase { scenario, record, run, recorder, duration });
             }
         }
     }
@@ -103,9 +110,8 @@ struct Run<'a> {
     kernel: &'a GuestKernel,
     settings: Settings,
     records: Vec<ScenarioRecord>,
+    guests: Vec<GuestRecord>,
     lost_guests: Vec<LostGuest>,
-    /// Whether some guest has got so far as to be asked.
-    has_booted: bool,
 }
 
 impl Run<'_> {
@@ -134,6 +140,7 @@ impl Run<'_> {
             for case in cases.drain(..done) {
                 let record = &mut self.records[case.record];
                 record.observations.extend(case.recorder.into_observations());
+                record.duration += case.duration;
             }
         }
     }
@@ -146,7 +153,7 @@ impl Run<'_> {
         for case in cases {
             self.leave(case.record, unfinished.clone());
         }
-        if trouble.at_boot && !self.has_booted {
+        if trouble.at_boot && self.guests.is_empty() {
             self.leave_all_guests(&format!(
                 "no guest was tried after the {profile} guest did not boot: {trouble}"
             ));
@@ -177,8 +184,9 @@ impl Run<'_> {
         if let Some(table) = profile.acpi_table() {
             initramfs = initramfs.with_acpi_table(table);
         }
+        let start = Instant::now();
         let vm = Vm::boot(self.kernel, &initramfs, config)?;
-        self.has_booted = true;
+        self.guests.push(GuestRecord { profile, boot: start.elapsed() });
         if profile.special() == Special::Iommu {
             vm.load_iommu_driver().map_err(|error| vm.trouble(error.into()))?;
         }
@@ -194,7 +202,10 @@ impl Run<'_> {
         let all = cases.len();
         let mut remaining: Vec<(&mut GuestCase, AfterLoad)> = Vec::new();
         for (place, case) in cases.iter_mut().enumerate() {
-            match (case.run)(vm, &mut case.recorder) {
+            let start = Instant::now();
+            let result = (case.run)(vm, &mut case.recorder);
+            case.duration = start.elapsed();
+            match result {
                 Ok(Some(rest)) => remaining.push((case, rest)),
                 Ok(None) => {}
                 Err(error @ VmError::Died) => {
@@ -213,7 +224,10 @@ impl Run<'_> {
         }
         for (case, rest) in remaining {
             case.recorder.whenever();
-            if let Err(error) = rest(vm, &mut case.recorder) {
+            let start = Instant::now();
+            let result = rest(vm, &mut case.recorder);
+            case.duration += start.elapsed();
+            if let Err(error) = result {
                 self.survive(profile, vm, case, error)?;
             }
         }
@@ -257,7 +271,7 @@ impl Run<'_> {
 
     /// A kernel that has died in its first guest would in the others.
     fn may_boot(&self) -> bool {
-        self.has_booted || self.lost_guests.is_empty()
+        !self.guests.is_empty() || self.lost_guests.is_empty()
     }
 
     /// The first reason counts.
@@ -272,9 +286,7 @@ mod tests {
     use crate::suites::catalogue;
 
     fn records() -> Vec<ScenarioRecord> {
-        let blank =
-            |scenario| ScenarioRecord { scenario, observations: Vec::new(), unfinished: None };
-        catalogue().iter().copied().map(blank).collect()
+        catalogue().iter().copied().map(ScenarioRecord::new).collect()
     }
 
     fn ids(records: &[ScenarioRecord], profile: Profile) -> Vec<&'static str> {

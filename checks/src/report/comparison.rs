@@ -110,12 +110,13 @@ mod tests {
             observed: observed.clone(),
         };
         let observations = observed.iter().map(observation).collect();
-        let scenario = ScenarioRecord { scenario: catalogue()[0], observations, unfinished: None };
+        let scenario = ScenarioRecord { observations, ..ScenarioRecord::new(catalogue()[0]) };
         KernelRecord {
             vmm: vmm.to_owned(),
             iommu: "virtio-iommu".to_owned(),
             image: "bzImage".into(),
             release: "6.12.0".to_owned(),
+            guests: vec![],
             scenarios: vec![scenario],
             lost_guests: vec![],
         }

@@ -5,9 +5,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Comparison, KernelRecord, LostGuest, Report, ScenarioRecord, Totals, Unfinished, Verdict,
+    Comparison, GuestRecord, KernelRecord, LostGuest, Report, ScenarioRecord, Totals, Unfinished,
+    Verdict,
 };
-use crate::framework::{Judgement, Mitigation, Observation};
+use crate::framework::{Judgement, Mitigation, Observation, Profile};
 
 #[derive(Serialize)]
 struct JudgedReport<'a> {
@@ -24,8 +25,15 @@ struct JudgedKernel<'a> {
     iommu: &'a str,
     image: &'a Path,
     release: &'a str,
+    guests: Vec<TimedGuest>,
     scenarios: Vec<JudgedScenario<'a>>,
     lost_guests: &'a [LostGuest],
+}
+
+#[derive(Serialize)]
+struct TimedGuest {
+    profile: Profile,
+    boot_milliseconds: u128,
 }
 
 #[derive(Serialize)]
@@ -34,6 +42,7 @@ struct JudgedScenario<'a> {
     title: &'static str,
     verdict: Verdict,
     unfinished: &'a Option<Unfinished>,
+    milliseconds: u128,
     observations: Vec<JudgedObservation<'a>>,
 }
 
@@ -71,9 +80,14 @@ impl Report {
 }
 
 fn judge<'a>(kernel: &'a KernelRecord, lacking: &[Mitigation]) -> JudgedKernel<'a> {
-    let KernelRecord { vmm, iommu, image, release, scenarios, lost_guests } = kernel;
+    let KernelRecord { vmm, iommu, image, release, guests, scenarios, lost_guests } = kernel;
+    let time = |guest: &GuestRecord| TimedGuest {
+        profile: guest.profile,
+        boot_milliseconds: guest.boot.as_millis(),
+    };
+    let guests = guests.iter().map(time).collect();
     let scenarios = scenarios.iter().map(|scenario| judge_scenario(scenario, lacking)).collect();
-    JudgedKernel { vmm, iommu, image, release, scenarios, lost_guests }
+    JudgedKernel { vmm, iommu, image, release, guests, scenarios, lost_guests }
 }
 
 fn judge_scenario<'a>(record: &'a ScenarioRecord, lacking: &[Mitigation]) -> JudgedScenario<'a> {
@@ -86,6 +100,7 @@ fn judge_scenario<'a>(record: &'a ScenarioRecord, lacking: &[Mitigation]) -> Jud
         title: record.scenario.title,
         verdict: record.verdict(lacking),
         unfinished: &record.unfinished,
+        milliseconds: record.duration.as_millis(),
         observations: record.observations.iter().map(judge).collect(),
     }
 }

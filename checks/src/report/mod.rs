@@ -7,7 +7,7 @@ mod text;
 mod verdict;
 
 pub use comparison::{Comparison, Difference, ScenarioComparison};
-pub use record::{KernelRecord, LostGuest, ScenarioRecord, Unfinished};
+pub use record::{GuestRecord, KernelRecord, LostGuest, ScenarioRecord, Unfinished};
 pub use verdict::{Totals, Verdict};
 
 use crate::framework::Mitigation;
@@ -50,6 +50,8 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use testvm::guest::Errno;
 
     use super::*;
@@ -73,7 +75,8 @@ mod tests {
     }
 
     fn record(observations: Vec<Observation>, unfinished: Option<Unfinished>) -> ScenarioRecord {
-        ScenarioRecord { scenario: catalogue()[0], observations, unfinished }
+        let duration = Duration::from_millis(1234);
+        ScenarioRecord { observations, unfinished, duration, ..ScenarioRecord::new(catalogue()[0]) }
     }
 
     fn report(scenarios: Vec<ScenarioRecord>) -> Report {
@@ -82,6 +85,7 @@ mod tests {
             iommu: "virtio-iommu".to_owned(),
             image: "bzImage".into(),
             release: "6.12.0".to_owned(),
+            guests: vec![GuestRecord { profile: Profile::Plain, boot: Duration::from_secs(2) }],
             scenarios,
             lost_guests: vec![],
         };
@@ -141,6 +145,7 @@ mod tests {
         let scenario = &value["kernels"][0]["scenarios"][0];
         assert_eq!(scenario["id"], catalogue()[0].id);
         assert_eq!(scenario["verdict"], "passed");
+        assert_eq!(scenario["milliseconds"], 1234);
         let observation = &scenario["observations"][0];
         assert_eq!(observation["profile"], "plain");
         assert_eq!(observation["judgement"]["kind"], "check");

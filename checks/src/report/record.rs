@@ -1,6 +1,6 @@
 //! What was observed, before anything follows from it.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
@@ -20,6 +20,8 @@ pub struct KernelRecord {
     pub image: PathBuf,
     /// Its release.
     pub release: String,
+    /// The guests that booted, in their order.
+    pub guests: Vec<GuestRecord>,
     /// The scenarios, in the order of the catalogue.
     pub scenarios: Vec<ScenarioRecord>,
     /// Guests in which something went wrong.
@@ -36,6 +38,26 @@ pub struct ScenarioRecord {
     pub observations: Vec<Observation>,
     /// Why it was not run, or not to its end.
     pub unfinished: Option<Unfinished>,
+    /// How long its cases took, in all guests together.
+    #[serde(rename = "milliseconds", deserialize_with = "milliseconds")]
+    pub duration: Duration,
+}
+
+impl ScenarioRecord {
+    /// Of a scenario that has not been run yet.
+    pub fn new(scenario: &'static Scenario) -> Self {
+        Self { scenario, observations: Vec::new(), unfinished: None, duration: Duration::ZERO }
+    }
+}
+
+/// A guest that booted.
+#[derive(Debug, Deserialize)]
+pub struct GuestRecord {
+    /// How it was started.
+    pub profile: Profile,
+    /// How long it took until it could be asked.
+    #[serde(rename = "boot_milliseconds", deserialize_with = "milliseconds")]
+    pub boot: Duration,
 }
 
 /// Why a scenario was not run, or not to its end.
@@ -76,4 +98,8 @@ fn known_scenario<'de, D: Deserializer<'de>>(
     let id = String::deserialize(deserializer)?;
     let mut known = suites::select(&[id]).map_err(D::Error::custom)?;
     Ok(known.remove(0))
+}
+
+fn milliseconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    u64::deserialize(deserializer).map(Duration::from_millis)
 }

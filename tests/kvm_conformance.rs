@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use bare_metal::Program;
-use bare_metal::virtio_mem::{MOAT_ECAM, Q35_ECAM, Registers};
+use bare_metal::virtio_mem::{MOAT_ECAM, Q35_ECAM, mmio_registers, pci_registers};
 use serde_json::json;
 use support::conformance::{Answered, Device, REGION, REQUESTED, interview};
 use support::{GIB, ProgramMachine};
@@ -27,8 +27,8 @@ fn moat(virtio_transport: VirtioTransport) -> Vec<Answered> {
     .unwrap();
     let mut program = machine.program;
     let registers = match virtio_transport {
-        VirtioTransport::Mmio => Registers::mmio(),
-        VirtioTransport::Pci => Registers::pci(&mut program, MOAT_ECAM),
+        VirtioTransport::Mmio => mmio_registers(),
+        VirtioTransport::Pci => pci_registers(&mut program, MOAT_ECAM),
     };
     let control = machine.machine.control();
     let request = Box::new(move |bytes| {
@@ -84,7 +84,7 @@ fn qemu() -> Vec<Answered> {
     let mut qmp = Qmp::open(input, output).unwrap_or_else(|error| panic!("{error}: {}", said()));
     // Where QEMU greets, it has connected its serial ports before.
     let mut program = Program::connect(listener.accept().unwrap().0, &path("ram"));
-    let registers = Registers::pci(&mut program, Q35_ECAM);
+    let registers = pci_registers(&mut program, Q35_ECAM);
     let request = Box::new(move |bytes: u64| {
         let property = "/machine/peripheral/mem0";
         let arguments = json!({"path": property, "property": "requested-size", "value": bytes});

@@ -11,6 +11,7 @@ use bare_metal::{Exception, Program};
 use support::linux::{Linux, LinuxConfig, kernel};
 use support::{GIB, MIB, ProgramMachine};
 use testvm::guest::GuestError;
+use virtio_driver::Buffer;
 use vmm::violations::{Offender, Operation, Privilege, Target, ViolationCounters, ViolationPolicy};
 use vmm::{Ending, MachineControl, MemoryDeviceConfig};
 
@@ -142,10 +143,9 @@ fn the_machine_ends_if_it_is_to_and_says_who_it_was() {
 
 #[test]
 fn the_machine_ends_for_dma_too_if_it_is_to() {
-    const WRITABLE: u64 = 2;
     let (mut vm, mut driver) = start(ViolationPolicy::Stop);
     let (address, block) = (driver.block(5) + 0x20, 5);
-    write_descriptor(&mut vm.program, 0, address, 10, WRITABLE, 0);
+    write_descriptor(&mut vm.program, 0, Buffer::writable(address, 10), 0);
     driver.make_available(&mut vm.program, 0);
     driver.kick(&mut vm.program);
     // No room to answer in: the chain comes back empty.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use testvm::huge_pages::HugePagePool;
 
-use bare_metal::virtio_mem::{Answer, Completion, Driver, State, write_descriptor};
+use bare_metal::virtio_mem::{Answer, Completion, Driver, State, chain, write_descriptor};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::host_memory::{huge_pages, in_use, skip};
@@ -578,12 +578,13 @@ fn q1_requests_that_live_in_unplugged_memory_are_not_carried_out() {
     let mut driver = Driver::start(program, true);
     let unplugged = driver.block(5);
     let somewhere = 0x50_5000;
-    assert_eq!(driver.submit(program, &[(somewhere, 24, false), (unplugged, 10, true)]), 0);
+    assert_eq!(driver.submit(program, &chain(somewhere, unplugged)), 0);
     // No request to be read: that is an error, and there is room to say so.
-    assert_eq!(driver.submit(program, &[(unplugged, 24, false), (somewhere, 10, true)]), 10);
+    assert_eq!(driver.submit(program, &chain(unplugged, somewhere)), 10);
     assert_eq!(program.read(2, somewhere), 3);
-    write_descriptor(program, 3, unplugged, 24, 1, 4);
-    write_descriptor(program, 4, somewhere, 10, 2, 0);
+    let [read, written] = chain(unplugged, somewhere);
+    write_descriptor(program, 3, read.followed(), 4);
+    write_descriptor(program, 4, written, 0);
     driver.make_available(program, 3);
     driver.kick(program);
     assert_eq!(driver.completion(program, Duration::from_secs(60)), Completion::Used(10));

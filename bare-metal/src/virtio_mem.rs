@@ -1,7 +1,11 @@
 //! A virtio-mem driver whose every register access and memory write a bare-metal guest makes.
 
-use std::time::{Duration, Instant};
+use std::{
+    cell::RefCell,
+    time::{Duration, Instant},
+};
 
+use virtio_driver::{Buffer, Bus, Register, Registers, Rings, Virtqueue, status};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{PATIENCE, Program, Queue};
@@ -16,9 +20,7 @@ pub const Q35_ECAM: u64 = 0xb000_0000;
 
 /// Number of descriptors in the queue.
 pub const QUEUE_SIZE: u16 = 128;
-const DESCRIPTORS: u64 = 0x50_0000;
-const AVAILABLE: u64 = 0x50_1000;
-const USED: u64 = 0x50_2000;
+const RINGS: Rings = Rings { size: QUEUE_SIZE, ..Rings::at(0x50_0000) };
 /// Guest address of a request.
 pub const REQUEST: u64 = 0x50_3000;
 /// Guest address of the response to it.
@@ -29,137 +31,36 @@ const REQUESTS: u64 = 0x54_0000;
 const REQUEST_BYTES: u64 = 32;
 const RESPONSES: u64 = 0x55_0000;
 const RESPONSE_BYTES: u64 = 16;
+// How many bytes the device reads and writes.
+const REQUEST_SIZE: u32 = 24;
+const RESPONSE_SIZE: u32 = 10;
 /// No response has this type.
 pub const NO_ANSWER: u64 = 0xffff;
 
-// Flags of a descriptor.
-const NEXT: u64 = 1;
-const WRITE: u64 = 2;
-
-/// Where a register is, and how many bytes it has.
-#[derive(Debug, Clone, Copy)]
-pub struct Register {
-    /// Its guest address.
-    pub address: u64,
-    width: u8,
+/// Those of the first virtio-mmio device.
+pub fn mmio_registers() -> Registers {
+    Registers::Mmio { base: VIRTIO_MMIO }
 }
 
-impl Register {
-    /// Reads it.
-    pub fn read(self, program: &mut Program) -> u64 {
-        program.read(self.width, self.address)
-    }
-
-    /// Posts a write.
-    fn write(self, program: &mut Program, value: u64) {
-        program.post(self.width, self.address, value);
-    }
-}
-
-/// The registers of a transport, as far as a driver with one queue needs them.
-#[derive(Debug, Clone, Copy)]
-pub struct Registers {
-    driver_features_select: Register,
-    driver_features: Register,
-    /// The device's status.
-    pub status: Register,
-    queue_select: Register,
-    queue_size: Register,
-    queue_ready: Register,
-    queue_descriptors: Register,
-    queue_driver: Register,
-    queue_device: Register,
-    queue_notify: Register,
-    interrupt_status: Register,
-    /// None where reading the status acknowledges it.
-    interrupt_acknowledge: Option<Register>,
-    /// The generation of the configuration.
-    pub generation: Register,
-    /// The first byte of the device's configuration.
-    pub config: Register,
-}
-
-impl Registers {
-    /// virtio 1.3, section 4.2.2.
-    pub fn mmio() -> Self {
-        let at = |offset| Register { address: VIRTIO_MMIO + offset, width: 4 };
-        Self {
-            driver_features: at(0x020),
-            driver_features_select: at(0x024),
-            queue_select: at(0x030),
-            queue_size: at(0x038),
-            queue_ready: at(0x044),
-            queue_notify: at(0x050),
-            interrupt_status: at(0x060),
-            interrupt_acknowledge: Some(at(0x064)),
-            status: at(0x070),
-            queue_descriptors: at(0x080),
-            queue_driver: at(0x090),
-            queue_device: at(0x0a0),
-            generation: at(0x0fc),
-            config: at(0x100),
-        }
-    }
-
-    /// virtio 1.3, section 4.1.4, of the first virtio-mem function on bus 0.
-    ///
-    /// `ecam` is where bus 0's configuration space is.
-    pub fn pci(program: &mut Program, ecam: u64) -> Self {
-        const VIRTIO_MEM: u64 = 0x1058_1af4;
-        const COMMAND: u64 = 0x04;
-        const BARS: u64 = 0x10;
-        const CAPABILITIES: u64 = 0x34;
-        const VENDOR_SPECIFIC: u64 = 0x09;
-        const MEMORY_AND_BUS_MASTER: u64 = 0x06;
-        let function = (0..32)
-            .map(|device| ecam + (device << 15))
-            .find(|function| program.read(4, *function) == VIRTIO_MEM)
-            .expect("a virtio-mem function is on bus 0");
-        let mut structures = [0; 5];
-        let mut capability = program.read(1, function + CAPABILITIES);
-        while capability != 0 {
-            let at = function + capability;
-            let fields = [(1, at), (1, at + 1), (1, at + 3), (1, at + 4), (4, at + 8)];
-            let [id, next, kind, bar, offset] = program.read_each(fields);
-            let kind = kind as usize;
-            if id == VENDOR_SPECIFIC && (1..structures.len()).contains(&kind) {
-                let bar = function + BARS + bar * 4;
-                structures[kind] = bar_address(program, bar) + offset;
-            }
-            capability = next;
-        }
-        program.write(2, function + COMMAND, MEMORY_AND_BUS_MASTER);
-        let [_, common, notify, isr, device] = structures;
-        let at = |offset, width| Register { address: common + offset, width };
-        Self {
-            driver_features_select: at(0x08, 4),
-            driver_features: at(0x0c, 4),
-            status: at(0x14, 1),
-            generation: at(0x15, 1),
-            queue_select: at(0x16, 2),
-            queue_size: at(0x18, 2),
-            queue_ready: at(0x1c, 2),
-            // The lower halves, for 64-bit fields are written by halves (section 4.1.3.1).
-            queue_descriptors: at(0x20, 4),
-            queue_driver: at(0x28, 4),
-            queue_device: at(0x30, 4),
-            // Queue 0's, which is the first whatever the multiplier is.
-            queue_notify: Register { address: notify, width: 2 },
-            interrupt_status: Register { address: isr, width: 1 },
-            interrupt_acknowledge: None,
-            config: Register { address: device, width: 4 },
-        }
-    }
-
-    /// Reads the interrupt status, and clears it.
-    pub fn take_interrupt_status(self, program: &mut Program) -> u64 {
-        let status = self.interrupt_status.read(program);
-        if let Some(acknowledge) = self.interrupt_acknowledge {
-            // At once, or it would be for what comes next.
-            program.write(acknowledge.width, acknowledge.address, status);
-        }
-        status
-    }
+/// Those of the first virtio-mem function on bus 0, whose BARs are then enabled.
+///
+/// `ecam` is where bus 0's configuration space is.
+pub fn pci_registers(program: &mut Program, ecam: u64) -> Registers {
+    const VIRTIO_MEM: u64 = 0x1058_1af4;
+    const COMMAND: u64 = 0x04;
+    const BARS: u64 = 0x10;
+    const MEMORY_AND_BUS_MASTER: u64 = 0x06;
+    let function = (0..32)
+        .map(|device| ecam + (device << 15))
+        .find(|function| program.read(4, *function) == VIRTIO_MEM)
+        .expect("a virtio-mem function is on bus 0");
+    let program = RefCell::new(program);
+    let registers = Registers::of_pci(
+        |offset| program.borrow_mut().read(4, function + offset as u64) as u32,
+        |bar| bar_address(&mut program.borrow_mut(), function + BARS + u64::from(bar) * 4),
+    );
+    program.into_inner().write(2, function + COMMAND, MEMORY_AND_BUS_MASTER);
+    registers
 }
 
 /// The address of the BAR at `register`, which gets one if it has none.
@@ -235,7 +136,7 @@ pub struct Request {
 pub struct Driver {
     /// The device's registers.
     pub registers: Registers,
-    next: u16,
+    queue: Virtqueue,
     /// Guest address of the region.
     pub address: u64,
     /// Bytes in a block.
@@ -249,7 +150,7 @@ impl Driver {
     /// Negotiates VERSION_1, and UNPLUGGED_INACCESSIBLE if asked to, and sets the queue up, on
     /// virtio-mmio.
     pub fn start(program: &mut Program, inaccessible: bool) -> Self {
-        Self::start_on(program, Registers::mmio(), inaccessible)
+        Self::start_on(program, mmio_registers(), inaccessible)
             .expect("the device takes the features")
     }
 
@@ -259,34 +160,21 @@ impl Driver {
         registers: Registers,
         inaccessible: bool,
     ) -> Option<Self> {
-        const ACKNOWLEDGE_DRIVER: u64 = 1 | 2;
-        const FEATURES_OK: u64 = ACKNOWLEDGE_DRIVER | 8;
-        const DRIVER_OK: u64 = FEATURES_OK | 4;
-        let r = registers;
-        r.status.write(program, 0);
-        r.status.write(program, ACKNOWLEDGE_DRIVER);
-        r.driver_features_select.write(program, 0);
-        r.driver_features.write(program, u64::from(inaccessible) << 1);
-        r.driver_features_select.write(program, 1);
-        r.driver_features.write(program, 1);
-        r.status.write(program, FEATURES_OK);
-        if r.status.read(program) != FEATURES_OK {
+        const VERSION_1: u64 = 1 << 32;
+        registers.reset(program);
+        if !registers.accept(program, VERSION_1 | u64::from(inaccessible) << 1) {
             return None;
         }
-        r.queue_select.write(program, 0);
-        r.queue_size.write(program, QUEUE_SIZE.into());
-        r.queue_descriptors.write(program, DESCRIPTORS);
-        r.queue_driver.write(program, AVAILABLE);
-        r.queue_device.write(program, USED);
-        program.post(4, AVAILABLE, 0);
-        program.post(4, USED, 0);
-        r.queue_ready.write(program, 1);
-        r.status.write(program, DRIVER_OK);
-        let config = r.config.address;
-        let [status, block_size, address] =
-            program.read_each([(r.status.width, r.status.address), (8, config), (8, config + 16)]);
-        assert_eq!(status, DRIVER_OK);
-        Some(Self { registers, next: 0, address, block_size })
+        registers.place_queue(program, 0, RINGS);
+        program.post(4, RINGS.available, 0);
+        program.post(4, RINGS.used, 0);
+        registers.write(program, Register::QueueEnable, 1);
+        registers.add_status(program, status::DRIVER_OK);
+        let up = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
+        assert_eq!(registers.read(program, Register::DeviceStatus), u64::from(up));
+        let config = registers.config();
+        let [block_size, address] = program.read_each([(8, config), (8, config + 16)]);
+        Some(Self { registers, queue: Virtqueue::new(RINGS), address, block_size })
     }
 
     /// Guest address of block `n`.
@@ -323,31 +211,30 @@ impl Driver {
     pub fn lay_out_requests(&mut self, program: &Program, requests: &[Request]) {
         assert!(requests.len() <= Self::MOST_REQUESTS);
         for (n, request) in (0_u16..).zip(requests) {
-            let (head, at) = (2 * n, REQUESTS + u64::from(n) * REQUEST_BYTES);
+            let at = REQUESTS + u64::from(n) * REQUEST_BYTES;
             let Request { kind, address, blocks } = *request;
             program.write_ram(at, [kind, address, blocks.into()].as_bytes());
             program.write_ram(response(n), (NO_ANSWER as u16).as_bytes());
-            let read = [at, descriptor_rest(24, NEXT, u64::from(head) + 1)];
-            let written = [response(n), descriptor_rest(10, WRITE, 0)];
-            program.write_ram(DESCRIPTORS + u64::from(head) * 16, [read, written].as_bytes());
-            let slot = u64::from(self.next.wrapping_add(n) % QUEUE_SIZE);
-            program.write_ram(AVAILABLE + 4 + slot * 2, head.as_bytes());
+            let (ram, head) = (&mut Ram(program), 2 * n);
+            Virtqueue::write_table(ram, RINGS.descriptors, head, &chain(at, response(n)));
+            let entry = self.queue.available_entry(self.queue.available_index().wrapping_add(n));
+            program.write_ram(entry, head.as_bytes());
         }
     }
 
     /// Has the guest make the first `count` requests that are laid out, one after the other, without
     /// the host's help.
     pub fn make_requests(&mut self, program: &mut Program, count: u16) {
-        let notify = self.registers.queue_notify;
+        let (notify, width) = self.registers.notify_field(program, 0);
         let queue = Queue {
-            available: AVAILABLE,
-            used: USED,
-            notify: notify.address,
-            notify_width: notify.width,
+            available: RINGS.available,
+            used: RINGS.used,
+            notify,
+            notify_width: width as u8,
             number: 0,
         };
         assert_eq!(program.drive_queue(&queue, count), u64::from(count));
-        self.next = self.next.wrapping_add(count);
+        self.queue.advance(count);
     }
 
     /// What the device has answered to the first `count` of them.
@@ -369,14 +256,14 @@ impl Driver {
         count: u16,
     ) -> (Answer, State) {
         write_request(program, REQUEST, kind, address, count);
-        self.submit(program, &[(REQUEST, 24, false), (RESPONSE, 10, true)]);
+        self.submit(program, &chain(REQUEST, RESPONSE));
         let [answer, state] = program.read_each([(2, RESPONSE), (2, RESPONSE + 8)]);
         (Answer::of(answer), State::of(state))
     }
 
-    /// Makes a chain of (address, length, writable) available, and waits until it is used.
+    /// Makes a chain of buffers available, and waits until it is used.
     /// Returns the length used.
-    pub fn submit(&mut self, program: &mut Program, chain: &[(u64, u32, bool)]) -> u64 {
+    pub fn submit(&mut self, program: &mut Program, chain: &[Buffer]) -> u64 {
         match self.offer(program, chain, PATIENCE) {
             Completion::Used(length) => length,
             other => panic!("the device does not answer: {other:?}"),
@@ -387,45 +274,46 @@ impl Driver {
     pub fn offer(
         &mut self,
         program: &mut Program,
-        chain: &[(u64, u32, bool)],
+        chain: &[Buffer],
         patience: Duration,
     ) -> Completion {
-        for (index, (address, length, writable)) in (0..).zip(chain) {
-            let last = index + 1 == chain.len() as u64;
-            let flags = (u64::from(!last) * NEXT) | (u64::from(*writable) * WRITE);
-            write_descriptor(program, index, *address, *length, flags, index + 1);
-        }
+        Virtqueue::write_table(program, RINGS.descriptors, 0, chain);
         self.make_available(program, 0);
         self.kick(program);
         self.completion(program, patience)
     }
 
     /// Makes the chain that starts at descriptor `head` available.
-    pub fn make_available(&mut self, program: &mut Program, head: u64) {
-        let slot = u64::from(self.next % QUEUE_SIZE);
-        program.post(2, AVAILABLE + 4 + slot * 2, head);
-        self.next = self.next.wrapping_add(1);
-        program.post(2, AVAILABLE + 2, self.next.into());
+    pub fn make_available(&mut self, program: &mut Program, head: u16) {
+        self.queue.publish(program, head);
     }
 
     /// Notifies the device of what is available.
     pub fn kick(&mut self, program: &mut Program) {
-        self.registers.queue_notify.write(program, 0);
+        self.registers.notify(program, 0);
+    }
+
+    /// Reads the interrupt status, and clears it.
+    pub fn take_interrupt_status(&self, program: &mut Program) -> u32 {
+        let status = self.registers.take_interrupt_status(program);
+        // The acknowledgement is posted; done any later it would be for what comes next.
+        self.registers.read(program, Register::DeviceStatus);
+        status
     }
 
     /// What becomes, within this time, of the chain that was made available last.
     pub fn completion(&mut self, program: &mut Program, patience: Duration) -> Completion {
-        const NEEDS_RESET: u64 = 0x40;
-        let slot = u64::from(self.next.wrapping_sub(1) % QUEUE_SIZE);
-        let status = self.registers.status;
-        let places = [(2, USED + 2), (4, USED + 4 + slot * 8 + 4), (status.width, status.address)];
+        let index = self.queue.available_index();
+        let (status, width) = self.registers.locate(Register::DeviceStatus);
+        let length = self.queue.used_entry(index.wrapping_sub(1)) + 4;
+        let places = [(2, RINGS.used + 2), (4, length), (width as u8, status)];
         let start = Instant::now();
         loop {
-            let [used, length, status] = program.read_each(places);
-            if used == u64::from(self.next) {
+            let [used, length, device_status] = program.read_each(places);
+            if used == u64::from(index) {
                 return Completion::Used(length);
             }
-            if status & NEEDS_RESET != 0 {
+            if device_status as u8 & status::NEEDS_RESET != 0 {
                 return Completion::NeedsReset;
             }
             if start.elapsed() > patience {
@@ -442,22 +330,14 @@ pub fn write_request(program: &mut Program, at: u64, kind: u64, address: u64, co
     program.post(8, at + 16, count.into());
 }
 
-/// Writes a descriptor of the queue.
-pub fn write_descriptor(
-    program: &mut Program,
-    index: u64,
-    address: u64,
-    length: u32,
-    flags: u64,
-    next: u64,
-) {
-    program.post(8, DESCRIPTORS + index * 16, address);
-    program.post(8, DESCRIPTORS + index * 16 + 8, descriptor_rest(length, flags, next));
+/// Writes a descriptor of the queue; `next` counts if the buffer is followed.
+pub fn write_descriptor(program: &mut Program, index: u16, buffer: Buffer, next: u16) {
+    Virtqueue::write_descriptor(program, RINGS.descriptors, index, buffer, next);
 }
 
-/// What is in a descriptor after the address.
-fn descriptor_rest(length: u32, flags: u64, next: u64) -> u64 {
-    u64::from(length) | flags << 32 | next << 48
+/// The chain of a request and the response to it.
+pub fn chain(request: u64, response: u64) -> [Buffer; 2] {
+    [Buffer::readable(request, REQUEST_SIZE), Buffer::writable(response, RESPONSE_SIZE)]
 }
 
 /// Guest address of the response to request `n` of many.
@@ -490,5 +370,36 @@ impl State {
             2 => Self::Mixed,
             other => panic!("state {other}"),
         }
+    }
+}
+
+/// What the guest's processor reads and writes, 8 bytes at a time.
+impl Bus for Program {
+    fn read(&mut self, address: u64, data: &mut [u8]) {
+        for (part, address) in data.chunks_mut(8).zip((address..).step_by(8)) {
+            let value = self.read(part.len() as u8, address).to_le_bytes();
+            part.copy_from_slice(&value[..part.len()]);
+        }
+    }
+
+    fn write(&mut self, address: u64, data: &[u8]) {
+        for (part, address) in data.chunks(8).zip((address..).step_by(8)) {
+            let mut value = [0; 8];
+            value[..part.len()].copy_from_slice(part);
+            self.post(part.len() as u8, address, u64::from_le_bytes(value));
+        }
+    }
+}
+
+/// The guest's RAM, without the guest.
+struct Ram<'a>(&'a Program);
+
+impl Bus for Ram<'_> {
+    fn read(&mut self, address: u64, data: &mut [u8]) {
+        self.0.read_ram(address, data);
+    }
+
+    fn write(&mut self, address: u64, data: &[u8]) {
+        self.0.write_ram(address, data);
     }
 }

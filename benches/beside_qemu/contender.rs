@@ -7,8 +7,9 @@ use std::{
 
 use bare_metal::{
     Program,
-    virtio_mem::{MOAT_ECAM, Q35_ECAM, Registers},
+    virtio_mem::{MOAT_ECAM, Q35_ECAM, mmio_registers, pci_registers},
 };
+use virtio_driver::Registers;
 
 /// RAM of every guest.
 pub const RAM_MIB: u64 = 512;
@@ -148,9 +149,9 @@ impl Contender {
     /// The registers of its virtio-mem device, which `program` is to drive.
     pub fn registers(self, program: &mut Program) -> Registers {
         match self.vmm {
-            Vmm::Qemu { .. } => Registers::pci(program, Q35_ECAM),
-            Vmm::Moat { options } if options.contains(&"pci") => Registers::pci(program, MOAT_ECAM),
-            Vmm::Moat { .. } => Registers::mmio(),
+            Vmm::Qemu { .. } => pci_registers(program, Q35_ECAM),
+            Vmm::Moat { options } if options.contains(&"pci") => pci_registers(program, MOAT_ECAM),
+            Vmm::Moat { .. } => mmio_registers(),
         }
     }
 

@@ -12,7 +12,8 @@ use devices::virtio::iommu::{Translations, VirtioIommu, VirtioIommuConfig};
 use libfuzzer_sys::fuzz_target;
 use moat_fuzz::guest::{Count, Memory, contents};
 use moat_fuzz::iommu_model::{Model, Refused};
-use moat_fuzz::mmio_driver::{self, BUFFERS, MmioDriver, Use, register};
+use moat_fuzz::mmio_driver::{self, BUFFERS, MmioDriver};
+use virtio_driver::{Buffer, Bus, mmio};
 use vm_memory::{Bytes, GuestAddress};
 
 /// What endpoints access.
@@ -165,10 +166,10 @@ impl Machine {
     /// The model learns of what the device says it has done.
     fn request(&mut self, request: &[u8], room: u32) {
         self.driver.store(REQUEST_AT, request);
-        let request_buffer = (REQUEST_AT, request.len() as u32, Use::Read);
-        let chain = [request_buffer, (ANSWER_AT, room, Use::Write)];
+        let request_buffer = Buffer::readable(REQUEST_AT, request.len() as u32);
+        let chain = [request_buffer, Buffer::writable(ANSWER_AT, room)];
         // A device may refuse a chain that has an empty buffer.
-        let chain = chain.into_iter().filter(|&(_, length, _)| length > 0);
+        let chain = chain.into_iter().filter(|buffer| buffer.len > 0);
         self.driver.publish_chain(REQUEST_QUEUE, &chain.collect::<Vec<_>>());
         let written = self.driver.take_used(REQUEST_QUEUE).expect("every chain is answered");
         assert!(written <= room);
@@ -215,7 +216,7 @@ impl Machine {
 
     fn take_report(&mut self) -> bool {
         if !self.driver.is_waiting(EVENT_QUEUE) {
-            self.driver.publish_chain(EVENT_QUEUE, &[(REPORT_AT, REPORT_SIZE, Use::Write)]);
+            self.driver.publish_chain(EVENT_QUEUE, &[Buffer::writable(REPORT_AT, REPORT_SIZE)]);
         }
         let Some(written) = self.driver.take_used(EVENT_QUEUE) else {
             return false;
@@ -263,7 +264,7 @@ fn run(machine: &mut Machine, action: Action) {
             }
         }
         Action::SetBypass(bypass) => {
-            machine.driver.write(register::CONFIG + BYPASS, &[bypass]);
+            machine.driver.write(mmio::CONFIG + BYPASS, &[bypass]);
             machine.model.set_bypass(bypass);
         }
         Action::BringUp { features } => machine.bring_up(features.into()),

@@ -15,7 +15,8 @@ use devices::virtio::rng::Rng;
 use libfuzzer_sys::fuzz_target;
 use moat_fuzz::blocks::{BLOCK_SIZE, BLOCKS, Blocks};
 use moat_fuzz::guest::{AccessBytes, Count, mapping};
-use moat_fuzz::mmio_driver::{BUFFERS, MEMORY_SIZE, MmioDriver, Use, register};
+use moat_fuzz::mmio_driver::{BUFFERS, MEMORY_SIZE, MmioDriver};
+use virtio_driver::{Buffer, Bus, mmio as register};
 use vm_memory::GuestMemoryMmap;
 
 /// First address of the memory device's region.
@@ -168,7 +169,7 @@ impl Machine {
                 (20, 4)
             }
         };
-        let chain = [(BUFFERS, request, Use::Read), (BUFFERS + 0x100, answer, Use::Write)];
+        let chain = [Buffer::readable(BUFFERS, request), Buffer::writable(BUFFERS + 0x100, answer)];
         let chain = if request == 0 { &chain[1..] } else { &chain };
         self.driver.publish_chain(0, chain);
         assert_eq!(self.driver.take_used(0), Some(answer));
@@ -185,8 +186,8 @@ impl Machine {
                 driver.store(u64::from(address).min(last as u64), bytes.written());
             }
             Action::Describe { queue, index, address, length, flags, next } => {
-                let buffer = (address.0, length.into());
-                driver.describe(queue.into(), index.into(), buffer, flags.into(), next.into());
+                let buffer = Buffer { address: address.0, len: length.into(), flags: flags.into() };
+                driver.describe(queue.into(), index.into(), buffer, next.into());
             }
             Action::Publish { queue, head } => driver.publish(queue.into(), head.into()),
             Action::BringUp { features } => driver.bring_up(features),
@@ -199,7 +200,7 @@ impl Machine {
             Action::SetBusy(is_busy) => self.blocks.set_busy(is_busy),
             Action::MemoryRequest { kind, block, blocks } => {
                 self.memory_request(kind % 5, block % 40, blocks);
-                let chain = [(BUFFERS, 24, Use::Read), (BUFFERS + 0x100, 10, Use::Write)];
+                let chain = [Buffer::readable(BUFFERS, 24), Buffer::writable(BUFFERS + 0x100, 10)];
                 self.driver.publish_chain(0, &chain);
                 self.driver.process();
             }

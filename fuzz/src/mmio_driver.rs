@@ -7,26 +7,10 @@ use devices::bus::BusDevice;
 use devices::dma::DmaView;
 use devices::virtio::VirtioDevice;
 use devices::virtio::transport::{MmioTransport, Transport};
+use virtio_driver::{Buffer, Bus, Register, Registers, Rings, Virtqueue, status};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::guest::Count;
-
-/// Registers (virtio 1.3, section 4.2.2).
-pub mod register {
-    #![allow(missing_docs)]
-    pub const DRIVER_FEATURES: u64 = 0x20;
-    pub const DRIVER_FEATURES_SEL: u64 = 0x24;
-    pub const QUEUE_SEL: u64 = 0x30;
-    pub const QUEUE_SIZE: u64 = 0x38;
-    pub const QUEUE_READY: u64 = 0x44;
-    pub const QUEUE_NOTIFY: u64 = 0x50;
-    pub const STATUS: u64 = 0x70;
-    pub const QUEUE_DESC_LOW: u64 = 0x80;
-    pub const QUEUE_DRIVER_LOW: u64 = 0x90;
-    pub const QUEUE_DEVICE_LOW: u64 = 0xa0;
-    pub const QUEUE_RESET: u64 = 0xc0;
-    pub const CONFIG: u64 = 0x100;
-}
 
 /// Bytes of the driver's memory, which starts at 0.
 pub const MEMORY_SIZE: usize = 0x1_0000;
@@ -36,27 +20,14 @@ pub const QUEUE_SIZE: u16 = 16;
 pub const BUFFERS: u64 = 0x8000;
 
 const VERSION_1: u64 = 1 << 32;
-const RINGS_STRIDE: u64 = 0x3000;
-const AVAILABLE: u64 = 0x1000;
-const USED: u64 = 0x2000;
-
-/// What the device does with a descriptor's buffer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u16)]
-pub enum Use {
-    /// It reads.
-    Read = 0,
-    /// It writes.
-    Write = 2,
-}
+const REGISTERS: Registers = Registers::Mmio { base: 0 };
 
 /// A device and its driver.
 pub struct MmioDriver {
     /// The driver's memory, and the device's rings and buffers.
     pub memory: GuestMemoryMmap,
     transport: Mutex<MmioTransport>,
-    /// Chains made available, and chains taken back, by queue.
-    indices: [(u16, u16); 2],
+    queues: [Virtqueue; 2],
 }
 
 impl MmioDriver {
@@ -64,19 +35,7 @@ impl MmioDriver {
     pub fn new(device: Arc<dyn VirtioDevice>, memory: GuestMemoryMmap, view: DmaView) -> Self {
         let signal = || Arc::new(Count::default()) as Arc<dyn Signal>;
         let transport = Mutex::new(MmioTransport::new(device, view, signal(), signal()));
-        Self { memory, transport, indices: [(0, 0); 2] }
-    }
-
-    /// Reads at `offset`, as long as `data` is.
-    pub fn read(&mut self, offset: u64, data: &mut [u8]) {
-        let transport = self.transport.get_mut().expect("nothing has panicked");
-        transport.read(offset % MmioTransport::SIZE, data);
-    }
-
-    /// Writes at `offset`.
-    pub fn write(&mut self, offset: u64, data: &[u8]) {
-        let transport = self.transport.get_mut().expect("nothing has panicked");
-        transport.write(offset % MmioTransport::SIZE, data);
+        Self { memory, transport, queues: queues() }
     }
 
     /// Writes a register.
@@ -91,84 +50,48 @@ impl MmioDriver {
 
     /// Resets the device, and sets up its queues, with `features` beside those there must be.
     pub fn bring_up(&mut self, features: u64) {
-        self.set(register::STATUS, 0);
-        self.set(register::STATUS, 3);
-        let features = features | VERSION_1;
-        for (half, bits) in [(0, features as u32), (1, (features >> 32) as u32)] {
-            self.set(register::DRIVER_FEATURES_SEL, half);
-            self.set(register::DRIVER_FEATURES, bits);
-        }
-        self.set(register::STATUS, 3 | 8);
+        REGISTERS.reset(self);
+        REGISTERS.accept(self, features | VERSION_1);
         self.store(0, &vec![0; BUFFERS as usize]);
-        self.indices = [(0, 0); 2];
+        self.queues = queues();
         // A queue that does not exist takes no harm.
         for queue in 0..2 {
-            let rings = rings(queue);
-            self.set(register::QUEUE_SEL, queue.into());
-            self.set(register::QUEUE_SIZE, QUEUE_SIZE.into());
-            for (register, address) in [
-                (register::QUEUE_DESC_LOW, rings),
-                (register::QUEUE_DRIVER_LOW, rings + AVAILABLE),
-                (register::QUEUE_DEVICE_LOW, rings + USED),
-            ] {
-                self.set(register, address as u32);
-                self.set(register + 4, 0);
-            }
-            self.set(register::QUEUE_READY, 1);
+            let rings = self.queues[usize::from(queue)].rings();
+            REGISTERS.place_queue(self, queue, rings);
+            REGISTERS.write(self, Register::QueueEnable, 1);
         }
-        self.set(register::STATUS, 3 | 8 | 4);
+        REGISTERS.add_status(self, status::DRIVER_OK);
     }
 
-    /// Writes a descriptor: address, length, flags, next.
-    pub fn describe(&self, queue: u16, index: u16, buffer: (u64, u32), flags: u16, next: u16) {
-        let bytes = [
-            &buffer.0.to_le_bytes()[..],
-            &buffer.1.to_le_bytes(),
-            &flags.to_le_bytes(),
-            &next.to_le_bytes(),
-        ];
-        self.store(rings(queue) + 16 * u64::from(index % QUEUE_SIZE), &bytes.concat());
+    /// Writes a descriptor.
+    pub fn describe(&mut self, queue: u16, index: u16, buffer: Buffer, next: u16) {
+        let Rings { size, descriptors, .. } = self.queues[usize::from(queue)].rings();
+        Virtqueue::write_descriptor(&mut self.memory, descriptors, index % size, buffer, next);
     }
 
     /// Makes the chain that starts at descriptor `head` available.
     pub fn publish(&mut self, queue: u16, head: u16) {
-        let available = rings(queue) + AVAILABLE;
-        let (published, _) = &mut self.indices[usize::from(queue)];
-        let entry = available + 4 + 2 * u64::from(*published % QUEUE_SIZE);
-        *published = published.wrapping_add(1);
-        let index = published.to_le_bytes();
-        self.store(entry, &head.to_le_bytes());
-        self.store(available + 2, &index);
+        self.queues[usize::from(queue)].publish(&mut self.memory, head);
     }
 
     /// Publishes a chain of `buffers`, which is the only one.
-    pub fn publish_chain(&mut self, queue: u16, buffers: &[(u64, u32, Use)]) {
-        for (index, &(address, length, what)) in (0..).zip(buffers) {
-            let followed = u16::from(usize::from(index) + 1 < buffers.len());
-            self.describe(queue, index, (address, length), what as u16 | followed, index + 1);
-        }
+    pub fn publish_chain(&mut self, queue: u16, buffers: &[Buffer]) {
+        let table = self.queues[usize::from(queue)].rings().descriptors;
+        Virtqueue::write_table(&mut self.memory, table, 0, buffers);
         self.publish(queue, 0);
     }
 
     /// Whether the device has yet to use a chain.
     pub fn is_waiting(&self, queue: u16) -> bool {
-        let (published, taken) = self.indices[usize::from(queue)];
-        published != taken
+        !self.queues[usize::from(queue)].is_idle()
     }
 
     /// Lets the device work, and gives how much it has written to the next chain that it used, if
     /// it has used another.
     pub fn take_used(&mut self, queue: u16) -> Option<u32> {
         self.process();
-        let used = rings(queue) + USED;
-        let index: u16 = self.memory.read_obj(GuestAddress(used + 2)).expect("a ring");
-        let (_, taken) = &mut self.indices[usize::from(queue)];
-        if index == *taken {
-            return None;
-        }
-        let entry = used + 4 + 8 * u64::from(*taken % QUEUE_SIZE);
-        *taken = taken.wrapping_add(1);
-        Some(self.memory.read_obj(GuestAddress(entry + 4)).expect("a ring"))
+        let used = self.queues[usize::from(queue)].next_used(&mut self.memory)?;
+        Some(used.len)
     }
 
     /// Lets the device work.
@@ -182,7 +105,20 @@ impl MmioDriver {
     }
 }
 
-/// Where the rings of a queue start.
-fn rings(queue: u16) -> u64 {
-    RINGS_STRIDE * u64::from(queue)
+/// Its registers, from address 0 on.
+impl Bus for MmioDriver {
+    fn read(&mut self, address: u64, data: &mut [u8]) {
+        let transport = self.transport.get_mut().expect("nothing has panicked");
+        transport.read(address % MmioTransport::SIZE, data);
+    }
+
+    fn write(&mut self, address: u64, data: &[u8]) {
+        let transport = self.transport.get_mut().expect("nothing has panicked");
+        transport.write(address % MmioTransport::SIZE, data);
+    }
+}
+
+/// Two queues that nothing has been done with.
+fn queues() -> [Virtqueue; 2] {
+    [0, 0x3000].map(|base| Virtqueue::new(Rings { size: QUEUE_SIZE, ..Rings::at(base) }))
 }

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use bare_metal::Program;
 use bare_metal::virtio_mem::{
-    Answer, Completion, Driver, NO_ANSWER, PLUG, QUEUE_SIZE, REQUEST, RESPONSE, Registers, STATE,
-    State, UNPLUG, UNPLUG_ALL, answer, write_descriptor, write_request,
+    Answer, Completion, Driver, NO_ANSWER, PLUG, QUEUE_SIZE, REQUEST, RESPONSE, STATE, State,
+    UNPLUG, UNPLUG_ALL, answer, chain, write_descriptor, write_request,
 };
+use virtio_driver::{Buffer, Register, Registers};
 
 use super::{GIB, MIB};
 
@@ -94,7 +95,7 @@ pub fn interview(device: Device) -> Vec<Answered> {
             }
             let past = s.config(CONFIG_SIZE);
             s.ask("past the end", 0, past);
-            s.device.program.write(8, s.driver.registers.config.address + REQUESTED_SIZE, u64::MAX);
+            s.device.program.write(8, s.driver.registers.config() + REQUESTED_SIZE, u64::MAX);
             let requested = s.config(REQUESTED_SIZE);
             s.ask("requested_size after the driver wrote to it", REQUESTED, requested);
         }),
@@ -160,7 +161,7 @@ pub fn interview(device: Device) -> Vec<Answered> {
             s.device.program.write(8, REQUEST + 24, u64::MAX);
             s.offer(
                 "padding and more bytes",
-                &[(REQUEST, 32, false), (RESPONSE, 10, true)],
+                &[Buffer::readable(REQUEST, 32), Buffer::writable(RESPONSE, 10)],
                 USED_10,
             );
             s.ask_response("their answer", Answer::Ack);
@@ -254,71 +255,80 @@ pub fn interview(device: Device) -> Vec<Answered> {
                 write_request(&mut s.device.program, REQUEST, PLUG, address, 1);
             };
             plug(s);
-            s.offer("no room for an answer", &[(REQUEST, 24, false)], Completion::Used(0));
+            s.offer("no room for an answer", &[Buffer::readable(REQUEST, 24)], Completion::Used(0));
             s.reset();
             s.offer(
                 "too little room",
-                &[(REQUEST, 24, false), (RESPONSE, 9, true)],
+                &[Buffer::readable(REQUEST, 24), Buffer::writable(RESPONSE, 9)],
                 Completion::Used(0),
             );
             s.reset();
             s.ask_state("and nothing was done", 0, 1, State::Unplugged);
-            s.offer("no request", &[(RESPONSE, 10, true)], USED_10);
+            s.offer("no request", &[Buffer::writable(RESPONSE, 10)], USED_10);
             s.ask_response("its answer", Answer::Error);
             s.reset();
-            s.offer("half a request", &[(REQUEST, 12, false), (RESPONSE, 10, true)], USED_10);
+            s.offer(
+                "half a request",
+                &[Buffer::readable(REQUEST, 12), Buffer::writable(RESPONSE, 10)],
+                USED_10,
+            );
             s.ask_response("its answer", Answer::Error);
             s.reset();
             plug(s);
             let pieces = [
-                (REQUEST, 3, false),
-                (REQUEST + 3, 21, false),
-                (RESPONSE, 4, true),
-                (RESPONSE + 4, 6, true),
+                Buffer::readable(REQUEST, 3),
+                Buffer::readable(REQUEST + 3, 21),
+                Buffer::writable(RESPONSE, 4),
+                Buffer::writable(RESPONSE + 4, 6),
             ];
             s.offer("a request in pieces", &pieces, USED_10);
             s.ask_response("its answer", Answer::Ack);
             let nowhere = 0x6000_0000;
             s.offer(
                 "a request that is nowhere",
-                &[(nowhere, 24, false), (RESPONSE, 10, true)],
+                &[Buffer::readable(nowhere, 24), Buffer::writable(RESPONSE, 10)],
                 USED_10,
             );
             s.ask_response("its answer", Answer::Error);
             s.reset();
             s.offer(
                 "an answer that goes nowhere",
-                &[(REQUEST, 24, false), (nowhere, 10, true)],
+                &[Buffer::readable(REQUEST, 24), Buffer::writable(nowhere, 10)],
                 Completion::Used(0),
             );
             s.reset();
             // A descriptor that goes on with itself.
-            write_descriptor(&mut s.device.program, 0, REQUEST, 24, 1, 0);
+            let endless = Buffer::readable(REQUEST, 24).followed();
+            write_descriptor(&mut s.device.program, 0, endless, 0);
             s.driver.make_available(&mut s.device.program, 0);
             s.driver.kick(&mut s.device.program);
             let outcome = s.driver.completion(&mut s.device.program, PATIENCE);
             s.ask("a chain without an end", true, outcome != Completion::Nothing);
             s.reset();
-            s.driver.make_available(&mut s.device.program, QUEUE_SIZE.into());
+            s.driver.make_available(&mut s.device.program, QUEUE_SIZE);
             s.driver.kick(&mut s.device.program);
             let outcome = s.driver.completion(&mut s.device.program, PATIENCE);
             s.ask("a descriptor beyond the queue", Completion::NeedsReset, outcome);
         }),
         ("Q2", |s| s.ask_request("an unknown type", 4, |s| s.driver.block(0), 1, Answer::Error)),
         ("Q3", |s| {
+            let place = |n: u16| u64::from(n) * 32;
             for n in 0..8 {
-                let (request, response) = (REQUEST + 0x100 + n * 32, RESPONSE + 0x100 + n * 16);
-                let address = s.driver.block(n);
+                let request = REQUEST + 0x100 + place(n);
+                let [read, written] = chain(request, RESPONSE + 0x100 + place(n));
+                let address = s.driver.block(n.into());
                 write_request(&mut s.device.program, request, PLUG, address, 1);
-                write_descriptor(&mut s.device.program, 2 * n, request, 24, 1, 2 * n + 1);
-                write_descriptor(&mut s.device.program, 2 * n + 1, response, 10, 2, 0);
+                write_descriptor(&mut s.device.program, 2 * n, read.followed(), 2 * n + 1);
+                write_descriptor(&mut s.device.program, 2 * n + 1, written, 0);
                 s.driver.make_available(&mut s.device.program, 2 * n);
             }
             s.driver.kick(&mut s.device.program);
             let outcome = s.driver.completion(&mut s.device.program, PATIENCE);
             s.ask("the last of eight in a kick", USED_10, outcome);
             let acknowledged = (0..8)
-                .filter(|n| answer(&mut s.device.program, RESPONSE + 0x100 + n * 16) == Answer::Ack)
+                .filter(|n| {
+                    answer(&mut s.device.program, RESPONSE + 0x100 + place(*n)) == Answer::Ack
+                })
                 .count();
             s.ask("how many of them are acknowledged", 8, acknowledged);
             s.driver.kick(&mut s.device.program);
@@ -392,7 +402,7 @@ impl Interview {
     ) {
         let address = address(self);
         write_request(&mut self.device.program, REQUEST, kind, address, count);
-        let chain = [(REQUEST, 24, false), (RESPONSE, 10, true)];
+        let chain = chain(REQUEST, RESPONSE);
         match self.driver.offer(&mut self.device.program, &chain, PATIENCE) {
             Completion::Used(_) => self.ask_response(question, wanted),
             outcome => {
@@ -440,7 +450,7 @@ impl Interview {
     }
 
     /// Offers a chain, after making sure that what answer there is comes from it.
-    fn offer(&mut self, question: &'static str, chain: &[(u64, u32, bool)], wanted: Completion) {
+    fn offer(&mut self, question: &'static str, chain: &[Buffer], wanted: Completion) {
         self.device.program.write(2, RESPONSE, NO_ANSWER);
         let outcome = self.driver.offer(&mut self.device.program, chain, PATIENCE);
         self.ask(question, wanted, outcome);
@@ -467,11 +477,11 @@ impl Interview {
     }
 
     fn config(&mut self, offset: u64) -> u64 {
-        self.device.program.read(8, self.driver.registers.config.address + offset)
+        self.device.program.read(8, self.driver.registers.config() + offset)
     }
 
     fn config_bytes(&mut self, width: u8) -> Vec<u8> {
-        let base = self.driver.registers.config.address;
+        let base = self.driver.registers.config();
         let mut bytes = Vec::new();
         for offset in (0..CONFIG_SIZE).step_by(width.into()) {
             let value = self.device.program.read(width, base + offset).to_le_bytes();
@@ -481,11 +491,11 @@ impl Interview {
     }
 
     fn generation(&mut self) -> u64 {
-        self.driver.registers.generation.read(&mut self.device.program)
+        self.driver.registers.read(&mut self.device.program, Register::ConfigGeneration)
     }
 
     /// Reads the interrupt status, and clears it.
     fn interrupt_status(&mut self) -> u64 {
-        self.driver.registers.take_interrupt_status(&mut self.device.program)
+        self.driver.take_interrupt_status(&mut self.device.program).into()
     }
 }

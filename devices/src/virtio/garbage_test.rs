@@ -46,7 +46,7 @@ fn value() -> impl Strategy<Value = u32> {
 }
 
 fn buffer() -> impl Strategy<Value = Buffer> {
-    (address(), value(), 0..8_u32).prop_map(|(address, len, flags)| Buffer { address, len, flags })
+    (address(), value(), 0..8_u16).prop_map(|(address, len, flags)| Buffer { address, len, flags })
 }
 
 fn garbage() -> impl Strategy<Value = Garbage> {
@@ -79,8 +79,8 @@ fn garbage() -> impl Strategy<Value = Garbage> {
 
 fn run(driver: &mut TestDriver, step: Garbage) {
     match step {
-        Garbage::Read { offset, width } => driver.registers.read_at(offset, &mut vec![0; width]),
-        Garbage::Write { offset, bytes } => driver.registers.write_at(offset, &bytes),
+        Garbage::Read { offset, width } => driver.read_at(offset, &mut vec![0; width]),
+        Garbage::Write { offset, bytes } => driver.write_at(offset, &bytes),
         Garbage::WriteRegister { register, value } => driver.write(register, value),
         Garbage::WriteConfigSpace { offset, bytes } => {
             if let Some(pci) = driver.pci_if_any() {
@@ -98,7 +98,7 @@ fn run(driver: &mut TestDriver, step: Garbage) {
         }
         Garbage::Publish { head } => driver.publish(head),
         Garbage::BringUp { event_idx } => {
-            driver.registers.start();
+            driver.start();
             let features = if event_idx { Features::EVENT_IDX.bits() } else { 0 };
             driver.bring_up(features, Rings::default());
         }
@@ -120,7 +120,7 @@ fn assert_survives(
 ) {
     steps.iter().for_each(|step| run(&mut driver, step.clone()));
     driver.stage.set_present(true);
-    driver.registers.start();
+    driver.start();
     driver.bring_up(0, Rings::default());
     let request = request(&driver);
     assert!(driver.send(&request) > 0);

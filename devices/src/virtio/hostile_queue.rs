@@ -7,7 +7,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_WRITE, VRING_USED_F_NO_NOTIFY};
+use virtio_driver::flags;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::test_driver::memory::{BUFFERS, RAM_SIZE, STAGE, STAGE_SIZE, TABLES};
@@ -166,7 +166,7 @@ pub fn q1_a_request_may_come_in_an_indirect_table(mut subject: Subject) {
     let table = Buffer::table(TABLES, pieces.len() as u32);
     assert_eq!(driver.send(&[table]), *answer);
     // A table is neither writable nor followed by anything, whatever its descriptor says.
-    let odd = Buffer { flags: table.flags | VRING_DESC_F_WRITE, ..table }.followed();
+    let odd = Buffer { flags: table.flags | flags::WRITE, ..table }.followed();
     driver.write_descriptor(Rings::default().descriptors, 0, odd, 0);
     assert_eq!(driver.send_head(0), *answer);
     // Part of the chain may come before the table.
@@ -307,10 +307,10 @@ fn adds_at(subject: &mut Subject, features: u64, moment: usize) -> bool {
     driver.stage.before_access(move || {
         if looks == moment {
             memory.write_obj(2_u16, GuestAddress(rings.available + 2)).unwrap();
-            let flags: u16 = memory.read_obj(GuestAddress(rings.used)).unwrap();
+            let used_flags: u16 = memory.read_obj(GuestAddress(rings.used)).unwrap();
             let event = GuestAddress(rings.used + 4 + 8 * u64::from(rings.size));
             let event: u16 = memory.read_obj(event).unwrap();
-            let by_flags = u32::from(flags) & VRING_USED_F_NO_NOTIFY == 0;
+            let by_flags = used_flags & flags::NO_NOTIFY == 0;
             let wanted = if features == 0 { by_flags } else { event == 1 };
             *notification_wanted.lock().unwrap() = Some(wanted);
         }

@@ -145,7 +145,7 @@ fn from_the_moment_that_a_permission_ends_nothing_is_filled(on: TransportKind) {
         set.unwrap_or_else(|_| panic!("it is set once"));
         let head = driver.write_chain(&[Buffer::writable(BUFFERS + 0x1000, 64 << 10)]);
         driver.publish(head);
-        driver.registers.notify(0);
+        driver.notify(0);
         driver.process_queues();
         let filled = driver.load::<[u8; 32]>(BUFFERS + 0x1000);
         assert_eq!(filled, [0; 32], "case {case}");

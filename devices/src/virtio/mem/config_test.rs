@@ -146,7 +146,7 @@ fn c9_config_reads_at_any_width_and_offset_and_is_not_written(on: TransportKind)
     expected.resize(0x1000, 0);
     for width in [1, 2, 4, 8] {
         for offset in 0..100 {
-            machine.driver.registers.write_config(offset as u64, &[0xff; 8][..width]);
+            machine.driver.write_config(offset as u64, &[0xff; 8][..width]);
             let mut data = [0xa5; 8];
             machine.driver.read_config(offset as u64, &mut data[..width]);
             assert_eq!(data[..width], expected[offset..offset + width], "{width} at {offset}");

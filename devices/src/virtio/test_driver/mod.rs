@@ -4,26 +4,22 @@
 //! Its memory is RAM from address 0 on, and a [`Stage`]. A test may add regions of its own.
 
 pub mod memory;
-pub mod mmio;
 pub mod pci;
-pub mod registers;
+mod transport;
 
-use std::any::Any;
+use std::iter;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use virtio_bindings::bindings::virtio_ring::{
-    VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
-};
-use virtio_queue::desc::split::Descriptor;
+pub use virtio_driver::{Buffer, Register, Rings, Used};
+use virtio_driver::{Bus, Field, Registers, Virtqueue, field};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use memory::{RAM_SIZE, STAGE, STAGE_SIZE, Stage, map};
-use mmio::MmioRegisters;
 use pci::{Messages, PciRegisters};
-use registers::Registers;
-pub(crate) use registers::on_each_transport;
-pub use registers::{CONFIG_CHANGE, Register, TransportKind, USED_BUFFER};
+use transport::RegisterBus;
+pub(crate) use transport::on_each_transport;
+pub use transport::{CONFIG_CHANGE, TransportKind, USED_BUFFER};
 
 use super::transport::{MmioTransport, PciTransport, Transport};
 use super::{DeviceStatus, Features, VirtioDevice};
@@ -52,81 +48,12 @@ impl Count {
     }
 }
 
-/// One descriptor's worth of a request.
-#[derive(Debug, Clone, Copy)]
-pub struct Buffer {
-    /// Guest address.
-    pub address: u64,
-    /// Bytes.
-    pub len: u32,
-    /// Descriptor flags.
-    pub flags: u32,
-}
-
-impl Buffer {
-    /// The device reads it.
-    pub fn readable(address: u64, len: u32) -> Self {
-        Self { address, len, flags: 0 }
-    }
-
-    /// The device writes to it.
-    pub fn writable(address: u64, len: u32) -> Self {
-        Self { address, len, flags: VRING_DESC_F_WRITE }
-    }
-
-    /// A table of `count` descriptors.
-    pub fn table(address: u64, count: u32) -> Self {
-        Self { address, len: count * 16, flags: VRING_DESC_F_INDIRECT }
-    }
-
-    /// The same, but another one follows it.
-    pub fn followed(self) -> Self {
-        Self { flags: self.flags | VRING_DESC_F_NEXT, ..self }
-    }
-
-    /// The same bytes in descriptors of one byte each.
-    pub fn split(self) -> impl Iterator<Item = Self> {
-        (0..self.len).map(move |i| Self { address: self.address + u64::from(i), len: 1, ..self })
-    }
-}
-
-/// Where the driver puts a queue.
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct Rings {
-    pub size: u16,
-    pub descriptors: u64,
-    pub available: u64,
-    pub used: u64,
-}
-
-impl Rings {
-    /// A queue of 128 descriptors with all its parts at `base`.
-    pub fn at(base: u64) -> Self {
-        let (available, used) = (base + 0x1000, base + 0x2000);
-        Self { size: 128, descriptors: base, available, used }
-    }
-}
-
-impl Default for Rings {
-    fn default() -> Self {
-        Self::at(0x1_0000)
-    }
-}
-
-/// An entry of the used ring.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Used {
-    /// First descriptor of the chain.
-    pub head: u16,
-    /// Bytes that the device says it wrote.
-    pub len: u32,
-}
-
 /// The driver of a device, at work on one of its queues.
 pub struct TestDriver {
-    /// The device's registers.
-    pub registers: Box<dyn Registers>,
+    /// The way to the device's registers,
+    pub bus: RegisterBus,
+    /// and where they are on it.
+    registers: Registers,
     /// Memory as the guest's processors see it: all of it, whatever devices are refused.
     pub memory: GuestMemoryMmap,
     /// The part of it that a test directs.
@@ -136,11 +63,8 @@ pub struct TestDriver {
     /// Queue notifications that got through to the machine.
     pub doorbells: Arc<Count>,
     transport: Arc<dyn Transport>,
-    queue: u16,
-    rings: Rings,
-    next_descriptor: u16,
-    available_index: u16,
-    used_index: u16,
+    index: u16,
+    queue: Virtqueue,
 }
 
 impl TestDriver {
@@ -193,33 +117,32 @@ impl TestDriver {
         let doorbells = Arc::new(Count::default());
         let leases = Leases::default();
         let path = path(DmaMemory::new(for_devices, leases.clone()).unwrap());
-        let (transport, registers): (Arc<dyn Transport>, Box<dyn Registers>) = match kind {
+        let (transport, bus): (Arc<dyn Transport>, _) = match kind {
             TransportKind::Mmio => {
                 let view = path.view(Arc::new(FixedRequester(Self::ENDPOINT)));
                 let transport =
                     MmioTransport::new(device, view, interrupts.clone(), doorbells.clone());
                 let transport = Arc::new(Mutex::new(transport));
-                (transport.clone(), Box::new(MmioRegisters(transport)))
+                (transport.clone(), RegisterBus::Mmio(transport))
             }
             TransportKind::Pci => {
                 let messages = Messages::new(interrupts.clone());
                 let (transport, function) =
                     PciTransport::new(device, &path, messages.clone(), doorbells.clone()).unwrap();
-                (transport, Box::new(PciRegisters::new(function, messages, leases)))
+                let function = PciRegisters::new(function, messages, leases);
+                (transport, RegisterBus::Pci(Box::new(function)))
             }
         };
         Self {
-            registers,
+            registers: bus.registers(),
+            bus,
             memory: GuestMemoryMmap::from_arc_regions(for_processors).unwrap(),
             stage,
             interrupts,
             doorbells,
             transport,
-            queue: 0,
-            rings: Rings::default(),
-            next_descriptor: 0,
-            available_index: 0,
-            used_index: 0,
+            index: 0,
+            queue: Virtqueue::new(Rings::default()),
         }
     }
 
@@ -230,28 +153,57 @@ impl TestDriver {
 
     /// Likewise, if it is on PCI.
     pub fn pci_if_any(&mut self) -> Option<&mut PciRegisters> {
-        let registers: &mut dyn Any = &mut *self.registers;
-        registers.downcast_mut()
+        match &mut self.bus {
+            RegisterBus::Mmio(_) => None,
+            RegisterBus::Pci(function) => Some(function),
+        }
+    }
+
+    /// Makes the registers accessible, whatever was done to them before.
+    pub fn start(&mut self) {
+        if let Some(function) = self.pci_if_any() {
+            function.start();
+        }
     }
 
     /// Reads a register.
     pub fn read(&mut self, register: Register) -> u64 {
-        self.registers.read(register)
+        self.registers.read(&mut self.bus, register)
     }
 
     /// Writes a register.
     pub fn write(&mut self, register: Register, value: u64) {
-        self.registers.write(register, value);
+        self.registers.write(&mut self.bus, register, value);
+    }
+
+    /// Reads a field that only virtio-pci has.
+    pub fn read_field(&mut self, field: Field) -> u64 {
+        self.registers.read_field(&mut self.bus, field)
+    }
+
+    /// Writes a field that only virtio-pci has.
+    pub fn write_field(&mut self, field: Field, value: u64) {
+        self.registers.write_field(&mut self.bus, field, value);
+    }
+
+    /// Reads at `offset` of the range that all registers are in.
+    pub fn read_at(&mut self, offset: u64, data: &mut [u8]) {
+        self.bus.read(self.bus.base() + offset, data);
+    }
+
+    /// Writes at `offset` of the range that all registers are in.
+    pub fn write_at(&mut self, offset: u64, data: &[u8]) {
+        self.bus.write(self.bus.base() + offset, data);
     }
 
     /// Writes to the device's configuration.
     pub fn write_config(&mut self, offset: u64, data: &[u8]) {
-        self.registers.write_config(offset, data);
+        self.bus.write(self.registers.config() + offset, data);
     }
 
     /// Reads the device's configuration.
     pub fn read_config(&mut self, offset: u64, data: &mut [u8]) {
-        self.registers.read_config(offset, data);
+        self.bus.read(self.registers.config() + offset, data);
     }
 
     /// Reads the status register.
@@ -261,18 +213,20 @@ impl TestDriver {
 
     /// Adds `bits` to the status register.
     pub fn add_status(&mut self, bits: DeviceStatus) {
-        let status = self.status() | bits;
-        self.write(Register::DeviceStatus, status.bits().into());
+        self.registers.add_status(&mut self.bus, bits.bits());
     }
 
     /// Resets the device by its status register.
     pub fn reset(&mut self) {
-        self.write(Register::DeviceStatus, 0);
+        self.registers.reset(&mut self.bus);
     }
 
     /// What the device interrupted for since the last time.
     pub fn take_interrupt_status(&mut self) -> u32 {
-        self.registers.take_interrupt_status()
+        match &mut self.bus {
+            RegisterBus::Pci(function) => function.take_interrupt_status(),
+            bus => self.registers.take_interrupt_status(bus),
+        }
     }
 
     /// What the machine's worker has of the device.
@@ -292,11 +246,7 @@ impl TestDriver {
 
     /// The features on offer.
     pub fn offered_features(&mut self) -> u64 {
-        let mut half = |select| {
-            self.write(Register::DeviceFeatureSelect, select);
-            self.read(Register::DeviceFeature)
-        };
-        half(0) | half(1) << 32
+        self.registers.offered_features(&mut self.bus)
     }
 
     /// Resets the device and accepts `features`, and what a device behind an IOMMU insists on.
@@ -310,33 +260,26 @@ impl TestDriver {
     /// Resets the device and accepts `features`. Whether the device agrees.
     pub fn accept(&mut self, features: u64) -> bool {
         self.reset();
-        self.registers.map_config_interrupt();
-        self.add_status(DeviceStatus::ACKNOWLEDGE);
-        self.add_status(DeviceStatus::DRIVER);
-        for (select, half) in [(0, features & 0xffff_ffff), (1, features >> 32)] {
-            self.write(Register::DriverFeatureSelect, select);
-            self.write(Register::DriverFeature, half);
+        if self.pci_if_any().is_some() {
+            self.write_field(field::CONFIG_MSIX_VECTOR, 0);
         }
-        self.add_status(DeviceStatus::FEATURES_OK);
-        self.status().contains(DeviceStatus::FEATURES_OK)
+        self.registers.accept(&mut self.bus, features)
     }
 
     /// Sets up queue `index` in empty `rings`, and works on that one from now on. Whether the
     /// device takes it.
     pub fn set_up_queue(&mut self, index: u16, rings: Rings) -> bool {
-        (self.queue, self.rings) = (index, rings);
-        (self.next_descriptor, self.available_index, self.used_index) = (0, 0, 0);
+        (self.index, self.queue) = (index, Virtqueue::new(rings));
         let bytes = 6 + 8 * usize::from(rings.size);
         for area in [rings.available, rings.used] {
             // A hostile driver's rings may be nowhere.
             let _ = self.memory.write_slice(&vec![0; bytes], GuestAddress(area));
         }
-        self.write(Register::QueueSelect, index.into());
-        self.write(Register::QueueSize, rings.size.into());
-        self.write(Register::QueueDesc, rings.descriptors);
-        self.write(Register::QueueDriver, rings.available);
-        self.write(Register::QueueDevice, rings.used);
-        self.registers.map_queue_interrupt();
+        self.registers.place_queue(&mut self.bus, index, rings);
+        if self.pci_if_any().is_some() {
+            let vector = self.read(Register::QueueSelect) + 1;
+            self.write_field(field::QUEUE_MSIX_VECTOR, vector);
+        }
         self.write(Register::QueueEnable, 1);
         self.read(Register::QueueEnable) == 1
     }
@@ -354,69 +297,59 @@ impl TestDriver {
     /// Writes a chain of `buffers` into the descriptor table and returns its head. Never more
     /// than a table's worth may be under way.
     pub fn write_chain(&mut self, buffers: &[Buffer]) -> u16 {
-        let count = buffers.len() as u16;
-        if self.next_descriptor + count > self.rings.size {
-            self.next_descriptor = 0;
-        }
-        let head = self.next_descriptor;
-        self.write_table(self.rings.descriptors, head, buffers);
-        self.next_descriptor += count;
-        head
+        self.queue.write_chain(&mut self.memory, buffers)
     }
 
     /// Chains `buffers` in the descriptors `first..` of the table at `table`.
     pub fn write_table(&mut self, table: u64, first: u16, buffers: &[Buffer]) {
-        for (i, buffer) in buffers.iter().enumerate() {
-            let index = first + i as u16;
-            let last = i + 1 == buffers.len();
-            let buffer = if last { *buffer } else { buffer.followed() };
-            self.write_descriptor(table, index, buffer, index.wrapping_add(1));
-        }
+        Virtqueue::write_table(&mut self.memory, table, first, buffers);
     }
 
     /// Writes one descriptor; `next` counts if its flags say so.
     pub fn write_descriptor(&mut self, table: u64, index: u16, buffer: Buffer, next: u16) {
-        let Buffer { address, len, flags } = buffer;
-        let descriptor = Descriptor::new(address, len, flags as u16, next);
-        self.store(table + 16 * u64::from(index), descriptor);
+        Virtqueue::write_descriptor(&mut self.memory, table, index, buffer, next);
     }
 
     /// Makes the chain at `head` available.
     pub fn publish(&mut self, head: u16) {
-        let entry = u64::from(self.available_index % self.rings.size);
-        self.store(self.rings.available + 4 + 2 * entry, head);
-        self.set_available_index(self.available_index.wrapping_add(1));
+        self.queue.publish(&mut self.memory, head);
     }
 
     /// Writes the available ring's index.
     pub fn set_available_index(&mut self, index: u16) {
-        self.available_index = index;
-        self.store(self.rings.available + 2, index);
+        self.queue.set_available_index(&mut self.memory, index);
     }
 
     /// How many chains the driver has made available, modulo 2^16.
     pub fn available_index(&self) -> u16 {
-        self.available_index
+        self.queue.available_index()
     }
 
     /// Writes `used_event`: with EVENT_IDX, the used entry that is worth an interrupt.
     pub fn set_used_event(&mut self, index: u16) {
-        self.store(self.rings.available + 4 + 2 * u64::from(self.rings.size), index);
+        let Rings { size, available, .. } = self.queue.rings();
+        self.store(available + 4 + 2 * u64::from(size), index);
     }
 
     /// Reads `avail_event`: with EVENT_IDX, the available entry that is worth a notification.
     pub fn available_event(&self) -> u16 {
-        self.load(self.rings.used + 4 + 8 * u64::from(self.rings.size))
+        let Rings { size, used, .. } = self.queue.rings();
+        self.load(used + 4 + 8 * u64::from(size))
     }
 
     /// Reads the used ring's flags.
     pub fn used_flags(&self) -> u16 {
-        self.load(self.rings.used)
+        self.load(self.queue.rings().used)
+    }
+
+    /// Notifies the device of buffers in `queue`.
+    pub fn notify(&mut self, queue: u16) {
+        self.registers.notify(&mut self.bus, queue);
     }
 
     /// Notifies the device and lets the machine process the queue until nothing is left of it.
     pub fn kick(&mut self) {
-        self.registers.notify(self.queue);
+        self.notify(self.index);
         assert!(self.doorbells.take() > 0, "a notification got lost");
         let passes = (0..1000).take_while(|_| self.process_queues()).count();
         assert!(passes < 1000, "the device does not come to an end");
@@ -424,15 +357,7 @@ impl TestDriver {
 
     /// The used entries since the last call.
     pub fn take_used(&mut self) -> Vec<Used> {
-        let end: u16 = self.load(self.rings.used + 2);
-        let mut entries = Vec::new();
-        while self.used_index != end {
-            let entry = self.rings.used + 4 + 8 * u64::from(self.used_index % self.rings.size);
-            let (head, len): (u32, u32) = (self.load(entry), self.load(entry + 4));
-            entries.push(Used { head: head.try_into().unwrap(), len });
-            self.used_index = self.used_index.wrapping_add(1);
-        }
-        entries
+        iter::from_fn(|| self.queue.next_used(&mut self.memory)).collect()
     }
 
     /// Makes a chain available, kicks, and returns the length with which it was used.

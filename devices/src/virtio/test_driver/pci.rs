@@ -4,8 +4,9 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::Count;
-use super::registers::{CONFIG_CHANGE, Register, Registers, USED_BUFFER};
+use virtio_driver::{Registers, Structure};
+
+use super::{CONFIG_CHANGE, Count, USED_BUFFER};
 use crate::Signal;
 use crate::dma::Leases;
 use crate::pci::test_machine::Line;
@@ -21,7 +22,6 @@ pub mod config {
     pub const STATUS: usize = 0x06;
     pub const BASE_ADDRESS: usize = 0x10;
     pub const MEMORY_WINDOW: usize = 0x20;
-    pub const CAPABILITIES_POINTER: usize = 0x34;
     pub const BRIDGE_CONTROL: usize = 0x3e;
 
     pub const COMMAND_MEMORY: u16 = 1 << 1;
@@ -30,7 +30,6 @@ pub mod config {
     pub const SECONDARY_BUS_RESET: u16 = 1 << 6;
 
     pub const POWER_MANAGEMENT: u8 = 0x01;
-    pub const VENDOR_SPECIFIC: u8 = 0x09;
     pub const EXPRESS: u8 = 0x10;
     pub const MSIX: u8 = 0x11;
 
@@ -42,51 +41,6 @@ pub mod config {
     pub const MSIX_TABLE: usize = 4;
     pub const MSIX_PENDING: usize = 8;
     pub const MSIX_ENABLE: u16 = 1 << 15;
-}
-
-/// A field of `struct virtio_pci_common_cfg` (section 4.1.4.3): offset and width.
-pub type Field = (u64, usize);
-
-/// Fields, written down a second time: a test that took the device's own constants would not find
-/// a wrong one.
-#[allow(missing_docs)]
-pub mod field {
-    use super::Field;
-
-    pub const CONFIG_MSIX_VECTOR: Field = (16, 2);
-    pub const NUM_QUEUES: Field = (18, 2);
-    pub const QUEUE_MSIX_VECTOR: Field = (26, 2);
-    pub const QUEUE_NOTIFY_OFF: Field = (30, 2);
-    pub const QUEUE_NOTIFY_DATA: Field = (56, 2);
-}
-
-/// The field that is a register.
-pub fn field_of(register: Register) -> Field {
-    match register {
-        Register::DeviceFeatureSelect => (0, 4),
-        Register::DeviceFeature => (4, 4),
-        Register::DriverFeatureSelect => (8, 4),
-        Register::DriverFeature => (12, 4),
-        Register::DeviceStatus => (20, 1),
-        Register::ConfigGeneration => (21, 1),
-        Register::QueueSelect => (22, 2),
-        Register::QueueSize => (24, 2),
-        Register::QueueEnable => (28, 2),
-        Register::QueueDesc => (32, 8),
-        Register::QueueDriver => (40, 8),
-        Register::QueueDevice => (48, 8),
-        Register::QueueReset => (58, 2),
-    }
-}
-
-/// `cfg_type` of `struct virtio_pci_cap` (section 4.1.4).
-#[allow(missing_docs)]
-pub mod cfg_type {
-    pub const COMMON: u8 = 1;
-    pub const NOTIFY: u8 = 2;
-    pub const ISR: u8 = 3;
-    pub const DEVICE: u8 = 4;
-    pub const PCI: u8 = 5;
 }
 
 /// Messages, of which the one with data 0 says that the configuration changed, and all others
@@ -119,31 +73,14 @@ impl MessageSink for Messages {
     }
 }
 
-/// Where a structure is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Structure {
-    /// Where its capability is in configuration space.
-    pub capability: usize,
-    /// The BAR's number,
-    pub bar: u8,
-    /// offset there,
-    pub offset: u32,
-    /// and length in bytes.
-    pub length: u32,
-}
-
-/// A device's registers.
+/// A PCI function that is a virtio device.
 pub struct PciRegisters {
-    /// The way to them.
+    /// The way to it.
     pub root: Arc<RootComplex>,
     /// What the function sends.
     pub messages: Arc<Messages>,
     /// What the function's INTA drives.
     pub line: Arc<Line>,
-    common: u64,
-    notify: u64,
-    notify_off_multiplier: u32,
-    device: u64,
 }
 
 impl PciRegisters {
@@ -167,53 +104,25 @@ impl PciRegisters {
         // Pin A of device 0 behind device 1 of bus 0.
         let line = Arc::clone(&lines[1]);
         let root = RootComplex::new(topology, lines.map(|line| line as _), leases).unwrap();
-        let mut registers = Self {
-            root: Arc::new(root),
-            messages,
-            line,
-            common: 0,
-            notify: 0,
-            notify_off_multiplier: 0,
-            device: 0,
-        };
-        let find = |cfg_type| registers.structure(cfg_type).unwrap();
-        let address = |cfg_type| {
-            let Structure { bar, offset, .. } = find(cfg_type);
-            Self::BARS[usize::from(bar)] + u64::from(offset)
-        };
-        let (common, device) = (address(cfg_type::COMMON), address(cfg_type::DEVICE));
-        let notify = address(cfg_type::NOTIFY);
-        let multiplier = registers.config_u32(find(cfg_type::NOTIFY).capability + 16);
-        (registers.common, registers.device) = (common, device);
-        (registers.notify, registers.notify_off_multiplier) = (notify, multiplier);
+        let registers = Self { root: Arc::new(root), messages, line };
         registers.start();
         registers
     }
 
+    /// Where its registers as a virtio device are.
+    pub fn registers(&self) -> Registers {
+        Registers::of_pci(|at| self.config_u32(at), Self::bar)
+    }
+
     /// Where the structure of that kind is; of several, the first.
     pub fn structure(&self, cfg_type: u8) -> Option<Structure> {
-        self.capabilities()
-            .into_iter()
-            .filter(|&(id, _)| id == config::VENDOR_SPECIFIC)
-            .map(|(_, capability)| capability)
-            .find(|&capability| self.config_u8(capability + 3) == cfg_type)
-            .map(|capability| Structure {
-                capability,
-                bar: self.config_u8(capability + 4),
-                offset: self.config_u32(capability + 8),
-                length: self.config_u32(capability + 12),
-            })
+        let structures = virtio_driver::structures(|at| self.config_u32(at));
+        structures.into_iter().find(|structure| structure.cfg_type == cfg_type)
     }
 
     /// IDs and places of the function's capabilities.
     pub fn capabilities(&self) -> Vec<(u8, usize)> {
-        let mut capabilities = vec![];
-        let mut at = self.config_u8(config::CAPABILITIES_POINTER);
-        while at != 0 {
-            capabilities.push((self.config_u8(at.into()), at.into()));
-            at = self.config_u8(usize::from(at) + 1);
-        }
-        capabilities
+        virtio_driver::capabilities(|at| self.config_u32(at))
     }
 
     /// Where a capability is that there is one of.
@@ -285,27 +194,9 @@ impl PciRegisters {
         (self.config_u16(self.capability(config::MSIX) + config::MSIX_CONTROL) & 0x7ff) + 1
     }
 
-    /// Reads a field of the common configuration structure.
-    pub fn read_field(&self, (offset, width): Field) -> u64 {
-        let mut data = [0; 8];
-        for half in data[..width].chunks_mut(4).zip(0_u64..) {
-            let _ = self.root.read_memory(self.common + offset + 4 * half.1, half.0);
-        }
-        u64::from_le_bytes(data)
-    }
-
-    /// Writes a field of the common configuration structure.
-    pub fn write_field(&self, (offset, width): Field, value: u64) {
-        for half in value.to_le_bytes()[..width].chunks(4).zip(0_u64..) {
-            let _ = self.root.write_memory(self.common + offset + 4 * half.1, half.0);
-        }
-    }
-}
-
-impl Registers for PciRegisters {
     /// As firmware does and the PCI driver of an operating system: the port's window and the BARs
     /// get addresses, MSI-X its messages, and everything is turned on.
-    fn start(&mut self) {
+    pub fn start(&self) {
         let on = (config::COMMAND_MEMORY | config::COMMAND_MASTER).to_le_bytes();
         self.root.write_config(Self::PORT, config::MEMORY_WINDOW, &Self::WINDOW.to_le_bytes());
         self.root.write_config(Self::PORT, config::COMMAND, &on);
@@ -321,47 +212,8 @@ impl Registers for PciRegisters {
         }
     }
 
-    fn read(&mut self, register: Register) -> u64 {
-        self.read_field(field_of(register))
-    }
-
-    fn write(&mut self, register: Register, value: u64) {
-        self.write_field(field_of(register), value);
-    }
-
-    fn read_config(&mut self, offset: u64, data: &mut [u8]) {
-        let _ = self.root.read_memory(self.device + offset, data);
-    }
-
-    fn write_config(&mut self, offset: u64, data: &[u8]) {
-        let _ = self.root.write_memory(self.device + offset, data);
-    }
-
-    fn notify(&mut self, queue: u16) {
-        self.write(Register::QueueSelect, queue.into());
-        let notify_off = self.read_field(field::QUEUE_NOTIFY_OFF);
-        let address = self.notify + notify_off * u64::from(self.notify_off_multiplier);
-        let _ = self.root.write_memory(address, &queue.to_le_bytes());
-    }
-
-    fn map_config_interrupt(&mut self) {
-        self.write_field(field::CONFIG_MSIX_VECTOR, 0);
-    }
-
-    fn map_queue_interrupt(&mut self) {
-        let vector = self.read(Register::QueueSelect) + 1;
-        self.write_field(field::QUEUE_MSIX_VECTOR, vector);
-    }
-
-    fn take_interrupt_status(&mut self) -> u32 {
+    /// What was sent since the last time, as bits of an interrupt status.
+    pub fn take_interrupt_status(&self) -> u32 {
         self.messages.status.swap(0, Ordering::Relaxed)
-    }
-
-    fn read_at(&mut self, offset: u64, data: &mut [u8]) {
-        let _ = self.root.read_memory(Self::bar(0) + offset, data);
-    }
-
-    fn write_at(&mut self, offset: u64, data: &[u8]) {
-        let _ = self.root.write_memory(Self::bar(0) + offset, data);
     }
 }

@@ -4,19 +4,19 @@
 use super::transport_test::{BUFFER, FEATURE_A, VERSION_1, stub};
 use crate::virtio::DeviceStatus;
 use crate::virtio::test_driver::memory::TABLES;
-use crate::virtio::test_driver::mmio::register;
 use crate::virtio::test_driver::{
     CONFIG_CHANGE, Register, Rings, TestDriver, TransportKind, USED_BUFFER,
 };
+use virtio_driver::mmio as register;
 
 fn read(driver: &mut TestDriver, offset: u64) -> u32 {
     let mut data = [0xa5; 4];
-    driver.registers.read_at(offset, &mut data);
+    driver.read_at(offset, &mut data);
     u32::from_le_bytes(data)
 }
 
 fn write(driver: &mut TestDriver, offset: u64, value: u32) {
-    driver.registers.write_at(offset, &value.to_le_bytes());
+    driver.write_at(offset, &value.to_le_bytes());
 }
 
 #[test]
@@ -97,9 +97,9 @@ fn registers_are_32_bits_wide_and_aligned() {
             if width == 4 && offset.is_multiple_of(4) {
                 continue;
             }
-            driver.registers.write_at(offset, &vec![0xff; width]);
+            driver.write_at(offset, &vec![0xff; width]);
             let mut data = vec![0xa5; width];
-            driver.registers.read_at(offset, &mut data);
+            driver.read_at(offset, &mut data);
             assert_eq!(data, vec![0; width], "{width} bytes at {offset:#x}");
         }
     }

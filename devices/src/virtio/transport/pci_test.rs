@@ -4,12 +4,14 @@
 use std::io::{self, Read};
 use std::sync::{Arc, OnceLock};
 
+use virtio_driver::{cfg_type, field, field_of};
+
 use super::transport_test::{BUFFER, FEATURE_A, RING_RESET, Stub, VERSION_1, second_rings, stub};
 use crate::pci::{Access, FunctionAddress, RootComplex};
 use crate::virtio::DeviceStatus;
 use crate::virtio::rng::Rng;
 use crate::virtio::test_driver::memory::BUFFERS;
-use crate::virtio::test_driver::pci::{PciRegisters, cfg_type, config, field, field_of};
+use crate::virtio::test_driver::pci::{PciRegisters, config};
 use crate::virtio::test_driver::{
     Buffer, CONFIG_CHANGE, Register, Rings, TestDriver, TransportKind, USED_BUFFER,
 };
@@ -38,7 +40,7 @@ fn bring_up(driver: &mut TestDriver) {
 fn read_u8(driver: &mut TestDriver, cfg_type: u8, offset: u32) -> u8 {
     let structure = driver.pci().structure(cfg_type).unwrap();
     let mut data = [0xa5];
-    driver.registers.read_at((structure.offset + offset).into(), &mut data);
+    driver.read_at((structure.offset + offset).into(), &mut data);
     data[0]
 }
 
@@ -132,9 +134,9 @@ fn fields_are_accessed_at_their_width() {
             if fields.contains(&(offset, width)) {
                 continue;
             }
-            driver.registers.write_at(u64::from(common) + offset, &vec![0xff; width]);
+            driver.write_at(u64::from(common) + offset, &vec![0xff; width]);
             let mut data = vec![0xa5; width];
-            driver.registers.read_at(u64::from(common) + offset, &mut data);
+            driver.read_at(u64::from(common) + offset, &mut data);
             assert_eq!(data, vec![0; width], "{width} bytes at {offset:#x}");
         }
     }
@@ -147,8 +149,8 @@ fn fields_are_accessed_at_their_width() {
 #[test]
 fn what_is_written_is_read_back() {
     let (_, mut driver) = stub(TransportKind::Pci);
-    assert_eq!(driver.pci().read_field(field::NUM_QUEUES), 2);
-    assert_eq!(driver.pci().read_field(field::QUEUE_NOTIFY_DATA), 0);
+    assert_eq!(driver.read_field(field::NUM_QUEUES), 2);
+    assert_eq!(driver.read_field(field::QUEUE_NOTIFY_DATA), 0);
     let addresses = [Register::QueueDesc, Register::QueueDriver, Register::QueueDevice];
     for (queue, base) in [(0_u64, 0x1111_2222_3333_4440_u64), (1, 0x5555_6666_7777_8880)] {
         driver.write(Register::QueueSelect, queue);
@@ -162,9 +164,9 @@ fn what_is_written_is_read_back() {
     for (register, address) in addresses.into_iter().zip(0x1111_2222_3333_4440..) {
         assert_eq!(driver.read(register), address);
         let (offset, _) = field_of(register);
-        driver.pci().write_field((offset + 4, 4), 0xaaaa_bbbb);
+        driver.write_field((offset + 4, 4), 0xaaaa_bbbb);
         assert_eq!(driver.read(register), 0xaaaa_bbbb << 32 | address & 0xffff_ffff);
-        driver.pci().write_field((offset, 4), 0xcccc_dddd);
+        driver.write_field((offset, 4), 0xcccc_dddd);
         assert_eq!(driver.read(register), 0xaaaa_bbbb_cccc_dddd);
     }
     for register in [Register::DeviceFeatureSelect, Register::DriverFeatureSelect] {
@@ -210,7 +212,7 @@ fn any_write_to_the_notify_structure_is_a_notification() {
     driver.doorbells.take();
     let offsets = [0, 1, 2, notify.length / 2, notify.length - 8];
     for (offset, width) in offsets.into_iter().zip([2, 1, 4, 8, 8]) {
-        driver.registers.write_at((notify.offset + offset).into(), &[0xff; 8][..width]);
+        driver.write_at((notify.offset + offset).into(), &[0xff; 8][..width]);
         assert_eq!(driver.doorbells.take(), 1);
         assert_eq!(read_u8(&mut driver, cfg_type::NOTIFY, offset), 0);
     }
@@ -243,11 +245,10 @@ fn each_event_interrupts_with_its_vector() {
     assert_eq!(vectors(&mut driver), [1]);
     assert_eq!(isr_status(&mut driver), CONFIG_CHANGE, "the queue's bit is for INTx alone");
     // Any vector will do, and for more than one event.
-    let pci = driver.pci();
-    pci.write_field(field::CONFIG_MSIX_VECTOR, 2);
-    pci.write_field(field::QUEUE_MSIX_VECTOR, 2);
-    assert_eq!(pci.read_field(field::CONFIG_MSIX_VECTOR), 2);
-    assert_eq!(pci.read_field(field::QUEUE_MSIX_VECTOR), 2);
+    driver.write_field(field::CONFIG_MSIX_VECTOR, 2);
+    driver.write_field(field::QUEUE_MSIX_VECTOR, 2);
+    assert_eq!(driver.read_field(field::CONFIG_MSIX_VECTOR), 2);
+    assert_eq!(driver.read_field(field::QUEUE_MSIX_VECTOR), 2);
     driver.send(&[BUFFER]);
     driver.config_changed();
     assert_eq!(vectors(&mut driver), [2, 2]);
@@ -266,27 +267,27 @@ fn what_is_mapped_to_no_vector_does_not_interrupt() {
     let (_, mut driver) = up();
     for vector in [NO_VECTOR, 3, 0x7ff, 0x800, 0xfffe] {
         for field in [field::CONFIG_MSIX_VECTOR, field::QUEUE_MSIX_VECTOR] {
-            driver.pci().write_field(field, 1);
-            driver.pci().write_field(field, vector);
-            assert_eq!(driver.pci().read_field(field), NO_VECTOR, "{vector:#x}");
+            driver.write_field(field, 1);
+            driver.write_field(field, vector);
+            assert_eq!(driver.read_field(field), NO_VECTOR, "{vector:#x}");
         }
         driver.send(&[BUFFER]);
         driver.config_changed();
         assert!(vectors(&mut driver).is_empty());
     }
-    driver.pci().write_field(field_of(Register::QueueSelect), 2);
-    driver.pci().write_field(field::QUEUE_MSIX_VECTOR, 1);
-    assert_eq!(driver.pci().read_field(field::QUEUE_MSIX_VECTOR), NO_VECTOR, "no such queue");
+    driver.write_field(field_of(Register::QueueSelect), 2);
+    driver.write_field(field::QUEUE_MSIX_VECTOR, 1);
+    assert_eq!(driver.read_field(field::QUEUE_MSIX_VECTOR), NO_VECTOR, "no such queue");
 }
 
 #[test]
 fn resets_unmap_vectors() {
     let (_, mut driver) = up();
     let mapped = |driver: &mut TestDriver| {
-        let config = driver.pci().read_field(field::CONFIG_MSIX_VECTOR);
+        let config = driver.read_field(field::CONFIG_MSIX_VECTOR);
         let queues = [0, 1].map(|queue| {
             driver.write(Register::QueueSelect, queue);
-            driver.pci().read_field(field::QUEUE_MSIX_VECTOR)
+            driver.read_field(field::QUEUE_MSIX_VECTOR)
         });
         (config, queues)
     };
@@ -381,8 +382,7 @@ fn everything_can_be_done_without_a_bar() {
 fn accesses_that_cannot_be_described_are_none() {
     let (_, mut driver) = up();
     let up = driver.read(Register::DeviceStatus);
-    let pci = driver.pci();
-    let common = pci.structure(cfg_type::COMMON).unwrap().offset;
+    let common = driver.pci().structure(cfg_type::COMMON).unwrap().offset;
     let (status, _) = field_of(Register::DeviceStatus);
     let status_at = common + status as u32;
     for (bar, offset, length) in [
@@ -402,10 +402,11 @@ fn accesses_that_cannot_be_described_are_none() {
         (6, status_at, 1),
         (u8::MAX, status_at, 1),
     ] {
+        let pci = driver.pci();
         let data = describe_access(pci, bar, offset, length);
         pci.write_config_space(data, &[0; 4]);
         assert_eq!(pci.config_u32(data), 0, "{length} bytes at {offset:#x} of BAR {bar}");
-        assert_eq!(pci.read_field(field_of(Register::DeviceStatus)), up);
+        assert_eq!(driver.read(Register::DeviceStatus), up);
     }
 }
 
@@ -465,10 +466,10 @@ fn resets_of_the_function_reset_the_device() {
         assert_eq!(driver.take_used(), []);
         driver.config_changed();
 
-        driver.registers.start();
+        driver.start();
         assert_eq!(driver.status(), DeviceStatus::empty());
         assert_eq!(driver.read(Register::QueueEnable), 0);
-        assert_eq!(driver.pci().read_field(field::CONFIG_MSIX_VECTOR), NO_VECTOR);
+        assert_eq!(driver.read_field(field::CONFIG_MSIX_VECTOR), NO_VECTOR);
         assert_eq!(isr_status(&mut driver), 0);
         driver.process_queues();
         assert!(vectors(&mut driver).is_empty());
@@ -530,7 +531,7 @@ fn from_the_moment_that_bus_mastering_ends_no_buffer_is_filled() {
             let head = driver.write_chain(&[Buffer::writable(address, 8)]);
             driver.publish(head);
         }
-        driver.registers.notify(0);
+        driver.notify(0);
         assert!(!driver.process_queues());
         let filled = |driver: &TestDriver| {
             buffers.clone().filter(|address| driver.load::<u64>(*address) != 0).count()

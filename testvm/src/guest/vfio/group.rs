@@ -1,16 +1,18 @@
 //! The IOMMU groups and DMA mappings of VFIO: Linux's Documentation/driver-api/vfio.rst and
 //! include/uapi/linux/vfio.h.
 
-use super::{VfioDevice, vfio};
+use super::{
+    VfioDevice,
+    wire::{
+        DMA_MAP_READ_AND_WRITE, DmaMap, DmaUnmap, GROUP_VIABLE, GroupStatus, HotReset, Payload,
+        vfio,
+    },
+};
 use crate::guest::{File, GuestError, Mapping, OpenFlags, PciFunction, Process};
 
 const SET_IOMMU: u32 = vfio(2);
-const GROUP_GET_STATUS: u32 = vfio(3);
 const GROUP_SET_CONTAINER: u32 = vfio(4);
 const GROUP_GET_DEVICE_FD: u32 = vfio(6);
-const IOMMU_MAP_DMA: u32 = vfio(13);
-const IOMMU_UNMAP_DMA: u32 = vfio(14);
-const DEVICE_PCI_HOT_RESET: u32 = vfio(13);
 
 /// How a container's devices reach memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,21 +41,15 @@ impl VfioContainer {
 
     /// Lets its devices read and write the first bytes of a mapping, at these addresses of theirs.
     pub fn map_dma(&self, iova: u64, memory: &Mapping, length: u64) -> Result<(), GuestError> {
-        /// `struct vfio_iommu_type1_dma_map`: 32-bit argsz and flags, 64-bit vaddr, iova and size.
-        const SIZE: u32 = 32;
-        const READ_AND_WRITE: u32 = 0b11;
-        let head = [SIZE, READ_AND_WRITE].map(u32::to_le_bytes).concat();
-        let range = [memory.address(), iova, length].map(u64::to_le_bytes).concat();
-        self.0.exchange(IOMMU_MAP_DMA, [head, range].concat()).map(drop)
+        let (vaddr, flags) = (memory.address(), DMA_MAP_READ_AND_WRITE);
+        let map = DmaMap { argsz: DmaMap::SIZE, flags, vaddr, iova, size: length };
+        map.exchange(&self.0).map(drop)
     }
 
     /// Takes it from them again.
     pub fn unmap_dma(&self, iova: u64, length: u64) -> Result<(), GuestError> {
-        /// `struct vfio_iommu_type1_dma_unmap`: 32-bit argsz and flags, 64-bit iova and size.
-        const SIZE: u32 = 24;
-        let head = [SIZE, 0].map(u32::to_le_bytes).concat();
-        let range = [iova, length].map(u64::to_le_bytes).concat();
-        self.0.exchange(IOMMU_UNMAP_DMA, [head, range].concat()).map(drop)
+        let unmap = DmaUnmap { argsz: DmaUnmap::SIZE, flags: 0, iova, size: length };
+        unmap.exchange(&self.0).map(drop)
     }
 
     /// Closes it.
@@ -89,12 +85,8 @@ impl VfioGroup {
 
     /// Whether a user may have it: none of its members has a driver of the kernel's that does DMA.
     pub fn is_viable(&self) -> Result<bool, GuestError> {
-        /// `struct vfio_group_status`: 32-bit argsz and flags.
-        const SIZE: u32 = 8;
-        const VIABLE: u8 = 1 << 0;
-        let status = [SIZE, 0].map(u32::to_le_bytes).concat();
-        let status = self.file.exchange(GROUP_GET_STATUS, status)?.data;
-        Ok(status[4] & VIABLE != 0)
+        let status = GroupStatus { argsz: GroupStatus::SIZE, flags: 0 }.exchange(&self.file)?;
+        Ok(status.flags & GROUP_VIABLE != 0)
     }
 
     /// Puts it into a container. From then on it is the user's.
@@ -144,11 +136,9 @@ impl VfioDevice {
 
     /// Resets the bus that it is on. All other functions there must be of its group.
     pub fn hot_reset(&self) -> Result<(), GuestError> {
-        /// `struct vfio_pci_hot_reset`: 32-bit argsz, flags and count, and one file of a group.
-        const SIZE: u32 = 16;
-        let group = self.group().file.descriptor();
-        let reset = [SIZE, 0, 1, group].map(u32::to_le_bytes).concat();
-        self.device.exchange(DEVICE_PCI_HOT_RESET, reset).map(drop)
+        let group_fds = [self.group().file.descriptor()];
+        let reset = HotReset { argsz: HotReset::SIZE, flags: 0, count: 1, group_fds };
+        reset.exchange(&self.device).map(drop)
     }
 
     /// Closes its group and container; gives the function that is still open.

@@ -1,11 +1,14 @@
 //! Interrupts of a function that a process drives through VFIO.
 
-use super::{VfioDevice, vfio};
+use zerocopy::IntoBytes;
+
+use super::{
+    VfioDevice,
+    wire::{IrqSet, Payload},
+};
 use crate::guest::{EventFd, GuestError};
 
-const DEVICE_SET_IRQS: u32 = vfio(10);
-
-/// `struct vfio_irq_set`: the data is nothing, or eventfds.
+/// Bits of [`IrqSet::flags`]: the data is nothing, or eventfds.
 const DATA_NONE: u32 = 1 << 0;
 const DATA_EVENTFD: u32 = 1 << 2;
 const ACTION_UNMASK: u32 = 1 << 4;
@@ -57,9 +60,8 @@ impl<Access> VfioDevice<Access> {
         count: u32,
         data: &[u8],
     ) -> Result<(), GuestError> {
-        const HEAD: u32 = 20;
-        let size = HEAD + data.len() as u32;
-        let head = [size, flags, interrupt as u32, 0, count].map(u32::to_le_bytes).concat();
-        self.device.exchange(DEVICE_SET_IRQS, [&head, data].concat()).map(drop)
+        let argsz = IrqSet::SIZE + data.len() as u32;
+        let head = IrqSet { argsz, flags, index: interrupt as u32, start: 0, count };
+        self.device.exchange(IrqSet::REQUEST, [head.as_bytes(), data].concat()).map(drop)
     }
 }

@@ -4,7 +4,9 @@
 mod group;
 mod interrupts;
 mod iommufd;
+mod wire;
 
+use self::wire::{IOEVENTFD_4_BYTES, IoEventFd, Payload, RegionInfo, vfio};
 pub use self::{
     group::{InContainer, VfioContainer, VfioGroup, VfioIommu},
     interrupts::VfioInterrupt,
@@ -12,14 +14,7 @@ pub use self::{
 };
 use super::{EventFd, File, GuestError, Mapping, Protection, Sharing};
 
-const fn vfio(number: u32) -> u32 {
-    const TYPE: u32 = b';' as u32;
-    (TYPE << 8) | (100 + number)
-}
-
-const DEVICE_GET_REGION_INFO: u32 = vfio(8);
 const DEVICE_RESET: u32 = vfio(11);
-const DEVICE_IOEVENTFD: u32 = vfio(16);
 
 /// A part of a function that its file gives access to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,18 +92,9 @@ impl<Access> VfioDevice<Access> {
     }
 
     fn region(&self, region: VfioRegion) -> Result<RegionInfo, GuestError> {
-        /// `struct vfio_region_info`: 32-bit argsz, flags, index and cap_offset, 64-bit size and
-        /// offset.
-        const SIZE: u32 = 32;
-        let mut info = [SIZE, 0, region.index(), 0].map(u32::to_le_bytes).concat();
-        info.resize(SIZE as usize, 0);
-        let info = self.device.exchange(DEVICE_GET_REGION_INFO, info)?.data;
-        let number = |offset| {
-            info.get(offset..offset + 8)
-                .and_then(|bytes| bytes.try_into().ok())
-                .map_or(0, u64::from_le_bytes)
-        };
-        Ok(RegionInfo { size: number(16), offset: number(24) })
+        let (argsz, index) = (RegionInfo::SIZE, region.index());
+        let info = RegionInfo { argsz, flags: 0, index, cap_offset: 0, size: 0, offset: 0 };
+        info.exchange(&self.device)
     }
 
     /// Resets the function.
@@ -124,20 +110,14 @@ impl<Access> VfioDevice<Access> {
         value: u32,
         event: &EventFd,
     ) -> Result<(), GuestError> {
-        /// `struct vfio_device_ioeventfd`: 32-bit argsz and flags, 64-bit offset and data, 32-bit fd
-        /// and padding.
-        const SIZE: u32 = 32;
-        const FOUR_BYTES: u32 = 1 << 2;
-        let offset = self.region(VfioRegion::Bar(bar))?.offset + offset;
-        let head = [SIZE, FOUR_BYTES].map(u32::to_le_bytes).concat();
-        let write = [offset, value.into()].map(u64::to_le_bytes).concat();
-        let event = [event.descriptor(), 0].map(u32::to_le_bytes).concat();
-        self.device.exchange(DEVICE_IOEVENTFD, [head, write, event].concat()).map(drop)
+        let write = IoEventFd {
+            argsz: IoEventFd::SIZE,
+            flags: IOEVENTFD_4_BYTES,
+            offset: self.region(VfioRegion::Bar(bar))?.offset + offset,
+            data: value.into(),
+            fd: event.descriptor(),
+            reserved: 0,
+        };
+        write.exchange(&self.device).map(drop)
     }
-}
-
-/// Where a region is in the function's file.
-struct RegionInfo {
-    size: u64,
-    offset: u64,
 }

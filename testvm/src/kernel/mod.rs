@@ -11,6 +11,7 @@ use std::{
 
 pub use config::{KernelConfig, Setting};
 pub use modules::{ModuleError, ModuleSet, ModuleTree};
+use vmm::arch::x86_64::boot::bzimage_release;
 
 /// A kernel for a guest.
 #[derive(Clone, Debug)]
@@ -148,25 +149,10 @@ fn read(path: &Path) -> Result<String, KernelError> {
         .map_err(|source| KernelError::Unreadable { path: path.to_owned(), source })
 }
 
-/// The release that a bzImage names in its boot header: Linux's Documentation/arch/x86/boot.rst,
-/// "The Real-Mode Kernel Header".
 fn release_of(image: &Path) -> Result<String, KernelError> {
-    const MAGIC_AT: usize = 0x202;
-    const VERSION_POINTER_AT: usize = 0x20e;
-    const VERSION_BASE: usize = 0x200;
-
     let bytes = fs::read(image)
         .map_err(|source| KernelError::Unreadable { path: image.to_owned(), source })?;
-    let release = || {
-        if !bytes.get(MAGIC_AT..)?.starts_with(b"HdrS") {
-            return None;
-        }
-        let pointer = bytes.get(VERSION_POINTER_AT..)?.first_chunk()?;
-        let version = bytes.get(VERSION_BASE + usize::from(u16::from_le_bytes(*pointer))..)?;
-        let end = version.iter().position(|&byte| byte == 0 || byte == b' ')?;
-        String::from_utf8(version[..end].to_vec()).ok()
-    };
-    release().ok_or_else(|| KernelError::NotAnImage(image.to_owned()))
+    bzimage_release(&bytes).ok_or_else(|| KernelError::NotAnImage(image.to_owned()))
 }
 
 /// Modules in a directory itself, or where `make modules_install` puts them below it.

@@ -129,6 +129,15 @@ fn check_bzimage(head: &[u8], file_size: u64) -> Result<(), String> {
     Ok(())
 }
 
+/// The release that a bzImage names (`kernel_version` in that header); none if it is no bzImage.
+pub fn bzimage_release(image: &[u8]) -> Option<String> {
+    const VERSION_BASE: usize = 0x200;
+    let header = setup_header(image).filter(|_| classify(image) == Ok(ImageFormat::BzImage))?;
+    let version = image.get(VERSION_BASE + usize::from(header.kernel_version)..)?;
+    let end = version.iter().position(|&byte| byte == 0 || byte == b' ')?;
+    String::from_utf8(version[..end].to_vec()).ok()
+}
+
 fn setup_header(head: &[u8]) -> Option<bootparam::setup_header> {
     const OFFSET: usize = 0x1f1;
     let bytes = head.get(OFFSET..OFFSET + size_of::<bootparam::setup_header>())?;

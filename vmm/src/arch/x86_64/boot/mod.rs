@@ -23,6 +23,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use crate::arch::x86_64::layout::{self, port};
 use crate::files;
 use image::ImageFormat;
+pub use image::bzimage_release;
 
 /// How the kernel is entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -21,7 +21,7 @@ Examples:
   moat run --kernel bzImage --initrd initramfs --virtio-mem size=8G,requested=1G --api-socket /tmp/vm
   moat resize --api-socket /tmp/vm mem0 4G
   moat status --api-socket /tmp/vm
-  moat check --kernel .cache/kernels/debian-6.12-cloud")]
+  moat check --kernel ~/kernels/debian-6.12")]
 pub struct Arguments {
     #[command(subcommand)]
     pub command: Command,
@@ -212,15 +212,16 @@ Exit codes: 0 all that could be asked holds, 1 something failed or nothing could
 usage.
 
 Examples:
-  moat check --kernel .cache/kernels/debian-6.12-cloud
-  moat check --kernel .cache/kernels/debian-6.1-cloud --kernel .cache/kernels/protected --json
+  moat check --kernel ~/kernels/debian-6.12
+  moat check --kernel ~/kernels/debian-6.1 --kernel ~/kernels/protected --json
   moat check --kernel ~/linux/arch/x86/boot/bzImage --modules ~/linux-modules --only VM3,VM11
-  moat check --kernel .cache/kernels/debian-6.12 --vmm moat,qemu
-  moat check --kernel .cache/kernels/unprotected --expect-without io-strict-devmem
+  moat check --kernel ~/kernels/debian-6.12 --vmm moat,qemu
+  moat check --kernel ~/kernels/unprotected --expect-without io-strict-devmem
   moat check --judge report.json --expect-without pci-revocation,exclusive-region
   moat check --list")]
 pub struct CheckArguments {
-    /// Kernel to check: a directory as scripts/guest-kernel makes it, or a bzImage; may be repeated
+    /// Kernel to check: a bzImage, or a directory with bzImage, config, release (what `uname -r` prints)
+    /// and modules/lib/modules/RELEASE; may be repeated
     #[arg(long, value_name = "PATH", required_unless_present_any = ["list", "judge"])]
     pub kernel: Vec<PathBuf>,
     /// Modules of kernels that are a bzImage: what `make modules_install` filled

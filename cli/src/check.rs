@@ -67,8 +67,8 @@ fn vmms(arguments: &CheckArguments) -> anyhow::Result<Vec<Vmm>> {
         let vmm = match asked {
             CheckedVmm::Moat if diagnosis.usable => Vmm::Moat,
             CheckedVmm::Moat => bail!(
-                "{}; `moat doctor` examines KVM, scripts/kvm-host runs a command where it works, and \
-                 --vmm qemu does without",
+                "{}; `moat doctor` says what is wrong with KVM here, and --vmm qemu checks the kernel \
+                 on QEMU, which emulates a processor where KVM is not usable",
                 diagnosis.reason
             ),
             CheckedVmm::Qemu => Vmm::Qemu(accelerator, Iommu::Virtio),
@@ -83,7 +83,7 @@ fn vmms(arguments: &CheckArguments) -> anyhow::Result<Vec<Vmm>> {
     Ok(vmms)
 }
 
-/// Directories as scripts/guest-kernel makes them, and images.
+/// Directories with a kernel's image, configuration and modules, and images alone.
 fn open_kernels(arguments: &CheckArguments) -> anyhow::Result<Vec<GuestKernel>> {
     let modules = arguments.modules.as_deref();
     if modules.is_some() && arguments.kernel.iter().all(|path| path.is_dir()) {

@@ -97,7 +97,8 @@ impl Requirement {
             Self::PageFlags => off("PROC_PAGE_MONITOR"),
             Self::Lockdown => off("SECURITY_LOCKDOWN_LSM"),
             Self::OtherConfigs => kernel.other_configs().is_empty().then(|| {
-                "it came without kconfig/, which scripts/guest-kernel makes for kernels it builds"
+                "its directory has no kconfig/ with configurations that the same source takes with \
+                 other settings"
                     .to_owned()
             }),
         }

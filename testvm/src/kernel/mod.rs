@@ -29,7 +29,7 @@ pub struct GuestKernel {
 pub enum KernelError {
     /// A part of a kernel directory is missing or unreadable.
     #[error(
-        "cannot read {path}: a kernel directory has bzImage, config, release and modules/, as scripts/guest-kernel makes it"
+        "cannot read {path}: a kernel directory has bzImage, config, release (what `uname -r` prints) and modules/lib/modules/RELEASE"
     )]
     Unreadable {
         /// Which.
@@ -68,7 +68,8 @@ fn list(names: &[String]) -> String {
 }
 
 impl GuestKernel {
-    /// Opens a directory as scripts/guest-kernel makes it.
+    /// Opens a directory with bzImage, config, release, modules/lib/modules/RELEASE, and, if they are to be
+    /// looked at, vmlinux and kconfig/.
     pub fn open(directory: &Path) -> Result<Self, KernelError> {
         let image = directory.join("bzImage");
         release_of(&image)?;

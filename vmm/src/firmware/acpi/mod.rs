@@ -3,6 +3,8 @@
 
 mod dsdt;
 mod pci;
+#[cfg(test)]
+mod tables_test;
 mod viot;
 
 use acpi_tables::fadt::{FADTBuilder, Flags};

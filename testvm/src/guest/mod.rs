@@ -44,7 +44,7 @@ pub use self::{
     kernel_log::{Level, LogRecord},
     meminfo::MemInfo,
     outcome::{Denial, Observe, Outcome, Show},
-    pci::{PciAddress, PciFunction, command_register},
+    pci::{PciAddress, PciFunction, command_register, status_register},
     process::{File, Mapping, Polled, Polling, Process},
     vfio::{
         InContainer, Ioas, VfioContainer, VfioDevice, VfioGroup, VfioInterrupt, VfioIommu,

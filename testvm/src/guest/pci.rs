@@ -23,6 +23,14 @@ pub mod command_register {
     pub const INTX_DISABLE: u16 = 1 << 10;
 }
 
+/// The status register of a function, and one of its bits: PCI 3.0, 6.2.3.
+pub mod status_register {
+    /// Where it is in configuration space.
+    pub const OFFSET: u64 = 6;
+    /// The function has an INTx interrupt pending, whether or not it may raise it.
+    pub const INTERRUPT: u16 = 1 << 3;
+}
+
 /// Where a PCI function is; all are in segment 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
@@ -169,8 +177,17 @@ impl PciFunction {
 
     /// The command register.
     pub fn command(&self) -> Result<u16, GuestError> {
-        let command = self.read_config(command_register::OFFSET, 2)?;
-        Ok(u16::from_le_bytes([command[0], command[1]]))
+        self.read_config_u16(command_register::OFFSET)
+    }
+
+    /// The status register.
+    pub fn status(&self) -> Result<u16, GuestError> {
+        self.read_config_u16(status_register::OFFSET)
+    }
+
+    fn read_config_u16(&self, offset: u64) -> Result<u16, GuestError> {
+        let bytes = self.read_config(offset, 2)?;
+        Ok(u16::from_le_bytes([bytes[0], bytes[1]]))
     }
 
     /// Writes the command register.

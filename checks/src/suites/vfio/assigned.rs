@@ -231,15 +231,25 @@ impl<Access> Assigned<Access> {
 
     /// Where its MSI-X table is: PCI 3.0, 6.8.2.
     pub fn msix_table(&self) -> Result<MsixTable, VmError> {
-        const MSIX: u8 = 0x11;
+        const TABLE: u64 = 4;
         let capability = self.capability(MSIX)?;
         let control = self.device.read_u32(VfioRegion::Config, capability)? >> 16;
-        let place = self.device.read_u32(VfioRegion::Config, capability + 4)?;
-        Ok(MsixTable {
-            bar: (place & 0b111) as usize,
-            offset: (place & !0b111).into(),
-            entries: u64::from(control & 0x7ff) + 1,
-        })
+        let (bar, offset) = self.msix_structure(TABLE)?;
+        Ok(MsixTable { bar, offset, entries: u64::from(control & 0x7ff) + 1 })
+    }
+
+    /// Whether its first MSI-X vector waits to be sent: its bit of the Pending Bit Array, while memory is
+    /// decoded.
+    pub fn is_first_vector_pending(&self) -> Result<bool, VmError> {
+        const PENDING_BIT_ARRAY: u64 = 8;
+        let (bar, offset) = self.msix_structure(PENDING_BIT_ARRAY)?;
+        Ok(self.device.read_u32(VfioRegion::Bar(bar), offset)? & 1 != 0)
+    }
+
+    /// The BAR and the offset in it that a register of the MSI-X capability names.
+    fn msix_structure(&self, register: u64) -> Result<(usize, u64), VmError> {
+        let place = self.device.read_u32(VfioRegion::Config, self.capability(MSIX)? + register)?;
+        Ok(((place & 0b111) as usize, (place & !0b111).into()))
     }
 
     /// Sets the power state: PCI Power Management 1.2, 3.2.4.
@@ -249,6 +259,9 @@ impl<Access> Assigned<Access> {
         Ok(self.device.write(VfioRegion::Config, control, &[state as u8, 0])?)
     }
 }
+
+/// The id of the MSI-X capability.
+const MSIX: u8 = 0x11;
 
 /// A power state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use testvm::{
         VfioInterrupt::{Intx, MsiX},
         VfioRegion,
         command_register::{BUS_MASTER, INTX_DISABLE},
+        status_register::INTERRUPT,
     },
     vm::{Feature, Vm},
 };
@@ -52,7 +53,8 @@ pub fn set_up_while_not_decoded(vm: &Vm, t: &mut Recorder) -> CaseResult {
 }
 
 /// F7: VFIO can raise an interrupt itself. The function can as long as it is bus master, decoded or not.
-/// Controls: VFIO cannot as long as MSI-X is off, EINVAL; the function cannot if it is no bus master.
+/// Controls: VFIO cannot as long as MSI-X is off, EINVAL; the function cannot if it is no bus master, and
+/// then has the vector pending. So it has not sent the message, and no event is on its way.
 pub fn raised(vm: &Vm, t: &mut Recorder) -> CaseResult {
     with_assigned(vm, |assigned| {
         let event = assigned.user.create_event_fd()?;
@@ -67,7 +69,11 @@ pub fn raised(vm: &Vm, t: &mut Recorder) -> CaseResult {
         let command = assigned.command()?;
         assigned.set_command(command & !BUS_MASTER)?;
         raise(assigned)?;
-        t.when("not decoded, no bus master, raised");
+        // The Pending Bit Array is in memory.
+        assigned.enable_memory()?;
+        let sent = if assigned.is_first_vector_pending()? { "pending" } else { "sent" };
+        t.when("raised when not decoded, no bus master");
+        t.control("message", "pending", sent)?;
         t.control("events", 0_u64, event.count())?;
         assigned.set_command(command)?;
         t.when("not decoded, now bus master");
@@ -88,23 +94,23 @@ fn raise(assigned: &Assigned) -> Result<(), GuestError> {
 /// F16: VFIO tells of INTx once, and masks it until its user unmasks it. If it is still asserted then,
 /// VFIO tells of it again. The user can disable it by the command register too.
 /// Control: deasserted and unmasked, no event.
+///
+/// Where no event comes, the function's registers show that none is on its way: it has INTx disabled
+/// while an interrupt is pending, or still enabled, and VFIO disables it before it tells of it.
 pub fn level_triggered(vm: &Vm, t: &mut Recorder) -> CaseResult {
     with_assigned(vm, |assigned| {
         let event = assigned.user.create_event_fd()?;
         let command = assigned.command()?;
-        let disabled = || {
-            let is_disabled = assigned.physical_command()? & INTX_DISABLE != 0;
-            Ok::<_, GuestError>(if is_disabled { "disabled" } else { "enabled" })
-        };
+        let intx = || intx(assigned);
         assigned.device.enable_interrupts(Intx, &[&event])?;
         t.when("before");
-        t.control("INTx", "enabled", disabled()?)?;
+        t.control("INTx", "enabled", intx()?)?;
         t.control("events", 0_u64, event.count())?;
         assigned.assert_intx(true)?;
         t.when("asserted");
         t.check("events", 1_u64, event.wait())?;
         t.when("asserted, masked by VFIO");
-        t.check("INTx", "disabled", disabled()?)?;
+        t.check("INTx", "pending, disabled", intx()?)?;
         t.check("further events", 0_u64, event.count())?;
         assigned.device.unmask_intx()?;
         t.when("asserted, unmasked");
@@ -112,15 +118,31 @@ pub fn level_triggered(vm: &Vm, t: &mut Recorder) -> CaseResult {
         assigned.assert_intx(false)?;
         assigned.device.unmask_intx()?;
         t.when("deasserted, unmasked");
+        t.control("INTx", "enabled", intx()?)?;
         t.control("events", 0_u64, event.count())?;
         assigned.set_command(command | INTX_DISABLE)?;
+        t.when("disabled by its user");
+        t.check("INTx", "disabled", intx()?)?;
         assigned.assert_intx(true)?;
         t.when("asserted, disabled by its user");
+        t.check("INTx", "pending, disabled", intx()?)?;
         t.check("events", 0_u64, event.count())?;
         assigned.set_command(command)?;
         t.when("asserted, enabled by its user");
         t.check("events", 1_u64, event.wait())?;
         assigned.assert_intx(false)
+    })
+}
+
+/// INTx as the function itself has it: PCI 3.0, 6.2.2 and 6.2.3.
+fn intx(assigned: &Assigned) -> Result<&'static str, GuestError> {
+    let is_pending = assigned.function.status()? & INTERRUPT != 0;
+    let is_disabled = assigned.physical_command()? & INTX_DISABLE != 0;
+    Ok(match (is_pending, is_disabled) {
+        (false, false) => "enabled",
+        (false, true) => "disabled",
+        (true, false) => "asserted",
+        (true, true) => "pending, disabled",
     })
 }
 

@@ -1,5 +1,7 @@
 //! `moat check`, and what it reports.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -19,14 +21,46 @@ pub fn check(kernel: &str, arguments: &[&str]) -> Output {
 
 /// The scenarios of a report with this verdict.
 pub fn with_verdict(output: &Output, verdict: &str) -> Vec<String> {
+    let scenarios = scenarios(output);
+    let of_verdict = scenarios.iter().filter(|scenario| scenario["verdict"] == verdict);
+    of_verdict.map(|scenario| scenario["id"].as_str().unwrap().to_owned()).collect()
+}
+
+fn scenarios(output: &Output) -> Vec<serde_json::Value> {
     let report: serde_json::Value = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
-    let scenarios = report["kernels"][0]["scenarios"].as_array().unwrap();
-    scenarios
-        .iter()
-        .filter(|scenario| scenario["verdict"] == verdict)
-        .map(|scenario| scenario["id"].as_str().unwrap().to_owned())
-        .collect()
+    report["kernels"][0]["scenarios"].as_array().unwrap().clone()
+}
+
+/// A report's scenarios are those of tests/expected/KERNEL.txt, each with its verdict and with as many
+/// observations. With MOAT_TEST_BLESS=1 in the environment that file is written instead.
+#[track_caller]
+pub fn assert_as_listed(kernel: &str, output: &Output) {
+    let listed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/expected");
+    let listed = listed.join(kernel).with_added_extension("txt");
+    let lines: Vec<_> = scenarios(output).iter().map(line).collect();
+    if std::env::var_os("MOAT_TEST_BLESS").is_some() {
+        fs::write(&listed, lines.concat()).unwrap();
+    }
+    let expected = fs::read_to_string(&listed).unwrap_or_default();
+    let expected: BTreeSet<_> = expected.split_inclusive('\n').collect();
+    let actual: BTreeSet<_> = lines.iter().map(String::as_str).collect();
+    let missing = expected.difference(&actual).map(|line| format!("- {line}"));
+    let unexpected = actual.difference(&expected).map(|line| format!("+ {line}"));
+    let difference: String = missing.chain(unexpected).collect();
+    assert!(
+        difference.is_empty(),
+        "{kernel}: if what differs from {} is wanted, write it with MOAT_TEST_BLESS=1\n{difference}",
+        listed.display()
+    );
+}
+
+/// What came of a scenario: `P1 passed, 14 observations`.
+fn line(scenario: &serde_json::Value) -> String {
+    let (id, verdict) = (scenario["id"].as_str().unwrap(), scenario["verdict"].as_str().unwrap());
+    let observations = scenario["observations"].as_array().unwrap();
+    let made = observations.iter().filter(|it| it["judgement"]["kind"] != "unasked").count();
+    format!("{id} {verdict}, {made} observations\n")
 }
 
 /// Of these scenarios exactly the first fail on a monitor, and all hold when what was observed is judged by

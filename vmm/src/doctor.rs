@@ -2,23 +2,26 @@
 //! instructions that every kernel uses and that a para-virtual KVM does not know.
 
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use std::{io, iter};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use serde::Serialize;
+use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::arch::x86_64::boot::{Entry, EntryMode};
 use crate::arch::x86_64::cpuid::CpuidTemplate;
 use crate::arch::x86_64::layout;
 use crate::arch::x86_64::registers::{self, UncachedMemory};
-use crate::kvm;
-use crate::kvm::VcpuError;
+use crate::kvm::{self, KvmError, VcpuError};
+use crate::memory::MemoryError;
 use crate::memory::backing::{Backing, KeptFile};
 use crate::memory::host::HostMemory;
-use crate::memory::slots::MemorySlots;
+use crate::memory::slots::{MemorySlots, SlotError};
 use crate::quiesce::{KickTarget, VcpuGate};
 
 /// What was found out.
@@ -28,6 +31,53 @@ pub struct Diagnosis {
     pub usable: bool,
     /// Why, or why not, in one sentence.
     pub reason: String,
+}
+
+impl From<Result<(), Unfit>> for Diagnosis {
+    fn from(result: Result<(), Unfit>) -> Self {
+        match result {
+            Ok(()) => {
+                let reason = "this machine's KVM runs unmodified kernels".into();
+                Self { usable: true, reason }
+            }
+            Err(unfit) => Self { usable: false, reason: unfit.to_string() },
+        }
+    }
+}
+
+/// Why an unmodified kernel cannot be expected to run.
+#[derive(Debug, Error)]
+enum Unfit {
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    #[error("/dev/kvm refuses to {attempt}: {error}")]
+    Refused { attempt: &'static str, error: kvm_ioctls::Error },
+    #[error(transparent)]
+    Cpuid(#[from] VcpuError),
+    #[error("/dev/kvm refuses a vCPU's state: {0}")]
+    State(VcpuError),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+    #[error("this machine's KVM cannot {step} ({failure}), so no unmodified kernel runs on it")]
+    Program { step: Step, failure: Failure },
+}
+
+/// How the program failed.
+#[derive(Debug, PartialEq, Eq, Error)]
+enum Failure {
+    #[error("the result was wrong")]
+    WrongResult,
+    /// It left KVM_RUN in a way that it should not.
+    #[error("{0}")]
+    Exit(String),
+    #[error("it made no progress within {} s", .0.as_secs())]
+    NoProgress(Duration),
+    #[error("its thread died")]
+    ThreadDied,
 }
 
 /// What the program does, in order. Each is reported through a port when it has worked.
@@ -163,34 +213,24 @@ fn program() -> (&'static [u8], u64) {
 
 /// Tries this machine's KVM.
 pub fn examine() -> Diagnosis {
-    match try_program() {
-        Ok(()) => {
-            Diagnosis { usable: true, reason: "this machine's KVM runs unmodified kernels".into() }
-        }
-        Err(reason) => Diagnosis { usable: false, reason },
-    }
+    try_program().into()
 }
 
-fn try_program() -> Result<(), String> {
-    let kvm = kvm::open().map_err(|error| error.to_string())?;
-    let refused = |what: &str| {
-        let what = what.to_owned();
-        move |error: kvm_ioctls::Error| format!("/dev/kvm refuses to {what}: {error}")
-    };
+fn try_program() -> Result<(), Unfit> {
+    let kvm = kvm::open()?;
+    let refused = |attempt| move |error| Unfit::Refused { attempt, error };
     let vm = Arc::new(kvm.create_vm().map_err(refused("create a virtual machine"))?);
     vm.set_tss_address(layout::KVM_TSS).map_err(refused("take an address for its TSS"))?;
     vm.create_irq_chip().map_err(refused("create interrupt controllers"))?;
     let slots = MemorySlots::new(Arc::clone(&vm));
     let config = Backing::Anonymous.into();
     let mut file = KeptFile::default();
-    let memory = HostMemory::map(GuestAddress(0), MEMORY_BYTES, &config, &mut file)
-        .map_err(|error| error.to_string())?;
-    let _slot = slots.add(&memory, 0..memory.size()).map_err(|error| error.to_string())?;
-    let cpuid = CpuidTemplate::new(&kvm, 1).and_then(|template| template.for_vcpu(0));
+    let memory = HostMemory::map(GuestAddress(0), MEMORY_BYTES, &config, &mut file)?;
+    let _slot = slots.add(&memory, 0..memory.size())?;
+    let cpuid = CpuidTemplate::new(&kvm, 1)?.for_vcpu(0)?;
     let vcpu = vm.create_vcpu(0).map_err(refused("create a vCPU"))?;
-    let cpuid = cpuid.map_err(|error| error.to_string())?;
     vcpu.set_cpuid2(&cpuid).map_err(refused("take a CPUID"))?;
-    prepare(&vcpu, &memory).map_err(|error| format!("/dev/kvm refuses a vCPU's state: {error}"))?;
+    prepare(&vcpu, &memory).map_err(Unfit::State)?;
     run(vcpu)
 }
 
@@ -218,51 +258,89 @@ fn prepare(vcpu: &VcpuFd, memory: &HostMemory) -> Result<(), VcpuError> {
     vcpu.set_sregs(&sregs).map_err(VcpuError::ioctl("KVM_SET_SREGS"))
 }
 
-/// Runs the program in a thread of its own, which is kicked out when it takes too long.
-fn run(mut vcpu: VcpuFd) -> Result<(), String> {
+/// Runs the program until its last step has worked.
+fn run(mut vcpu: VcpuFd) -> Result<(), Unfit> {
     let gate = Arc::new(VcpuGate::new(1));
-    let passed = Arc::new(Mutex::new(0));
+    let ended = Arc::clone(&gate);
+    let program = move |passed: &AtomicUsize| {
+        let target = KickTarget::new(&mut vcpu);
+        let exits = iter::from_fn(|| {
+            let entered = gate.enter(0, target.kicker())?;
+            let exit = vcpu.run();
+            drop(entered);
+            Some(Exit::from(exit))
+        });
+        step_through(exits, passed)
+    };
+    watch(PATIENCE, program, || ended.end())
+}
+
+/// Runs the program in a thread of its own, which is told to end when it takes too long. It counts the
+/// steps that have worked.
+fn watch(
+    patience: Duration,
+    program: impl FnOnce(&AtomicUsize) -> Result<(), Failure> + Send + 'static,
+    end: impl FnOnce(),
+) -> Result<(), Unfit> {
+    let passed = Arc::new(AtomicUsize::new(0));
     let (sender, receiver) = mpsc::channel();
-    let (thread_gate, thread_passed) = (Arc::clone(&gate), Arc::clone(&passed));
+    let thread_passed = Arc::clone(&passed);
     let thread = std::thread::Builder::new().name("doctor".into()).spawn(move || {
         // The receiver waits, or has given up: then nobody wants to know.
-        let _ = sender.send(step_through(&mut vcpu, &thread_gate, &thread_passed));
+        let _ = sender.send(program(&thread_passed));
     });
-    let thread = thread.map_err(|error| format!("cannot start a thread: {error}"))?;
-    let result = match receiver.recv_timeout(PATIENCE) {
+    let thread = thread.map_err(Unfit::Thread)?;
+    let result = match receiver.recv_timeout(patience) {
         Ok(result) => result,
-        Err(RecvTimeoutError::Timeout) => Err("it made no progress".into()),
-        Err(RecvTimeoutError::Disconnected) => Err("its thread died".into()),
+        Err(RecvTimeoutError::Timeout) => Err(Failure::NoProgress(patience)),
+        Err(RecvTimeoutError::Disconnected) => Err(Failure::ThreadDied),
     };
-    gate.end();
+    end();
     let _ = thread.join();
-    result.map_err(|what: String| {
-        let passed = *passed.lock().unwrap_or_else(PoisonError::into_inner);
-        let failed = Step::ALL[usize::from(passed).min(Step::ALL.len() - 1)];
-        format!("this machine's KVM cannot {failed} ({what}), so no unmodified kernel runs on it")
+    result.map_err(|failure| {
+        let passed = passed.load(Ordering::Acquire);
+        Unfit::Program { step: Step::ALL[passed.min(Step::ALL.len() - 1)], failure }
     })
 }
 
-/// Runs until the last step has worked. `passed` is the last that has.
-fn step_through(vcpu: &mut VcpuFd, gate: &VcpuGate, passed: &Mutex<u8>) -> Result<(), String> {
-    let target = KickTarget::new(vcpu);
-    loop {
-        let entered = gate.enter(0, target.kicker()).ok_or("it was ended")?;
-        let exit = vcpu.run();
-        drop(entered);
+/// How the program left KVM_RUN.
+#[derive(Debug, PartialEq, Eq)]
+enum Exit {
+    /// To report.
+    Report(u8),
+    /// Kicked, or by a signal for somebody else.
+    Interrupted,
+    /// As it should not.
+    Unexpected(String),
+}
+
+impl From<Result<VcpuExit<'_>, kvm_ioctls::Error>> for Exit {
+    fn from(exit: Result<VcpuExit<'_>, kvm_ioctls::Error>) -> Self {
         match exit {
-            Ok(VcpuExit::IoOut(REPORT_PORT, &[WRONG_RESULT])) => {
-                return Err("the result was wrong".into());
-            }
-            Ok(VcpuExit::IoOut(REPORT_PORT, &[step])) => {
-                *passed.lock().unwrap_or_else(PoisonError::into_inner) = step;
-                if step == Step::PageTableChange as u8 {
-                    return Ok(());
-                }
-            }
-            Err(error) if error.errno() == libc::EINTR => {}
-            Ok(exit) => return Err(format!("{exit:?}")),
-            Err(error) => return Err(error.to_string()),
+            Ok(VcpuExit::IoOut(REPORT_PORT, &[report])) => Self::Report(report),
+            Err(error) if error.errno() == libc::EINTR => Self::Interrupted,
+            Ok(exit) => Self::Unexpected(format!("{exit:?}")),
+            Err(error) => Self::Unexpected(error.to_string()),
         }
     }
 }
+
+/// Follows the program until its last step has worked.
+fn step_through(exits: impl Iterator<Item = Exit>, passed: &AtomicUsize) -> Result<(), Failure> {
+    for exit in exits {
+        match exit {
+            Exit::Report(WRONG_RESULT) => return Err(Failure::WrongResult),
+            Exit::Report(step) => passed.store(step.into(), Ordering::Release),
+            Exit::Interrupted => {}
+            Exit::Unexpected(exit) => return Err(Failure::Exit(exit)),
+        }
+        if passed.load(Ordering::Acquire) == Step::PageTableChange as usize {
+            return Ok(());
+        }
+    }
+    Err(Failure::Exit("it was ended".into()))
+}
+
+#[cfg(test)]
+#[path = "doctor_test.rs"]
+mod tests;

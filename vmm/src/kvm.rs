@@ -45,18 +45,30 @@ const REQUIRED: [Cap; 8] = [
 
 /// Opens /dev/kvm and checks that it does what a machine needs.
 pub fn open() -> Result<Kvm, KvmError> {
-    const API_VERSION: i32 = 12;
-    let kvm = Kvm::new().map_err(|error| match error.errno() {
-        libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::Missing,
-        libc::EACCES | libc::EPERM => KvmError::Permission,
-        errno => KvmError::Open(io::Error::from_raw_os_error(errno)),
-    })?;
-    if kvm.get_api_version() != API_VERSION {
-        return Err(KvmError::ApiVersion(kvm.get_api_version()));
+    let kvm = Kvm::new().map_err(|error| KvmError::of_open(error.errno()))?;
+    check(kvm.get_api_version(), |capability| kvm.check_extension(capability))?;
+    Ok(kvm)
+}
+
+impl KvmError {
+    /// Why /dev/kvm cannot be opened.
+    fn of_open(errno: i32) -> Self {
+        match errno {
+            libc::ENOENT | libc::ENODEV | libc::ENXIO => Self::Missing,
+            libc::EACCES | libc::EPERM => Self::Permission,
+            errno => Self::Open(io::Error::from_raw_os_error(errno)),
+        }
     }
-    match REQUIRED.into_iter().find(|capability| !kvm.check_extension(*capability)) {
+}
+
+fn check(api_version: i32, has: impl Fn(Cap) -> bool) -> Result<(), KvmError> {
+    const API_VERSION: i32 = 12;
+    if api_version != API_VERSION {
+        return Err(KvmError::ApiVersion(api_version));
+    }
+    match REQUIRED.into_iter().find(|capability| !has(*capability)) {
         Some(missing) => Err(KvmError::Capability(missing)),
-        None => Ok(kvm),
+        None => Ok(()),
     }
 }
 
@@ -89,5 +101,44 @@ impl VcpuError {
     /// For `map_err` on the ioctl called `name`.
     pub fn ioctl(name: &'static str) -> impl Fn(kvm_ioctls::Error) -> Self {
         move |source| Self::Ioctl { name, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_it_cannot_be_opened_decides_what_to_do() {
+        for (errno, message) in [
+            (libc::ENOENT, "there is no /dev/kvm: load kvm_intel or kvm_amd"),
+            (libc::ENODEV, "there is no /dev/kvm: load kvm_intel or kvm_amd"),
+            (libc::ENXIO, "there is no /dev/kvm: load kvm_intel or kvm_amd"),
+            (libc::EACCES, "no permission for /dev/kvm: add yourself to its group"),
+            (libc::EPERM, "no permission for /dev/kvm: add yourself to its group"),
+            (libc::EISDIR, "cannot open /dev/kvm: Is a directory"),
+        ] {
+            let error = KvmError::of_open(errno).to_string();
+            assert!(error.starts_with(message), "{errno}: {error}");
+        }
+    }
+
+    #[test]
+    fn another_api_version_is_refused() {
+        for version in [-1, 0, 11, 13] {
+            let error = check(version, |_| true).unwrap_err().to_string();
+            assert_eq!(error, format!("/dev/kvm has API version {version}, not 12"));
+        }
+        check(12, |_| true).unwrap();
+    }
+
+    #[test]
+    fn each_required_capability_is_missed() {
+        for missing in REQUIRED {
+            let error = check(12, |capability| capability != missing).unwrap_err().to_string();
+            let expected =
+                format!("this KVM has no {missing:?}, without which no stock kernel can be run");
+            assert_eq!(error, expected);
+        }
     }
 }

@@ -15,14 +15,15 @@ use support::conformance::{Answered, Device, REGION, REQUESTED, interview};
 use support::{GIB, ProgramMachine};
 use tempfile::TempDir;
 use testvm::vm::Qmp;
-use vmm::{MachineConfig, MemoryDeviceConfig, VirtioTransport};
+use vmm::{MachineSpec, MemoryDeviceConfig, Size, VirtioTransport};
 
 fn moat(virtio_transport: VirtioTransport) -> Vec<Answered> {
-    let device = MemoryDeviceConfig { requested: REQUESTED, ..MemoryDeviceConfig::new(REGION) };
-    let machine = ProgramMachine::start_as(|config| MachineConfig {
-        virtio_transport,
-        memory_devices: vec![device],
-        ..config
+    let device =
+        MemoryDeviceConfig { requested: Size(REQUESTED), ..MemoryDeviceConfig::new(REGION) };
+    let machine = ProgramMachine::start_as(|usual| MachineSpec {
+        transport: virtio_transport,
+        virtio_mem: vec![device],
+        ..usual
     })
     .unwrap();
     let mut program = machine.program;

@@ -7,7 +7,7 @@ use support::MIB;
 use support::linux::{Linux, LinuxConfig, kernel};
 use testvm::guest::{Level, Observe, OpenFlags};
 use vmm::machine::IommuStatus;
-use vmm::{IommuConfig, MemoryDeviceConfig, ProbeConfig, VirtioTransport};
+use vmm::{IommuConfig, MemoryDeviceConfig, ProbeConfig, Size, VirtioTransport};
 
 const TRANSPORTS: [VirtioTransport; 2] = [VirtioTransport::Mmio, VirtioTransport::Pci];
 
@@ -24,11 +24,11 @@ fn config(
         virtio_transport,
         modules,
         memory_devices: vec![MemoryDeviceConfig {
-            requested: 128 * MIB,
+            requested: Size(128 * MIB),
             ..MemoryDeviceConfig::new(1024 * MIB)
         }],
         probes: vec![ProbeConfig::default()],
-        iommu: Some(IommuConfig { bypass }),
+        iommu: Some(IommuConfig { bypass, ..IommuConfig::default() }),
         ..LinuxConfig::default()
     }
 }

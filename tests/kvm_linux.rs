@@ -19,13 +19,17 @@ use vm_memory::GuestAddress;
 use vmm::arch::x86_64::boot::BootProtocol;
 use vmm::memory::backing::Backing;
 use vmm::symbols::{GuestSymbols, SymbolFile, Symbols};
-use vmm::{Ending, MemoryDeviceConfig, OnReset, VirtioTransport};
+use vmm::{Ending, MemoryDeviceConfig, OnReset, Size, VirtioTransport};
 
 const KERNELS: [&str; 5] =
     ["debian-6.1-cloud", "debian-6.1", "debian-6.12-cloud", "debian-6.12", "protected"];
 
 fn device(size: u64, requested: u64, block_size: u64) -> MemoryDeviceConfig {
-    MemoryDeviceConfig { requested, block_size, ..MemoryDeviceConfig::new(size) }
+    MemoryDeviceConfig {
+        requested: Size(requested),
+        block_size: Size(block_size),
+        ..MemoryDeviceConfig::new(size)
+    }
 }
 
 const TRANSPORTS: [VirtioTransport; 2] = [VirtioTransport::Mmio, VirtioTransport::Pci];

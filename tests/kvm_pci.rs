@@ -12,7 +12,10 @@ use support::lspci::{self, PciSysfs, complaints};
 use testvm::guest::{Level, Mapping, OpenFlags, PciFunction, Process, Protection, Sharing};
 use vmm::machine::{MachineError, PciFunctionStatus, PciRangeStatus};
 use vmm::violations::{Offender, Privilege, Target};
-use vmm::{Machine, MachineConfig, MemoryDeviceConfig, PciPlace, ProbeConfig, VirtioTransport};
+use vmm::{
+    Machine, MachineSpec, MemoryDeviceConfig, PciPlace, ProbeConfig, SerialEndpoint,
+    SerialEndpoints, VirtioTransport,
+};
 
 /// `docs/probe.md`: the register at offset 0, and the scratch area.
 const MAGIC: u32 = u32::from_le_bytes(*b"moat");
@@ -349,11 +352,13 @@ fn a_doorbell_costs_no_exit_wherever_it_is_and_is_nowhere_else() {
 #[test]
 fn a_machine_has_as_many_devices_as_its_bus_has_room_for() {
     let start = |virtio_transport, devices| {
-        Machine::start(MachineConfig {
-            virtio_transport,
-            memory_devices: vec![MemoryDeviceConfig::new(128 << 20); devices],
-            ..MachineConfig::new(kernel("protected").image().into())
-        })
+        let spec = MachineSpec {
+            transport: virtio_transport,
+            virtio_mem: vec![MemoryDeviceConfig::new(128 << 20); devices],
+            ..MachineSpec::new(kernel("protected").image().into())
+        };
+        let [console, agent] = [SerialEndpoint::null(), SerialEndpoint::null()];
+        Machine::start(spec, SerialEndpoints { console, agent })
     };
     // Beside them there are the host bridge and the entropy device.
     let machine = start(VirtioTransport::Pci, 30).unwrap();

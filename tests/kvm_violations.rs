@@ -13,7 +13,7 @@ use support::{GIB, MIB, ProgramMachine};
 use testvm::guest::GuestError;
 use virtio_driver::Buffer;
 use vmm::violations::{Offender, Operation, Privilege, Target, ViolationCounters, ViolationPolicy};
-use vmm::{Ending, MachineControl, MemoryDeviceConfig};
+use vmm::{Ending, MachineControl, MemoryDeviceConfig, Size};
 
 /// Where nothing is, the entry of the program's page tables for it, and bits of such entries.
 const LAST_GIB: u64 = 7 * GIB;
@@ -23,8 +23,11 @@ const HUGE_PAGE: u64 = 1 << 7;
 
 /// A machine whose driver has negotiated UNPLUGGED_INACCESSIBLE and plugged nothing.
 fn start(on_violation: ViolationPolicy) -> (ProgramMachine, Driver) {
-    let device =
-        MemoryDeviceConfig { requested: 16 * MIB, on_violation, ..MemoryDeviceConfig::new(GIB) };
+    let device = MemoryDeviceConfig {
+        requested: Size(16 * MIB),
+        on_violation,
+        ..MemoryDeviceConfig::new(GIB)
+    };
     let mut vm = ProgramMachine::start(1, vec![device]);
     let driver = Driver::start(&mut vm.program, true);
     (vm, driver)

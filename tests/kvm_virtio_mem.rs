@@ -24,12 +24,12 @@ use vmm::memory::host::HostMemoryConfig;
 use vmm::violations::refusals::Chain;
 use vmm::violations::{GuestAccess, Offender, Operation, Target, ViolationCounters};
 use vmm::{
-    Ending, Enforcement, Machine, MachineConfig, MachineError, MemoryDeviceConfig, OnReset,
-    SerialEndpoint,
+    Ending, Enforcement, Machine, MachineError, MachineSpec, MemoryDeviceConfig, OnReset,
+    SerialEndpoint, SerialEndpoints, Size,
 };
 
 fn device(requested: u64) -> MemoryDeviceConfig {
-    MemoryDeviceConfig { requested, ..MemoryDeviceConfig::new(GIB) }
+    MemoryDeviceConfig { requested: Size(requested), ..MemoryDeviceConfig::new(GIB) }
 }
 
 fn violations(vm: &ProgramMachine) -> ViolationCounters {
@@ -43,7 +43,7 @@ fn backings(free: u64) -> (Vec<Backing>, Option<HugePagePool>, TempDir) {
     let directory = TempDir::new().unwrap();
     let file = Backing::File(directory.path().join("memory"));
     let pool = huge_pages(size, free);
-    let huge = pool.as_ref().map(|_| Backing::Hugetlb(size));
+    let huge = pool.as_ref().map(|_| Backing::Hugetlb2M);
     let backings = [Backing::Anonymous, Backing::Memfd, file].into_iter().chain(huge).collect();
     (backings, pool, directory)
 }
@@ -190,11 +190,12 @@ fn u7_x4_unplugged_memory_goes_back_to_the_host_and_forgets() {
 
 #[test]
 fn u7_p7_a_block_may_be_one_page_of_1_gib() {
-    let backing = Backing::Hugetlb(HugePageSize::Size1G);
+    let backing = Backing::Hugetlb1G;
     let Some(_pool) = huge_pages(HugePageSize::Size1G, 1) else { return };
     let memory = backing.clone().into();
-    let config = MemoryDeviceConfig { requested: 2 * GIB, ..MemoryDeviceConfig::new(2 * GIB) };
-    let config = MemoryDeviceConfig { block_size: GIB, memory, ..config };
+    let config =
+        MemoryDeviceConfig { requested: Size(2 * GIB), ..MemoryDeviceConfig::new(2 * GIB) };
+    let config = MemoryDeviceConfig { block_size: Size(GIB), memory, ..config };
     let mut vm = ProgramMachine::start(1, vec![config]);
     let program = &mut vm.program;
     let mut driver = Driver::start(program, true);
@@ -213,7 +214,7 @@ fn u7_p7_a_block_may_be_one_page_of_1_gib() {
 
 #[test]
 fn c1_u7_a_file_on_hugetlbfs_is_made_of_the_pools_pages() {
-    let pages = Backing::Hugetlb(HugePageSize::Size2M);
+    let pages = Backing::Hugetlb2M;
     let Some(_pool) = huge_pages(HugePageSize::Size2M, 4) else { return };
     let directory = TempDir::new().unwrap();
     let no_flags = MountFlags::empty();
@@ -241,7 +242,7 @@ fn c1_u7_a_file_on_hugetlbfs_is_made_of_the_pools_pages() {
 
 #[test]
 fn p7_huge_pages_that_run_out_are_busy_and_nothing_has_changed() {
-    let backing = Backing::Hugetlb(HugePageSize::Size2M);
+    let backing = Backing::Hugetlb2M;
     for enforcement in [Enforcement::Strict, Enforcement::Off] {
         let Some(_pool) = huge_pages(HugePageSize::Size2M, 8) else { return };
         let config = MemoryDeviceConfig { memory: backing.clone().into(), ..device(64 * MIB) };
@@ -268,17 +269,19 @@ fn p7_huge_pages_that_run_out_are_busy_and_nothing_has_changed() {
 
 #[test]
 fn ram_may_be_of_huge_pages_too_and_a_machine_that_lacks_them_does_not_start() {
-    let backing = Backing::Hugetlb(HugePageSize::Size2M);
+    let backing = Backing::Hugetlb2M;
     let directory = TempDir::new().unwrap();
     let kernel = directory.path().join("program.elf");
     bare_metal::write_elf(&kernel);
     let start = |ram, output| {
-        Machine::start(MachineConfig {
-            protocol: BootProtocol::Pvh,
-            ram,
-            agent: SerialEndpoint { name: "the agent", input: None, output },
-            ..MachineConfig::new(kernel.clone())
-        })
+        let spec = MachineSpec {
+            boot_protocol: BootProtocol::Pvh,
+            memory: Size(128 * MIB),
+            memory_backing: ram,
+            ..MachineSpec::new(kernel.clone())
+        };
+        let agent = SerialEndpoint { name: "the agent", input: None, output };
+        Machine::start(spec, SerialEndpoints { console: SerialEndpoint::null(), agent })
     };
     // What the program has.
     let pages = 128 / 2;
@@ -370,9 +373,14 @@ fn u8_neighbours_are_reachable_throughout_under_load_from_other_vcpus() {
 #[test]
 fn l2_u8_a_region_of_a_tib_under_load_from_8_vcpus() {
     let start = |size| {
-        let device = MemoryDeviceConfig { requested: 64 * MIB, ..MemoryDeviceConfig::new(size) };
+        let device =
+            MemoryDeviceConfig { requested: Size(64 * MIB), ..MemoryDeviceConfig::new(size) };
         let memory_devices = vec![device];
-        ProgramMachine::start_as(|config| MachineConfig { vcpus: 8, memory_devices, ..config })
+        ProgramMachine::start_as(|usual| MachineSpec {
+            cpus: 8,
+            virtio_mem: memory_devices,
+            ..usual
+        })
     };
     let mut region = 1024 * GIB;
     let mut vm = loop {
@@ -506,7 +514,8 @@ fn p7_more_runs_of_blocks_than_the_host_has_mappings_for_are_busy() {
     let Some(_setting) = HostSetting::set(path, &MAPPINGS.to_string()) else {
         return skip("more runs of blocks than mappings: no permission to lower vm.max_map_count");
     };
-    let config = MemoryDeviceConfig { requested: 8 * GIB, ..MemoryDeviceConfig::new(8 * GIB) };
+    let config =
+        MemoryDeviceConfig { requested: Size(8 * GIB), ..MemoryDeviceConfig::new(8 * GIB) };
     let mut vm = ProgramMachine::start(1, vec![config]);
     let program = &mut vm.program;
     let mut driver = Driver::start(program, true);
@@ -618,8 +627,8 @@ fn q4_p7_u6_i3_random_resizes_with_failures_and_reboots_lose_no_block() {
         busy_every: NonZeroU64::new(BUSY_EVERY),
         ..MemoryDeviceConfig::new(BLOCKS * 2 * MIB)
     };
-    let mut vm = ProgramMachine::start_as(|usual| MachineConfig {
-        memory_devices: vec![config],
+    let mut vm = ProgramMachine::start_as(|usual| MachineSpec {
+        virtio_mem: vec![config],
         on_reset: OnReset::Restart,
         ..usual
     })

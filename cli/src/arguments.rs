@@ -1,17 +1,20 @@
 //! The command line: commands, options and their help.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use checks::framework::Mitigation;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use vmm::arch::x86_64::boot::BootProtocol;
+use vmm::memory::host::HostMemoryConfig;
+use vmm::{
+    Enforcement, IommuConfig, MachineSpec, MemoryDeviceConfig, OnReset, ProbeConfig, Size,
+    VirtioTransport,
+};
 
-use crate::host_memory::RamOption;
-use crate::iommu::IommuOption;
-use crate::probe::ProbeOption;
-use crate::size::Size;
-use crate::virtio_mem::VirtioMemOption;
+use crate::settings::{self, Settings, names};
 
 /// A KVM virtual machine monitor for people who ask: who may touch this memory?
 #[derive(Parser)]
@@ -78,100 +81,84 @@ pub struct RunArguments {
     /// RAM, as in 512M or 8G
     #[arg(long, value_name = "SIZE", default_value_t = Size(512 << 20))]
     pub memory: Size,
-    /// What RAM is made of: [backing=anonymous|memfd|hugetlb-2m|hugetlb-1g|file:PATH]
-    /// [,huge-pages=on|off][,prealloc=on|off][,host-node=N]
     #[arg(long, value_name = "SETTINGS", default_value = "backing=anonymous")]
-    pub memory_backing: RamOption,
-    /// Add a virtio-mem device (mem0, mem1, …): size=8G[,requested=1G][,block-size=2M]
-    /// [,backing=anonymous|memfd|hugetlb-2m|hugetlb-1g|file:PATH][,huge-pages=on|off]
-    /// [,prealloc=on|off][,host-node=N][,node=N][,insist-inaccessible=on|off][,busy-every=N]
-    /// [,on-violation=report|stop|machine-check|ignore]
-    #[arg(long, value_name = "SETTINGS")]
-    pub virtio_mem: Vec<VirtioMemOption>,
+    #[arg(value_parser = settings::parse::<HostMemoryConfig>)]
+    #[arg(help = settings::help::<HostMemoryConfig>("How RAM is had from the host"))]
+    pub memory_backing: HostMemoryConfig,
+    #[arg(long, value_name = "SETTINGS", value_parser = settings::parse::<MemoryDeviceConfig>)]
+    #[arg(help = settings::help::<MemoryDeviceConfig>("Add a virtio-mem device (mem0, mem1, …)"))]
+    pub virtio_mem: Vec<MemoryDeviceConfig>,
     /// How drivers reach virtio devices
-    #[arg(long, value_enum, default_value_t = Transport::Mmio)]
-    pub transport: Transport,
-    /// Add a PCI device made to be probed (docs/probe.md):
-    /// [behind=root-port|bridge][,acs=on|off][,functions=1][,memory=64K]
-    #[arg(long, value_name = "SETTINGS", num_args = 0..=1, default_missing_value = "")]
-    pub probe: Vec<ProbeOption>,
-    /// Put every device behind an IOMMU: virtio[,bypass=on|off]. With bypass off no device reaches
-    /// memory until a driver of the IOMMU lets it
-    #[arg(long, value_name = "KIND")]
-    pub iommu: Option<IommuOption>,
-    /// What happens to unplugged memory: it is gone, or stays within the guest's reach
-    #[arg(long, value_enum, default_value_t = Enforce::Strict)]
-    pub enforce: Enforce,
-    /// What happens when the guest reboots
-    #[arg(long, value_enum, default_value_t = ResetAction::End)]
-    pub on_reset: ResetAction,
+    #[arg(long, default_value = "mmio", value_parser = names::<VirtioTransport>())]
+    pub transport: VirtioTransport,
+    #[arg(long, value_name = "SETTINGS", num_args = 0..=1, default_missing_value = "behind=nothing")]
+    #[arg(value_parser = settings::parse::<ProbeConfig>)]
+    #[arg(help = settings::help::<ProbeConfig>("Add a PCI device made to be probed (docs/probe.md)"))]
+    pub probe: Vec<ProbeConfig>,
+    #[arg(long, value_name = "KIND", value_parser = settings::parse::<IommuConfig>)]
+    #[arg(help = settings::help::<IommuConfig>("Put every device behind an IOMMU, as in virtio,bypass=off"))]
+    pub iommu: Option<IommuConfig>,
+    /// Whether unplugged memory is out of the guest's reach
+    #[arg(long, default_value = "strict", value_parser = names::<Enforcement>())]
+    pub enforce: Enforcement,
+    /// What happens when the guest resets the machine
+    #[arg(long, default_value = "end", value_parser = names::<OnReset>())]
+    pub on_reset: OnReset,
     /// How to enter the kernel
-    #[arg(long, value_enum, default_value_t = Protocol::Auto)]
-    pub boot_protocol: Protocol,
+    #[arg(long, default_value = "auto", value_parser = names::<BootProtocol>())]
+    pub boot_protocol: BootProtocol,
     /// Where the console goes: tty (this terminal), file:PATH or unix:PATH
     #[arg(long, value_name = "TARGET", default_value = "tty")]
+    #[arg(value_parser = settings::parse_value::<SerialTarget>)]
     pub serial: SerialTarget,
     /// Where the guest's second serial port (ttyS1) goes, likewise; nowhere unless given
-    #[arg(long, value_name = "TARGET")]
+    #[arg(long, value_name = "TARGET", value_parser = settings::parse_value::<SerialTarget>)]
     pub serial2: Option<SerialTarget>,
     /// Socket on which `moat resize` and `moat status` reach the machine
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-pub enum Transport {
-    /// virtio-mmio, which ACPI tells of
-    Mmio,
-    /// virtio-pci, a function each on bus 0
-    Pci,
+impl RunArguments {
+    /// The machine that they describe.
+    pub fn spec(&self) -> MachineSpec {
+        MachineSpec {
+            kernel: self.kernel.clone(),
+            initrd: self.initrd.clone(),
+            cmdline: self.cmdline.clone(),
+            symbols: self.symbols.clone(),
+            cpus: self.cpus,
+            memory: self.memory,
+            memory_backing: self.memory_backing.clone(),
+            virtio_mem: self.virtio_mem.clone(),
+            transport: self.transport,
+            probe: self.probe.clone(),
+            iommu: self.iommu,
+            enforce: self.enforce,
+            on_reset: self.on_reset,
+            boot_protocol: self.boot_protocol,
+        }
+    }
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-pub enum Enforce {
-    /// Unplugged blocks are in no memory slot; whoever touches one is told
-    Strict,
-    /// One memory slot for the whole region, as most machines have it
-    Off,
-}
+impl Settings for HostMemoryConfig {}
+impl Settings for MemoryDeviceConfig {}
+impl Settings for ProbeConfig {}
 
-#[derive(Clone, Copy, ValueEnum)]
-pub enum ResetAction {
-    /// moat ends, with exit code 10
-    End,
-    /// The machine starts again: nothing is plugged, and the kernel is loaded anew
-    Restart,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub enum Protocol {
-    /// PVH where a vmlinux has it, else the Linux 64-bit protocol
-    Auto,
-    /// The Linux 64-bit boot protocol
-    Linux64,
-    /// PVH
-    Pvh,
+impl Settings for IommuConfig {
+    const IMPLIED_KEY: Option<&str> = Some("kind");
 }
 
 /// Where a console goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum SerialTarget {
-    Terminal,
-    File(PathBuf),
-    Unix(PathBuf),
-}
-
-impl FromStr for SerialTarget {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            None if text == "tty" => Ok(Self::Terminal),
-            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
-            Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
-            _ => Err(format!("invalid console {text:?}: expected tty, file:PATH or unix:PATH")),
-        }
-    }
+    /// This terminal.
+    Tty,
+    /// A file.
+    File(#[schemars(extend("format" = "path"))] PathBuf),
+    /// A socket.
+    Unix(#[schemars(extend("format" = "path"))] PathBuf),
 }
 
 #[derive(Args)]

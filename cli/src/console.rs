@@ -43,7 +43,7 @@ pub fn open(
 ) -> anyhow::Result<(SerialEndpoint, Console)> {
     let mut console = Console { file: None, _terminal: None, _socket: None };
     let endpoint = match target {
-        SerialTarget::Terminal => {
+        SerialTarget::Tty => {
             let input: Box<dyn Read + Send> = if terminal::attach()? {
                 console._terminal = Some(Terminal);
                 Box::new(read_keys(on_escape)?)

@@ -5,20 +5,15 @@ mod check;
 mod client;
 mod console;
 mod doctor;
-mod host_memory;
-mod iommu;
 mod messages;
 mod output;
-mod probe;
 mod resize;
 mod run;
 mod settings;
 mod signals;
-mod size;
 mod status;
 mod streams;
 mod terminal;
-mod virtio_mem;
 
 use std::process::ExitCode;
 
@@ -50,7 +45,7 @@ fn main() -> ExitCode {
         return ExitCode::from(FAILURE);
     }
     let result = match arguments.command {
-        Command::Run(arguments) => run::run(*arguments),
+        Command::Run(arguments) => run::run(&arguments),
         Command::Resize(arguments) => resize::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),

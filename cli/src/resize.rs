@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use hyper::Method;
+use vmm::Size;
 use vmm::api::ResizeRequest;
 use vmm::machine::Resizing;
 
@@ -10,7 +11,6 @@ use crate::arguments::ResizeArguments;
 use crate::client;
 use crate::messages::tell;
 use crate::output::answer;
-use crate::size::Size;
 
 pub fn run(arguments: &ResizeArguments) -> anyhow::Result<ExitCode> {
     let id = &arguments.device;

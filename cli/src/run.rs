@@ -1,26 +1,21 @@
 //! `moat run`.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::ensure;
 use vmm::api::ApiServer;
-use vmm::arch::x86_64::boot::BootProtocol;
 use vmm::{
-    Ending, Enforcement, Machine, MachineConfig, MachineControl, MachineError, OnReset,
-    SerialEndpoint, VirtioTransport,
+    Ending, Machine, MachineControl, MachineError, MachineSpec, SerialEndpoint, SerialEndpoints,
 };
 
-use crate::arguments::{Enforce, Protocol, ResetAction, RunArguments, Transport};
+use crate::arguments::RunArguments;
 use crate::messages::tell;
-use crate::{console, signals, streams};
+use crate::{console, signals};
 
-pub fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
+pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
     ensure!(
         arguments.serial2.as_ref() != Some(&arguments.serial),
         "--serial and --serial2 name the same target; give each serial port its own"
@@ -44,10 +39,10 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
         !wired2.as_ref().is_some_and(|wired2| wired.shares_file_with(wired2)),
         "--serial and --serial2 name the same file; give each serial port its own"
     );
-    let api_socket = arguments.api_socket.clone();
-    let ending = match start(arguments, console, agent, &control) {
+    let serial = SerialEndpoints { console, agent };
+    let ending = match start(arguments.spec(), serial, &control) {
         Ok(machine) => {
-            let _api = match &api_socket {
+            let _api = match &arguments.api_socket {
                 Some(path) => {
                     let server = ApiServer::start(path, control.clone())?;
                     let path = path.display();
@@ -78,53 +73,14 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
 
 /// Starts the machine, and says how far it is where that takes long.
 fn start(
-    arguments: RunArguments,
-    console: SerialEndpoint,
-    agent: SerialEndpoint,
+    spec: MachineSpec,
+    serial: SerialEndpoints,
     control: &MachineControl,
 ) -> anyhow::Result<Machine> {
-    let initrd = match &arguments.initrd {
-        Some(path) => read_initrd(path, arguments.memory.0, control)?,
-        None => Vec::new(),
-    };
-    // Without PCI, Linux looks for some in vain, in thousands of places.
-    let has_pci = matches!(arguments.transport, Transport::Pci) || !arguments.probe.is_empty();
-    let cmdline = format!("console=ttyS0 panic=-1{}", if has_pci { "" } else { " pci=off" });
-    let config = MachineConfig {
-        vcpus: arguments.cpus,
-        memory: arguments.memory.0,
-        ram: arguments.memory_backing.0,
-        kernel: arguments.kernel,
-        protocol: match arguments.boot_protocol {
-            Protocol::Auto => BootProtocol::Auto,
-            Protocol::Linux64 => BootProtocol::Linux64,
-            Protocol::Pvh => BootProtocol::Pvh,
-        },
-        initrd,
-        cmdline: arguments.cmdline.unwrap_or(cmdline),
-        symbols: arguments.symbols,
-        virtio_transport: match arguments.transport {
-            Transport::Mmio => VirtioTransport::Mmio,
-            Transport::Pci => VirtioTransport::Pci,
-        },
-        memory_devices: arguments.virtio_mem.into_iter().map(|option| option.0).collect(),
-        probes: arguments.probe.iter().map(|option| option.0).collect(),
-        iommu: arguments.iommu.map(|option| option.0),
-        enforcement: match arguments.enforce {
-            Enforce::Strict => Enforcement::Strict,
-            Enforce::Off => Enforcement::Off,
-        },
-        on_reset: match arguments.on_reset {
-            ResetAction::End => OnReset::End,
-            ResetAction::Restart => OnReset::Restart,
-        },
-        console,
-        agent,
-    };
     thread::scope(|scope| {
         let (started, has_started) = mpsc::channel::<()>();
         scope.spawn(move || report_progress(control, &has_started));
-        let machine = Machine::start_with(config, control.clone());
+        let machine = Machine::start_with(spec, serial, control.clone());
         drop(started);
         Ok(machine?)
     })
@@ -141,28 +97,6 @@ fn report_progress(control: &MachineControl, has_started: &mpsc::Receiver<()>) {
             tell(format_args!("preallocated {populated:.1} of {all:.1} GiB of RAM"));
         }
     }
-}
-
-/// Reads an initramfs, which may come through a pipe, and slowly.
-fn read_initrd(path: &Path, memory: u64, control: &MachineControl) -> anyhow::Result<Vec<u8>> {
-    let failed = || format!("cannot read the initramfs {}", path.display());
-    // A pipe that nobody writes to yet is waited for below, where a signal is heard.
-    let mut options = OpenOptions::new();
-    let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path).with_context(failed)?;
-    let mut initrd = Vec::new();
-    loop {
-        let length = streams::read_until_stopped(&file, &mut initrd, || control.is_stopped());
-        match length.with_context(failed)? {
-            None => return Err(MachineError::Stopped.into()),
-            Some(0) => break,
-            Some(_) if initrd.len() as u64 > memory => {
-                bail!("{}: it has more bytes than the machine has memory", failed())
-            }
-            Some(_) => {}
-        }
-    }
-    ensure!(!initrd.is_empty(), "{}: it is empty; leave --initrd out for none", failed());
-    Ok(initrd)
 }
 
 /// Whether somebody has ended the machine while it started.

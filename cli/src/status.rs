@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use comfy_table::{Table, presets};
 use hyper::Method;
+use vmm::Size;
 use vmm::machine::{IommuStatus, PciStatus};
 use vmm::violations::refusals::Chain;
 use vmm::violations::{Offender, Violation};
@@ -13,7 +14,6 @@ use vmm::{MachineStatus, MemoryDeviceStatus};
 use crate::arguments::StatusArguments;
 use crate::client;
 use crate::output::answer;
-use crate::size::Size;
 
 pub fn run(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
     let machine: MachineStatus =

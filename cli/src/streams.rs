@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 /// Writes everything.
@@ -35,34 +35,6 @@ pub fn read(file: &impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
             Ok(length) => return Ok(length),
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => wait_for(file, PollFlags::IN)?,
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// Reads some bytes into `contents`; none at the end, and nothing if `is_stopped` says so before there are
-/// any.
-pub fn read_until_stopped(
-    file: &impl AsFd,
-    contents: &mut Vec<u8>,
-    is_stopped: impl Fn() -> bool,
-) -> io::Result<Option<usize>> {
-    const LONGEST: usize = 1 << 20;
-    /// Nobody wakes a thread that waits for a file.
-    const INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-    loop {
-        if is_stopped() {
-            return Ok(None);
-        }
-        // A pipe that nobody has opened to write is not at its end, though a read would say so.
-        match poll(&mut [PollFd::new(file, PollFlags::IN)], Some(&INTERVAL)) {
-            Ok(0) | Err(Errno::INTR) => continue,
-            result => result?,
-        };
-        contents.reserve(LONGEST);
-        match rustix::io::read(file, rustix::buffer::spare_capacity(contents)) {
-            Ok(length) => return Ok(Some(length)),
-            Err(Errno::INTR | Errno::AGAIN) => {}
             Err(error) => return Err(error.into()),
         }
     }

@@ -15,8 +15,13 @@ pub fn in_use(backing: &Backing) -> u64 {
         Backing::Anonymous => kib_of("/proc/self/status", "RssAnon:"),
         Backing::Memfd => kib_of("/proc/self/status", "RssShmem:"),
         Backing::File(path) => fs::metadata(path).unwrap().blocks() * 512,
-        Backing::Hugetlb(size) => pages_in_use(*size).unwrap() * size.bytes(),
+        Backing::Hugetlb2M => in_pool(HugePageSize::Size2M),
+        Backing::Hugetlb1G => in_pool(HugePageSize::Size1G),
     }
+}
+
+fn in_pool(size: HugePageSize) -> u64 {
+    pages_in_use(size).unwrap() * size.bytes()
 }
 
 fn kib_of(file: &str, key: &str) -> u64 {

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
+use tempfile::NamedTempFile;
 use testvm::guest::{Guest, GuestError};
 use testvm::initramfs::Initramfs;
 use testvm::kernel::GuestKernel;
 use vmm::arch::x86_64::boot::BootProtocol;
 use vmm::{
-    Ending, IommuConfig, Machine, MachineConfig, MachineControl, MemoryDeviceConfig, OnReset,
-    ProbeConfig, SerialEndpoint, VirtioTransport,
+    Ending, IommuConfig, Machine, MachineControl, MachineSpec, MemoryDeviceConfig, OnReset,
+    ProbeConfig, SerialEndpoint, SerialEndpoints, Size, VirtioTransport,
 };
 
 use super::MIB;
@@ -143,17 +144,22 @@ impl Linux {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let modules = kernel.modules(config.modules).unwrap();
         let console = Console::default();
-        let machine = Machine::start(MachineConfig {
-            vcpus: config.vcpus,
-            memory: config.memory,
-            protocol: config.protocol,
-            initrd: Initramfs::new().with_modules(modules).build(),
-            cmdline: format!("console=ttyS0 panic=-1 {}", config.parameters),
-            virtio_transport: config.virtio_transport,
-            memory_devices: config.memory_devices,
-            probes: config.probes,
+        let mut initrd = NamedTempFile::new().unwrap();
+        initrd.write_all(&Initramfs::new().with_modules(modules).build()).unwrap();
+        let spec = MachineSpec {
+            cpus: config.vcpus,
+            memory: Size(config.memory),
+            boot_protocol: config.protocol,
+            initrd: Some(initrd.path().to_owned()),
+            cmdline: Some(format!("console=ttyS0 panic=-1 {}", config.parameters)),
+            transport: config.virtio_transport,
+            virtio_mem: config.memory_devices,
+            probe: config.probes,
             iommu: config.iommu,
             on_reset: config.on_reset,
+            ..MachineSpec::new(config.image.unwrap_or_else(|| kernel.image().into()))
+        };
+        let serial = SerialEndpoints {
             console: SerialEndpoint {
                 name: "the console",
                 input: None,
@@ -164,9 +170,8 @@ impl Linux {
                 input: Some(Box::new(theirs.try_clone().unwrap())),
                 output: Box::new(theirs.try_clone().unwrap()),
             },
-            ..MachineConfig::new(config.image.unwrap_or_else(|| kernel.image().into()))
-        })
-        .unwrap();
+        };
+        let machine = Machine::start(spec, serial).unwrap();
         let control = Stopping(machine.control());
         let (sender, ending) = mpsc::channel();
         std::thread::spawn(move || {

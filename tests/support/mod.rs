@@ -17,7 +17,10 @@ use bare_metal::Program;
 use tempfile::TempDir;
 use vmm::arch::x86_64::boot::BootProtocol;
 use vmm::memory::backing::Backing;
-use vmm::{Enforcement, Machine, MachineConfig, MachineError, MemoryDeviceConfig, SerialEndpoint};
+use vmm::{
+    Enforcement, Machine, MachineError, MachineSpec, MemoryDeviceConfig, SerialEndpoint,
+    SerialEndpoints, Size,
+};
 
 pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
@@ -49,31 +52,37 @@ impl ProgramMachine {
     pub fn start_with(
         vcpus: u32,
         memory_devices: Vec<MemoryDeviceConfig>,
-        enforcement: Enforcement,
+        enforce: Enforcement,
     ) -> Self {
-        Self::start_as(|config| MachineConfig { vcpus, memory_devices, enforcement, ..config })
-            .unwrap()
+        Self::start_as(|usual| MachineSpec {
+            cpus: vcpus,
+            virtio_mem: memory_devices,
+            enforce,
+            ..usual
+        })
+        .unwrap()
     }
 
     /// `change` says what is other than usual.
-    pub fn start_as(
-        change: impl FnOnce(MachineConfig) -> MachineConfig,
-    ) -> Result<Self, MachineError> {
+    pub fn start_as(change: impl FnOnce(MachineSpec) -> MachineSpec) -> Result<Self, MachineError> {
         let directory = TempDir::new().unwrap();
         let kernel: PathBuf = directory.path().join("program.elf");
         let ram = directory.path().join("ram");
         bare_metal::write_elf(&kernel);
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let machine = Machine::start(change(MachineConfig {
-            protocol: BootProtocol::Pvh,
-            ram: Backing::File(ram.clone()).into(),
-            agent: SerialEndpoint {
-                name: "the agent",
-                input: Some(Box::new(theirs.try_clone().unwrap())),
-                output: Box::new(theirs),
-            },
-            ..MachineConfig::new(kernel)
-        }))?;
+        let spec = MachineSpec {
+            boot_protocol: BootProtocol::Pvh,
+            memory: Size(128 * MIB),
+            memory_backing: Backing::File(ram.clone()).into(),
+            ..MachineSpec::new(kernel)
+        };
+        let agent = SerialEndpoint {
+            name: "the agent",
+            input: Some(Box::new(theirs.try_clone().unwrap())),
+            output: Box::new(theirs),
+        };
+        let serial = SerialEndpoints { console: SerialEndpoint::null(), agent };
+        let machine = Machine::start(change(spec), serial)?;
         Ok(Self { machine, program: Program::connect(ours, &ram), _directory: directory })
     }
 }

@@ -15,6 +15,7 @@ pub mod kvm;
 pub mod machine;
 pub mod memory;
 pub mod quiesce;
+pub mod size;
 pub mod socket;
 pub mod symbols;
 mod sync;
@@ -22,7 +23,8 @@ pub mod vcpu;
 pub mod violations;
 
 pub use machine::{
-    Ending, Enforcement, IommuConfig, Machine, MachineConfig, MachineControl, MachineError,
-    MachineStatus, MemoryDeviceConfig, MemoryDeviceStatus, OnReset, PciPlace, ProbeConfig,
-    SerialEndpoint, VirtioTransport,
+    Ending, Enforcement, IommuConfig, IommuKind, Machine, MachineControl, MachineError,
+    MachineSpec, MachineStatus, MemoryDeviceConfig, MemoryDeviceStatus, OnReset, PciPlace,
+    ProbeConfig, SerialEndpoint, SerialEndpoints, VirtioTransport,
 };
+pub use size::Size;

@@ -1,7 +1,7 @@
 //! moat's own machine.
 
 use std::{
-    io,
+    io::{self, Write},
     net::Shutdown,
     os::unix::net::UnixStream,
     sync::mpsc,
@@ -9,9 +9,10 @@ use std::{
     time::Duration,
 };
 
+use tempfile::NamedTempFile;
 use vmm::{
-    Ending, IommuConfig, Machine as MoatMachine, MachineConfig, MachineControl, MemoryDeviceConfig,
-    PciPlace, ProbeConfig, SerialEndpoint, VirtioTransport,
+    Ending, IommuConfig, Machine as MoatMachine, MachineControl, MachineSpec, MemoryDeviceConfig,
+    PciPlace, ProbeConfig, SerialEndpoint, SerialEndpoints, Size, VirtioTransport,
 };
 
 use super::{
@@ -39,26 +40,32 @@ impl Moat {
     ) -> Result<(Self, UnixStream), VmError> {
         let console = Console::default();
         let (ours, theirs) = UnixStream::pair()?;
-        let machine = MoatMachine::start(MachineConfig {
-            vcpus: config.vcpus,
-            memory: RAM,
-            initrd,
-            virtio_transport: VirtioTransport::Pci,
-            probes: probes(config.special),
+        // It is read once.
+        let mut file = NamedTempFile::new()?;
+        file.write_all(&initrd)?;
+        let spec = MachineSpec {
+            cpus: config.vcpus,
+            memory: Size(RAM),
+            initrd: Some(file.path().to_owned()),
+            transport: VirtioTransport::Pci,
+            probe: probes(config.special),
             iommu: (config.special == Special::Iommu).then(IommuConfig::default),
-            cmdline: config.command_line(),
-            memory_devices: vec![MemoryDeviceConfig {
-                requested: config.requested,
+            cmdline: Some(config.command_line()),
+            virtio_mem: vec![MemoryDeviceConfig {
+                requested: Size(config.requested),
                 ..MemoryDeviceConfig::new(REGION_SIZE)
             }],
+            ..MachineSpec::new(kernel.image().to_owned())
+        };
+        let serial = SerialEndpoints {
             console: SerialEndpoint {
                 name: "the console",
                 input: None,
                 output: Box::new(console.clone()),
             },
             agent: serial(&theirs)?,
-            ..MachineConfig::new(kernel.image().to_owned())
-        })?;
+        };
+        let machine = MoatMachine::start(spec, serial)?;
         let control = machine.control();
         let (sender, ending) = mpsc::channel();
         let watcher = thread::spawn(move || {

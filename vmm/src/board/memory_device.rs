@@ -10,12 +10,13 @@ use devices::virtio::mem::{
     VirtioMem, VirtioMemConfig,
 };
 use devices::virtio::transport::Transport;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, MemoryRegionAddress};
 
 use crate::exit::{Ending, EndingCell};
 use crate::memory::MemoryError;
-use crate::memory::backing::{Backing, KeptFile};
+use crate::memory::backing::KeptFile;
 use crate::memory::busy::BusyBackend;
 use crate::memory::host::{HostMemory, HostMemoryConfig, HostWork};
 use crate::memory::one_slot::OneSlot;
@@ -23,6 +24,7 @@ use crate::memory::reachable::ReachableBlocks;
 use crate::memory::slots::{MemorySlots, SlotError};
 use crate::memory::strict::StrictBlocks;
 use crate::quiesce::VcpuGate;
+use crate::size::Size;
 use crate::violations::refusals::{Refusals, RefusedDevice};
 use crate::violations::{
     Accessor, Consequence, GuestAccess, Offender, Operation, Target, ViolationCounters,
@@ -30,36 +32,48 @@ use crate::violations::{
 };
 
 /// Whether unplugged memory is really gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Enforcement {
-    /// An unplugged block is in no memory slot: an access to it is seen, counted and refused.
+    /// An unplugged block permits no access: one that is tried is reported, counted and refused.
     #[default]
     Strict,
-    /// One memory slot holds the whole region, and nobody watches.
+    /// One memory slot holds the whole region, and accesses to unplugged blocks succeed unnoticed.
     Off,
 }
 
-/// A virtio-mem device to be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A virtio-mem device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct MemoryDeviceConfig {
-    /// Bytes of its region.
-    pub size: u64,
-    /// Bytes requested from the driver at first.
-    pub requested: u64,
-    /// Bytes in a block.
-    pub block_size: u64,
+    /// Size of the region: the most memory that can be plugged.
+    pub size: Size,
+    /// Memory that the driver is asked to plug at first.
+    #[serde(default)]
+    pub requested: Size,
+    /// Size of a block, a power of two.
+    #[serde(default = "default_block_size")]
+    pub block_size: Size,
     /// How its memory is had from the host.
+    #[serde(flatten)]
     pub memory: HostMemoryConfig,
-    /// The guest's NUMA node that its memory is on, as an ACPI proximity domain.
+    /// The guest's NUMA node that the memory is on, as an ACPI proximity domain; node 0 if there is none given.
+    #[serde(default)]
     pub node: Option<u16>,
-    /// Refuse drivers that do not accept UNPLUGGED_INACCESSIBLE.
+    /// Refuse drivers that do not accept VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE.
+    #[serde(default, rename = "insist_inaccessible")]
     pub insist_on_inaccessible: bool,
-    /// Answer BUSY to every so manieth PLUG, UNPLUG and UNPLUG_ALL that could be carried out, to see
-    /// what its driver makes of that.
+    /// Answer BUSY to every Nth PLUG, UNPLUG and UNPLUG_ALL request that could be carried out, to test a
+    /// driver.
+    #[serde(default)]
     pub busy_every: Option<NonZeroU64>,
-    /// What becomes of an access to an unplugged block.
+    /// What happens after an access to an unplugged block, besides that it is refused and counted.
+    #[serde(default)]
     pub on_violation: ViolationPolicy,
+}
+
+fn default_block_size() -> Size {
+    Size(MemoryDeviceConfig::DEFAULT_BLOCK_SIZE)
 }
 
 impl MemoryDeviceConfig {
@@ -69,10 +83,10 @@ impl MemoryDeviceConfig {
     /// A device with nothing requested, and everything else as suits most.
     pub fn new(size: u64) -> Self {
         Self {
-            size,
-            requested: 0,
-            block_size: Self::DEFAULT_BLOCK_SIZE,
-            memory: Backing::default().into(),
+            size: Size(size),
+            requested: Size::default(),
+            block_size: default_block_size(),
+            memory: HostMemoryConfig::default(),
             node: None,
             insist_on_inaccessible: false,
             busy_every: None,
@@ -177,11 +191,11 @@ impl MemoryDevice {
     ) -> Result<Self, MemoryDeviceError> {
         let &Surroundings { enforcement, slots, gate, leases, ending } = surroundings;
         let page_size = config.memory.backing.page_size();
-        let region = Region::new(address.0, config.size, config.block_size, page_size)
+        let region = Region::new(address.0, config.size.0, config.block_size.0, page_size)
             .map_err(|source| MemoryDeviceError::Region { id: id.clone(), source })?;
         let memory_error = |source| MemoryDeviceError::Memory { id: id.clone(), source };
         let memory =
-            HostMemory::map(address, config.size, &config.memory, file).map_err(memory_error)?;
+            HostMemory::map(address, config.size.0, &config.memory, file).map_err(memory_error)?;
         let cancellation = ending.cancellation();
         let memory = memory.with_work(HostWork { cancellation, ..HostWork::default() });
         let stop = Arc::clone(ending);
@@ -201,7 +215,7 @@ impl MemoryDevice {
                     Arc::clone(&reachable),
                     Arc::clone(ending),
                 )
-                .map_err(|source| MemoryError::Map { size: config.size, source })
+                .map_err(|source| MemoryError::Map { size: config.size.0, source })
                 .map_err(memory_error)?;
                 Some(Arc::new(blocks))
             }
@@ -223,7 +237,7 @@ impl MemoryDevice {
         let device = VirtioMem::new(
             VirtioMemConfig {
                 region,
-                requested_size: config.requested,
+                requested_size: config.requested.0,
                 node_id: config.node,
                 insist_on_inaccessible: config.insist_on_inaccessible,
             },

@@ -20,11 +20,11 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vm_memory::{Address, GuestAddress, GuestMemoryMmap};
 
-use super::config::{MachineConfig, VirtioTransport};
 use super::control::{MachineControl, Parts};
 use super::error::MachineError;
 use super::files::Files;
 use super::running::Running;
+use super::spec::{MachineSpec, VirtioTransport};
 use crate::arch::x86_64::boot::{self, BootSource, Entry};
 use crate::arch::x86_64::cpuid::CpuidTemplate;
 use crate::arch::x86_64::layout::{self, gsi, port};
@@ -52,7 +52,7 @@ use crate::violations::ViolationPolicy;
 
 /// A machine half-built.
 pub struct Builder<'a> {
-    config: &'a MachineConfig,
+    spec: &'a MachineSpec,
     files: &'a mut Files,
     control: &'a MachineControl,
     /// Those of the console, and those of the agent.
@@ -78,28 +78,28 @@ pub struct Builder<'a> {
 impl<'a> Builder<'a> {
     /// Opens KVM and checks what can be checked before anything is made.
     pub fn new(
-        config: &'a MachineConfig,
+        spec: &'a MachineSpec,
         files: &'a mut Files,
         serial: &'a [SerialWires],
         control: &'a MachineControl,
     ) -> Result<Self, MachineError> {
         let kvm = kvm::open()?;
-        check(config, &kvm)?;
+        check(spec, &kvm)?;
         let vm = Arc::new(kvm.create_vm().map_err(MachineError::kvm("KVM_CREATE_VM"))?);
-        let mut cpuid = CpuidTemplate::new(&kvm, config.vcpus)?;
-        check_address_space(ram_end(config.memory), &cpuid)?;
+        let mut cpuid = CpuidTemplate::new(&kvm, spec.cpus)?;
+        check_address_space(ram_end(spec.memory.0), &cpuid)?;
         let mut machine_checks = None;
-        let policies = || config.memory_devices.iter().map(|device| device.on_violation);
+        let policies = || spec.virtio_mem.iter().map(|device| device.on_violation);
         if policies().any(|policy| policy == ViolationPolicy::MachineCheck) {
             cpuid.add_machine_check_recovery();
             machine_checks = Some(MachineChecks::new(&kvm, cpuid.vendor())?);
         }
-        if config.enforcement == Enforcement::Strict && policies().next().is_some() {
+        if spec.enforce == Enforcement::Strict && policies().next().is_some() {
             vcpu::enable_emulation_failures(&vm)?;
         }
         let platform = Platform {
-            vcpus: config.vcpus,
-            ram_bytes: config.memory,
+            vcpus: spec.cpus,
+            ram_bytes: spec.memory.0,
             hotpluggable: Vec::new(),
             virtio_mmio: Vec::new(),
             pci: None,
@@ -108,12 +108,12 @@ impl<'a> Builder<'a> {
         let slots = MemorySlots::new(Arc::clone(&vm));
         let leases = Leases::default();
         Ok(Self {
-            gate: Arc::new(VcpuGate::new(config.vcpus as usize)),
+            gate: Arc::new(VcpuGate::new(spec.cpus as usize)),
             ending: Arc::clone(&control.ending),
             buses: GuestBuses::new(slots.clone(), leases.clone()),
             slots,
             leases,
-            next_address: ram_end(config.memory).max(layout::MMIO_GAP_END.0),
+            next_address: ram_end(spec.memory.0).max(layout::MMIO_GAP_END.0),
             pci: PciDevices::default(),
             iommu: None,
             probes: Vec::new(),
@@ -121,7 +121,7 @@ impl<'a> Builder<'a> {
             platform,
             cpuid,
             machine_checks,
-            config,
+            spec,
             files,
             control,
             serial,
@@ -153,9 +153,9 @@ impl<'a> Builder<'a> {
         self.buses.symbols = Some(Arc::clone(&symbols));
         let (vcpus, halted) = self.create_vcpus(&memory, &entry)?;
         let parts = Parts {
-            vcpus: self.config.vcpus,
-            memory: self.config.memory,
-            enforcement: self.config.enforcement,
+            vcpus: self.spec.cpus,
+            memory: self.spec.memory.0,
+            enforcement: self.spec.enforce,
             slots: self.slots,
             memory_devices: vcpus[0].buses.memory_devices.clone(),
             pci: vcpus[0].buses.pci.clone(),
@@ -191,7 +191,8 @@ impl<'a> Builder<'a> {
     }
 
     fn create_ram(&mut self) -> Result<Vec<(HostMemory, SlotId)>, MachineError> {
-        let to_populate = if self.config.ram.is_preallocated() { self.config.memory } else { 0 };
+        let to_populate =
+            if self.spec.memory_backing.is_preallocated() { self.spec.memory.0 } else { 0 };
         let work = self.control.start_work(to_populate);
         let create = |memory: HostMemory| {
             let memory = memory.with_work(work.clone());
@@ -200,15 +201,15 @@ impl<'a> Builder<'a> {
             let slot = self.slots.add(&memory, 0..size).map_err(MemoryError::Slot)?;
             Ok((memory, slot))
         };
-        let ranges = layout::ram_ranges(self.config.memory);
-        let memory = HostMemory::map_ranges(&ranges, &self.config.ram, &mut self.files.ram)?;
+        let ranges = layout::ram_ranges(self.spec.memory.0);
+        let memory =
+            HostMemory::map_ranges(&ranges, &self.spec.memory_backing, &mut self.files.ram)?;
         memory.into_iter().map(create).collect()
     }
 
     /// Keeps room for PCI's memory above 4 GiB, if there is to be any.
     fn create_pci_window(&mut self) -> Result<(), MachineError> {
-        let on_pci = self.config.virtio_transport == VirtioTransport::Pci;
-        if on_pci || !self.config.probes.is_empty() {
+        if self.spec.has_pci() {
             let size = layout::PCI_MEMORY_64_BYTES;
             // Aligned to its size, so that one MTRR can tell of it.
             let start = self.next_address.next_multiple_of(size);
@@ -220,17 +221,17 @@ impl<'a> Builder<'a> {
 
     fn create_memory_devices(&mut self) -> Result<(), MachineError> {
         let surroundings = Surroundings {
-            enforcement: self.config.enforcement,
+            enforcement: self.spec.enforce,
             slots: &self.slots,
             gate: &self.gate,
             leases: &self.leases,
             ending: &self.ending,
         };
         let files = &mut self.files.memory_devices;
-        for (index, (config, file)) in self.config.memory_devices.iter().zip(files).enumerate() {
-            let alignment = layout::REGION_ALIGNMENT.max(config.block_size);
+        for (index, (config, file)) in self.spec.virtio_mem.iter().zip(files).enumerate() {
+            let alignment = layout::REGION_ALIGNMENT.max(config.block_size.0);
             let address = self.next_address.next_multiple_of(alignment);
-            self.next_address = address.saturating_add(config.size);
+            self.next_address = address.saturating_add(config.size.0);
             check_address_space(self.next_address, &self.cpuid)?;
             let device = MemoryDevice::new(
                 format!("mem{index}"),
@@ -241,7 +242,7 @@ impl<'a> Builder<'a> {
             )?;
             self.platform.hotpluggable.push(HotpluggableMemory {
                 address,
-                size: config.size,
+                size: config.size.0,
                 node: config.node.unwrap_or_default(),
             });
             self.buses.memory_devices.push(Arc::new(device));
@@ -282,11 +283,11 @@ impl<'a> Builder<'a> {
     /// The way to memory of all devices to come, which is through the IOMMU if there is to be one. It
     /// comes first, so that its place is known.
     fn attach_iommu(&mut self, memory: DmaMemory) -> Result<DmaPath, MachineError> {
-        let Some(config) = self.config.iommu else {
+        let Some(config) = self.spec.iommu else {
             return Ok(DmaPath::direct(memory));
         };
         let doorbell = doorbell()?;
-        let endpoints = match self.config.virtio_transport {
+        let endpoints = match self.spec.transport {
             VirtioTransport::Mmio => vec![layout::endpoint::PCI, layout::endpoint::VIRTIO_MMIO],
             VirtioTransport::Pci => vec![layout::endpoint::PCI],
         };
@@ -295,7 +296,7 @@ impl<'a> Builder<'a> {
         let translations = device.translations();
         let own_path = DmaPath::direct(memory.clone()).of("iommu0");
         self.attach_virtio(Arc::new(device), &own_path, doorbell)?;
-        self.platform.iommu = Some(match self.config.virtio_transport {
+        self.platform.iommu = Some(match self.spec.transport {
             VirtioTransport::Mmio => IommuPlace::Mmio(layout::VIRTIO_MMIO.0),
             VirtioTransport::Pci => IommuPlace::Pci(PciDevices::FIRST),
         });
@@ -322,7 +323,7 @@ impl<'a> Builder<'a> {
         dma: &DmaPath,
         doorbell: Arc<EventSignal>,
     ) -> Result<Arc<dyn Transport>, MachineError> {
-        let on_pci = self.config.virtio_transport == VirtioTransport::Pci;
+        let on_pci = self.spec.transport == VirtioTransport::Pci;
         let transport: Arc<dyn Transport> = match self.platform.pci.filter(|_| on_pci) {
             None => self.attach_mmio(device, dma, &doorbell)?,
             Some(bridge) => {
@@ -364,7 +365,7 @@ impl<'a> Builder<'a> {
     }
 
     fn attach_probes(&mut self, dma: &DmaPath) -> Result<(), MachineError> {
-        for (index, probe) in self.config.probes.iter().enumerate() {
+        for (index, probe) in self.spec.probe.iter().enumerate() {
             let functions = (0..probe.functions).map(|function| {
                 let name = match probe.functions {
                     1 => format!("probe{index}"),
@@ -433,11 +434,11 @@ impl<'a> Builder<'a> {
     fn load(&self, memory: &GuestMemoryMmap) -> Result<Entry, MachineError> {
         let source = BootSource {
             kernel: &self.files.kernel,
-            protocol: self.config.protocol,
-            initrd: &self.config.initrd,
-            cmdline: &self.config.cmdline,
+            protocol: self.spec.boot_protocol,
+            initrd: &self.files.initrd,
+            cmdline: self.spec.command_line(),
         };
-        let entry = boot::load(&source, memory, self.config.memory)?;
+        let entry = boot::load(&source, memory, self.spec.memory.0)?;
         acpi::write_tables(memory, &self.platform)?;
         Ok(entry)
     }
@@ -451,7 +452,7 @@ impl<'a> Builder<'a> {
         let buses = Arc::new(std::mem::replace(&mut self.buses, empty));
         let uncached = self.uncached_memory();
         let mut vcpus = Vec::new();
-        for index in 0..self.config.vcpus {
+        for index in 0..self.spec.cpus {
             let fd =
                 self.vm.create_vcpu(index.into()).map_err(MachineError::kvm("KVM_CREATE_VCPU"))?;
             fd.set_cpuid2(&self.cpuid.for_vcpu(index)?)
@@ -474,22 +475,22 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// What can be said of a configuration before anything is made.
-fn check(config: &MachineConfig, kvm: &Kvm) -> Result<(), MachineError> {
+/// What can be said of a machine before anything is made.
+fn check(spec: &MachineSpec, kvm: &Kvm) -> Result<(), MachineError> {
     // Beyond 254, APIC ids do not fit the MADT's local APIC entries.
     let maximum = kvm.get_max_vcpus().min(254) as u32;
-    if config.vcpus == 0 || config.vcpus > maximum {
-        return Err(MachineError::VcpuCount { requested: config.vcpus, maximum });
+    if spec.cpus == 0 || spec.cpus > maximum {
+        return Err(MachineError::VcpuCount { requested: spec.cpus, maximum });
     }
-    if config.memory < MachineConfig::MINIMUM_MEMORY || !config.memory.is_multiple_of(4096) {
-        let minimum = MachineConfig::MINIMUM_MEMORY;
-        return Err(MachineError::MemorySize { requested: config.memory, minimum });
+    if spec.memory.0 < MachineSpec::MINIMUM_MEMORY || !spec.memory.0.is_multiple_of(4096) {
+        let minimum = MachineSpec::MINIMUM_MEMORY;
+        return Err(MachineError::MemorySize { requested: spec.memory.0, minimum });
     }
     // One interrupt is the entropy device's, and one the IOMMU's. On PCI there is no such limit, and
     // the topology checks those that there are.
-    let maximum = gsi::VIRTIO_MMIO.len() - 1 - usize::from(config.iommu.is_some());
-    let requested = config.memory_devices.len();
-    if config.virtio_transport == VirtioTransport::Mmio && requested > maximum {
+    let maximum = gsi::VIRTIO_MMIO.len() - 1 - usize::from(spec.iommu.is_some());
+    let requested = spec.virtio_mem.len();
+    if spec.transport == VirtioTransport::Mmio && requested > maximum {
         return Err(MachineError::TooManyDevices { requested, maximum });
     }
     Ok(())

@@ -3,6 +3,7 @@
 use devices::virtio::mem::ResizeError;
 use thiserror::Error;
 
+use super::files::InitrdError;
 use crate::arch::x86_64::boot::BootError;
 use crate::board::memory_device::MemoryDeviceError;
 use crate::board::worker::WorkerError;
@@ -41,6 +42,8 @@ pub enum MachineError {
     MemoryDevice(#[from] MemoryDeviceError),
     #[error(transparent)]
     Boot(#[from] BootError),
+    #[error(transparent)]
+    Initrd(#[from] InitrdError),
     #[error(transparent)]
     Symbols(#[from] SymbolFileError),
     #[error(transparent)]

@@ -1,9 +1,19 @@
 //! The files of a machine, opened once: what is at a path when a machine restarts may be another file.
 
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::config::MachineConfig;
+use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use thiserror::Error;
+
+use super::control::MachineControl;
 use super::error::MachineError;
+use super::spec::MachineSpec;
 use crate::arch::x86_64::boot::KernelFile;
 use crate::memory::backing::KeptFile;
 use crate::symbols::SymbolFile;
@@ -12,6 +22,8 @@ use crate::symbols::SymbolFile;
 pub struct Files {
     /// The kernel image.
     pub kernel: KernelFile,
+    /// The contents of the initramfs; empty for none.
+    pub initrd: Vec<u8>,
     /// Where names of the kernel's functions are, if that is a file.
     pub symbols: Option<Arc<SymbolFile>>,
     /// What RAM is in.
@@ -20,15 +32,73 @@ pub struct Files {
     pub memory_devices: Vec<KeptFile>,
 }
 
+/// An initramfs that cannot be had.
+#[derive(Debug, Error)]
+#[error("cannot read the initramfs {}: {reason}", path.display())]
+pub struct InitrdError {
+    path: PathBuf,
+    reason: InitrdProblem,
+}
+
+#[derive(Debug, Error)]
+enum InitrdProblem {
+    #[error(transparent)]
+    Read(#[from] io::Error),
+    #[error("it has more bytes than the machine has memory")]
+    TooLarge,
+    #[error("it is empty; specify none for a machine without an initramfs")]
+    Empty,
+}
+
 impl Files {
-    /// Opens what is read. Memory gets its files when its sizes have been checked.
-    pub fn open(config: &MachineConfig) -> Result<Self, MachineError> {
-        let symbols = config.symbols.as_deref().map(SymbolFile::open).transpose()?;
+    /// Opens what is read, and reads the initramfs. Memory gets its files when its sizes have been
+    /// checked.
+    pub fn open(spec: &MachineSpec, control: &MachineControl) -> Result<Self, MachineError> {
+        let kernel = KernelFile::open(&spec.kernel)?;
+        let symbols = spec.symbols.as_deref().map(SymbolFile::open).transpose()?;
+        let initrd = match &spec.initrd {
+            None => Some(Vec::new()),
+            Some(path) => read_initrd(path, spec.memory.0, || control.is_stopped())
+                .map_err(|reason| InitrdError { path: path.clone(), reason })?,
+        };
         Ok(Self {
-            kernel: KernelFile::open(&config.kernel)?,
+            kernel,
+            initrd: initrd.ok_or(MachineError::Stopped)?,
             symbols: symbols.map(Arc::new),
             ram: KeptFile::default(),
-            memory_devices: config.memory_devices.iter().map(|_| KeptFile::default()).collect(),
+            memory_devices: spec.virtio_mem.iter().map(|_| KeptFile::default()).collect(),
         })
     }
+}
+
+/// Reads an initramfs of at most `memory` bytes, which may come through a pipe, and slowly. None if
+/// `is_stopped` says so before there is all of it.
+fn read_initrd(
+    path: &Path,
+    memory: u64,
+    is_stopped: impl Fn() -> bool,
+) -> Result<Option<Vec<u8>>, InitrdProblem> {
+    /// As much is read at a time.
+    const LONGEST: usize = 1 << 20;
+    /// Nothing wakes a thread that waits for a file.
+    const INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    // A pipe that nobody writes to yet is waited for below, where a stop is noticed.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let mut initrd = Vec::new();
+    while !is_stopped() {
+        // A pipe that nobody has opened to write is not at its end, though a read would say so.
+        match poll(&mut [PollFd::new(&file, PollFlags::IN)], Some(&INTERVAL)) {
+            Ok(0) | Err(Errno::INTR) => continue,
+            result => result.map_err(io::Error::from)?,
+        };
+        initrd.reserve(LONGEST);
+        match rustix::io::read(&file, spare_capacity(&mut initrd)) {
+            Ok(0) if initrd.is_empty() => return Err(InitrdProblem::Empty),
+            Ok(0) => return Ok(Some(initrd)),
+            Ok(_) if initrd.len() as u64 > memory => return Err(InitrdProblem::TooLarge),
+            Ok(_) | Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(error) => return Err(io::Error::from(error).into()),
+        }
+    }
+    Ok(None)
 }

@@ -1,31 +1,35 @@
 //! One virtual machine: built from its parts, run, and ended in order.
 
 mod builder;
-mod config;
 mod control;
 mod error;
 mod files;
 mod memmap;
+mod probe;
 mod running;
+mod spec;
 mod status;
 
 use log::info;
 
-pub use config::{IommuConfig, MachineConfig, OnReset, ProbeConfig, VirtioTransport};
 pub use control::MachineControl;
 pub use devices::virtio::iommu::{EndpointStatus, IommuStatus};
 pub use devices::virtio::mem::RequestCounters;
 pub use error::{MachineError, NotRunning, ResizeRefused};
+pub use files::InitrdError;
+pub use probe::ProbeConfig;
+pub use spec::{IommuConfig, IommuKind, MachineSpec, OnReset, VirtioTransport};
 pub use status::{MachineStatus, Resizing};
 
 pub use crate::board::memory_device::{
     Enforcement, MemoryDeviceConfig, MemoryDeviceError, MemoryDeviceStatus,
 };
 pub use crate::board::pci::{PciFunctionStatus, PciPlace, PciRangeStatus, PciStatus};
-pub use crate::board::serial::SerialEndpoint;
+pub use crate::board::serial::{SerialEndpoint, SerialEndpoints};
 pub use crate::exit::Ending;
 
 use crate::board::serial::SerialWires;
+use crate::size::Size;
 use crate::sync::lock;
 use builder::Builder;
 use control::Phase;
@@ -34,7 +38,7 @@ use running::Running;
 
 /// A machine. Dropping it ends it.
 pub struct Machine {
-    config: MachineConfig,
+    spec: MachineSpec,
     files: Files,
     serial: Vec<SerialWires>,
     control: MachineControl,
@@ -43,35 +47,34 @@ pub struct Machine {
 
 impl Machine {
     /// Builds a machine and lets it run. A guest that resets it is attended to by [`Self::wait`].
-    pub fn start(config: MachineConfig) -> Result<Self, MachineError> {
-        Self::start_with(config, MachineControl::default())
+    pub fn start(spec: MachineSpec, serial: SerialEndpoints) -> Result<Self, MachineError> {
+        Self::start_with(spec, serial, MachineControl::default())
     }
 
     /// The same for a machine that `control` is for, by which it may be stopped while it starts.
     pub fn start_with(
-        mut config: MachineConfig,
+        spec: MachineSpec,
+        serial: SerialEndpoints,
         control: MachineControl,
     ) -> Result<Self, MachineError> {
-        let endpoints = [&mut config.console, &mut config.agent]
-            .map(|endpoint| std::mem::replace(endpoint, SerialEndpoint::null()));
-        let files = Files::open(&config)?;
+        let files = Files::open(&spec, &control)?;
         // From here on dropping the machine puts away what has been started.
-        let mut machine = Self { config, files, serial: Vec::new(), control, running: None };
-        for endpoint in endpoints {
+        let mut machine = Self { spec, files, serial: Vec::new(), control, running: None };
+        for endpoint in [serial.console, serial.agent] {
             let wires = SerialWires::start(endpoint)
                 .map_err(MachineError::host("cannot start a serial port"))?;
             machine.serial.push(wires);
         }
         machine.build()?;
-        if machine.config.on_reset == OnReset::End {
+        if machine.spec.on_reset == OnReset::End {
             // The guest has a copy, and nobody will ask for another.
-            machine.config.initrd = Vec::new();
+            machine.files.initrd = Vec::new();
         }
         Ok(machine)
     }
 
     fn build(&mut self) -> Result<(), MachineError> {
-        let builder = Builder::new(&self.config, &mut self.files, &self.serial, &self.control)?;
+        let builder = Builder::new(&self.spec, &mut self.files, &self.serial, &self.control)?;
         let built = builder.build();
         // Whatever it was that could not be made for the end of the machine.
         if self.control.ending.get() == Some(Ending::Stopped) {
@@ -96,7 +99,7 @@ impl Machine {
     pub fn wait(mut self) -> Ending {
         loop {
             let ending = self.control.ending.wait();
-            if !ending.is_reset() || self.config.on_reset == OnReset::End {
+            if !ending.is_reset() || self.spec.on_reset == OnReset::End {
                 self.shut_down();
                 return ending;
             }
@@ -118,9 +121,8 @@ impl Machine {
         self.end_threads();
         // What is left of the old machine goes before the new one comes: there may not be room for both.
         if let Phase::Running(parts) = std::mem::take(&mut *lock(&self.control.phase)) {
-            for (config, device) in self.config.memory_devices.iter_mut().zip(&parts.memory_devices)
-            {
-                config.requested = device.requested();
+            for (config, device) in self.spec.virtio_mem.iter_mut().zip(&parts.memory_devices) {
+                config.requested = Size(device.requested());
             }
         }
         self.control.ending.forget_reset();

@@ -11,22 +11,29 @@ use std::sync::Arc;
 use log::warn;
 use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom, StatFs};
 use rustix::io::Errno;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// What a piece of guest memory is made of.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Backing {
     /// Private anonymous memory.
     #[default]
     Anonymous,
     /// A memfd, which other processes can be given.
     Memfd,
-    /// Pages of the host's pool of huge pages. The pool may be used up, so they are taken when they
-    /// are plugged, always: a guest that touched one that is not there would be ended.
-    Hugetlb(HugePageSize),
+    /// Pages of 2 MiB of the host's pool of huge pages. The pool may be used up, so they are taken when
+    /// they are plugged, always: a guest that touched one that is not there would be ended.
+    #[serde(rename = "hugetlb-2m")]
+    Hugetlb2M,
+    /// Likewise, pages of 1 GiB.
+    #[serde(rename = "hugetlb-1g")]
+    Hugetlb1G,
     /// A file, shared with whoever else maps it. It is made if it is not there; if it is, it holds
     /// nothing but a hole, as it does again in the end.
-    File(PathBuf),
+    File(#[schemars(extend("format" = "path"))] PathBuf),
 }
 
 /// The sizes of x86's huge pages.
@@ -116,7 +123,8 @@ impl Backing {
     pub fn page_size(&self) -> u64 {
         match self {
             Self::Anonymous | Self::Memfd => PAGE,
-            Self::Hugetlb(size) => size.bytes(),
+            Self::Hugetlb2M => HugePageSize::Size2M.bytes(),
+            Self::Hugetlb1G => HugePageSize::Size1G.bytes(),
             Self::File(path) => file_system(path)
                 .filter(|file_system| file_system.f_type == libc::HUGETLBFS_MAGIC)
                 .map_or(PAGE, |file_system| file_system.f_bsize as u64),
@@ -127,7 +135,7 @@ impl Backing {
     /// likes (mbind(2)).
     pub(super) fn obeys_memory_policy(&self) -> bool {
         match self {
-            Self::Anonymous | Self::Memfd | Self::Hugetlb(_) => true,
+            Self::Anonymous | Self::Memfd | Self::Hugetlb2M | Self::Hugetlb1G => true,
             Self::File(path) => file_system(path).is_some_and(|file_system| {
                 [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC].contains(&file_system.f_type)
             }),
@@ -139,15 +147,8 @@ impl Backing {
         let (file, outlasts) = match self {
             Self::Anonymous => return Ok(None),
             Self::Memfd => (memfd(MemfdFlags::empty(), size).map_err(BackingError::Memfd)?, false),
-            Self::Hugetlb(page_size) => {
-                let flag = match page_size {
-                    HugePageSize::Size2M => MemfdFlags::HUGE_2MB,
-                    HugePageSize::Size1G => MemfdFlags::HUGE_1GB,
-                };
-                let file = memfd(MemfdFlags::HUGETLB | flag, size)
-                    .map_err(|source| BackingError::Hugetlb { size: *page_size, source })?;
-                (file, false)
-            }
+            Self::Hugetlb2M => (hugetlb_memfd(HugePageSize::Size2M, size)?, false),
+            Self::Hugetlb1G => (hugetlb_memfd(HugePageSize::Size1G, size)?, false),
             Self::File(path) => (open_file(path, size)?, true),
         };
         Ok(Some(MemoryFile { file: Arc::new(file), outlasts, size }))
@@ -219,6 +220,15 @@ fn memfd(flags: MemfdFlags, size: u64) -> io::Result<File> {
     Ok(file)
 }
 
+fn hugetlb_memfd(page_size: HugePageSize, size: u64) -> Result<File, BackingError> {
+    let flag = match page_size {
+        HugePageSize::Size2M => MemfdFlags::HUGE_2MB,
+        HugePageSize::Size1G => MemfdFlags::HUGE_1GB,
+    };
+    memfd(MemfdFlags::HUGETLB | flag, size)
+        .map_err(|source| BackingError::Hugetlb { size: page_size, source })
+}
+
 /// A file of `size` bytes with nothing in it: unplugged memory has no contents, and whatever was
 /// there would be lost.
 fn open_file(path: &Path, size: u64) -> Result<File, BackingError> {
@@ -264,8 +274,8 @@ mod tests {
     #[test]
     fn c1_pages_are_as_large_as_the_backing_has_them() {
         assert_eq!(Backing::Memfd.page_size(), 4096);
-        assert_eq!(Backing::Hugetlb(HugePageSize::Size2M).page_size(), 2 << 20);
-        assert_eq!(Backing::Hugetlb(HugePageSize::Size1G).page_size(), 1 << 30);
+        assert_eq!(Backing::Hugetlb2M.page_size(), 2 << 20);
+        assert_eq!(Backing::Hugetlb1G.page_size(), 1 << 30);
         assert_eq!(Backing::File("not/there/yet".into()).page_size(), 4096);
     }
 

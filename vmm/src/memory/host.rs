@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use log::error;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, MmapRegion,
@@ -19,16 +21,23 @@ use super::{MemoryError, numa};
 use crate::sync::Cancellation;
 
 /// How guest memory is had from the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct HostMemoryConfig {
-    /// What it is made of.
+    /// What the memory is made of.
     pub backing: Backing,
     /// Ask the host for transparent huge pages, or for none, where a backing can have them.
     pub huge_pages: bool,
-    /// Take memory from the host when it is plugged, and not as it is touched.
+    /// Take memory from the host in advance, and not as it is accessed.
     pub prealloc: bool,
-    /// The one NUMA node of the host that it comes from.
+    /// The one NUMA node of the host that the memory comes from; any if there is none given.
     pub host_node: Option<u16>,
+}
+
+impl Default for HostMemoryConfig {
+    fn default() -> Self {
+        Self { backing: Backing::default(), huge_pages: true, prealloc: false, host_node: None }
+    }
 }
 
 impl HostMemoryConfig {
@@ -39,9 +48,8 @@ impl HostMemoryConfig {
 }
 
 impl From<Backing> for HostMemoryConfig {
-    /// Memory that comes as it is touched, from anywhere, in huge pages.
     fn from(backing: Backing) -> Self {
-        Self { backing, huge_pages: true, prealloc: false, host_node: None }
+        Self { backing, ..Self::default() }
     }
 }
 

@@ -6,10 +6,9 @@ use tempfile::TempDir;
 use vm_memory::Bytes;
 
 use super::*;
-use crate::memory::backing::HugePageSize;
 
 const MIB: u64 = 1 << 20;
-const HUGE_PAGES: Backing = Backing::Hugetlb(HugePageSize::Size2M);
+const HUGE_PAGES: Backing = Backing::Hugetlb2M;
 
 fn map(size: u64, config: impl Into<HostMemoryConfig>) -> Result<HostMemory, MemoryError> {
     HostMemory::map(GuestAddress(1 << 30), size, &config.into(), &mut KeptFile::default())

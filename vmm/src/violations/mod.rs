@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use devices::pci::{AddressSpace, Direction, RefusalReason};
 use log::warn;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What was not there when it was accessed.
@@ -194,7 +195,7 @@ pub struct Offender {
 
 /// What becomes of an access to an unplugged block, by a vCPU or by a device. It is counted and
 /// answered in any case.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ViolationPolicy {
     /// It is kept and logged.

@@ -1,13 +1,15 @@
 //! Sizes as people write them.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::Serialize;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A number of bytes. Written as `4096`, `64K`, `512M`, `1.5G`, `1T`; `8GiB` and `8gb` mean the
-/// same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+/// same. In JSON and the like it is such a text, or a number of bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
 
 const UNITS: [(char, u32); 4] = [('T', 40), ('G', 30), ('M', 20), ('K', 10)];
@@ -65,6 +67,37 @@ impl fmt::Display for Size {
     }
 }
 
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "invalid size: expected bytes, or a text such as \"1.5G\"")]
+        enum Spelling {
+            Bytes(u64),
+            Text(String),
+        }
+        match Spelling::deserialize(deserializer)? {
+            Spelling::Bytes(bytes) => Ok(Self(bytes)),
+            Spelling::Text(text) => text.parse().map_err(de::Error::custom),
+        }
+    }
+}
+
+impl JsonSchema for Size {
+    fn schema_name() -> Cow<'static, str> {
+        "Size".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": ["string", "integer"], "minimum": 0, "format": "size" })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,6 +137,18 @@ mod tests {
             "0.99999999999999999999999999999999999999999G",
         ] {
             assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn data_has_sizes_as_text_or_in_bytes() {
+        for json in ["\"1.5G\"", "1610612736"] {
+            assert_eq!(serde_json::from_str::<Size>(json).unwrap(), Size(3 << 29));
+        }
+        assert_eq!(serde_json::to_string(&Size(3 << 29)).unwrap(), "\"1536M\"");
+        for (json, reason) in [("\"1Q\"", "\"1Q\""), ("-1", "expected bytes"), ("true", "1.5G")] {
+            let message = serde_json::from_str::<Size>(json).unwrap_err().to_string();
+            assert!(message.contains(reason), "{message:?} should say {reason:?}");
         }
     }
 

@@ -45,6 +45,7 @@ pub fn named_where_hidden(directory: &Path, words: &[OsString]) -> Named {
 /// A word as a whole, and its parts.
 fn names_in(word: &OsStr) -> impl Iterator<Item = &OsStr> {
     let parts = word.as_bytes().split(|byte| SEPARATORS.contains(byte)).map(OsStr::from_bytes);
+    let parts = parts.filter(move |&part| part != word);
     [word].into_iter().chain(parts).filter(|name| !name.is_empty())
 }
 

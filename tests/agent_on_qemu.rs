@@ -10,20 +10,24 @@ use support::linux::kernel;
 use testvm::guest::{End, Errno, GuestError, Observe, OpenFlags, Signal};
 use testvm::initramfs::Initramfs;
 use testvm::kernel::GuestKernel;
-use testvm::vm::{Accelerator, BUS, DRIVER, Iommu, Special, Vm, VmConfig, VmError, Vmm};
+use testvm::vm::{Accelerator, BUS, DRIVER, Iommu, Vm, VmConfig, VmError, Vmm};
+use vmm::{MemoryDeviceConfig, Size};
 
 const PAGE: u64 = 4096;
 
 fn boot(kernel: &GuestKernel, initramfs: &Initramfs) -> Vm {
-    let config = VmConfig {
-        vmm: Vmm::Qemu(Accelerator::Tcg, Iommu::Virtio),
+    let requested = 256 * MIB;
+    let device =
+        MemoryDeviceConfig { requested: Size(requested), ..MemoryDeviceConfig::new(1024 * MIB) };
+    let vmm = Vmm::Qemu(Accelerator::Tcg, Iommu::Virtio);
+    Vm::boot(&VmConfig {
         vcpus: 2,
-        parameters: "memhp_default_state=online_movable",
-        requested: 256 * MIB,
-        special: Special::None,
-    };
-    Vm::boot(kernel, initramfs, config)
-        .unwrap_or_else(|trouble| panic!("{trouble}\n{}", trouble.console))
+        initrd: initramfs.build(),
+        parameters: "memhp_default_state=online_movable".to_owned(),
+        memory_devices: vec![device],
+        ..VmConfig::new(vmm, kernel.image().to_owned())
+    })
+    .unwrap_or_else(|trouble| panic!("{trouble}\n{}", trouble.console))
 }
 
 #[test]

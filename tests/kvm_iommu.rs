@@ -4,10 +4,11 @@
 mod support;
 
 use support::MIB;
-use support::linux::{Linux, LinuxConfig, kernel};
+use support::linux::{Linux, kernel, machine};
 use testvm::guest::{Level, Observe, OpenFlags};
+use testvm::vm::{IommuConfig, VmConfig};
 use vmm::machine::IommuStatus;
-use vmm::{IommuConfig, MemoryDeviceConfig, ProbeConfig, Size, VirtioTransport};
+use vmm::{MemoryDeviceConfig, ProbeConfig, Size, VirtioTransport};
 
 const TRANSPORTS: [VirtioTransport; 2] = [VirtioTransport::Mmio, VirtioTransport::Pci];
 
@@ -15,28 +16,18 @@ const TRANSPORTS: [VirtioTransport; 2] = [VirtioTransport::Mmio, VirtioTransport
 const MODULES: [&str; 5] =
     ["virtio_mmio", "virtio_pci", "virtio_iommu", "virtio_mem", "virtio_rng"];
 
-fn config(
-    virtio_transport: VirtioTransport,
-    bypass: bool,
-    modules: &'static [&'static str],
-) -> LinuxConfig<'static> {
-    LinuxConfig {
+/// Boots, and loads the modules in their order.
+fn boot(name: &str, virtio_transport: VirtioTransport, bypass: bool, modules: &[&str]) -> Linux {
+    let linux = Linux::boot(&VmConfig {
         virtio_transport,
-        modules,
         memory_devices: vec![MemoryDeviceConfig {
             requested: Size(128 * MIB),
             ..MemoryDeviceConfig::new(1024 * MIB)
         }],
         probes: vec![ProbeConfig::default()],
-        iommu: Some(IommuConfig { bypass, ..IommuConfig::default() }),
-        ..LinuxConfig::default()
-    }
-}
-
-/// Boots, and loads the modules in their order.
-fn boot(name: &str, config: LinuxConfig<'static>) -> Linux {
-    let modules = config.modules;
-    let linux = Linux::boot(&kernel(name), config);
+        iommu: Some(IommuConfig::Virtio { bypass }),
+        ..machine(&kernel(name), modules)
+    });
     for module in modules {
         linux.guest.load_module(module, "").outcome().unwrap();
     }
@@ -63,7 +54,7 @@ fn refused(iommu: &IommuStatus) -> u64 {
 fn devices_work_through_it_on_each_transport() {
     for name in ["protected", "debian-6.12-cloud"] {
         for transport in TRANSPORTS {
-            let linux = boot(name, config(transport, false, &MODULES));
+            let linux = boot(name, transport, false, &MODULES);
             // Devices whose drivers came before the IOMMU's are probed again later.
             linux.wait_until_converged(0);
             linux.wait_until("the kernel has the entropy device", || {
@@ -90,8 +81,8 @@ fn devices_work_through_it_on_each_transport() {
 fn without_a_driver_devices_bypass_it_or_reach_nothing() {
     // Linux 6.1 as Debian builds it has no driver of a virtio IOMMU.
     for (bypass, works) in [(true, true), (false, false)] {
-        let config = config(VirtioTransport::Pci, bypass, &["virtio_pci", "virtio_mem"]);
-        let linux = boot("debian-6.1-cloud", config);
+        let modules = ["virtio_pci", "virtio_mem"];
+        let linux = boot("debian-6.1-cloud", VirtioTransport::Pci, bypass, &modules);
         if works {
             linux.wait_until_converged(0);
         } else {

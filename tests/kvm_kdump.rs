@@ -9,10 +9,11 @@ use object::Endianness;
 use object::elf::{FileHeader64, PT_LOAD};
 use object::read::elf::{FileHeader, ProgramHeader};
 use support::MIB;
-use support::linux::kernel;
+use support::linux::{kernel, machine};
 use testvm::guest::{File, OpenFlags};
 use testvm::initramfs::Initramfs;
-use testvm::vm::{BUS, DRIVER, Special, Vm, VmConfig, Vmm};
+use testvm::vm::{BUS, DRIVER, Vm, VmConfig};
+use vmm::{MemoryDeviceConfig, Size, VirtioTransport};
 
 const BLOCK: u64 = 2 * MIB;
 /// One of Linux's memory blocks, and a part of the next.
@@ -60,23 +61,27 @@ fn l8_a_crash_kernel_dumps_plugged_memory_only() {
         .with_modules(modules())
         .with_file("crash-kernel", fs::read(kernel.image()).unwrap())
         .with_file("crash-initramfs", Initramfs::new().with_modules(modules()).build());
-    let config = VmConfig {
-        vmm: Vmm::Moat,
-        vcpus: 1,
-        parameters: "crashkernel=128M memhp_default_state=online_movable",
-        requested: PLUGGED,
-        special: Special::None,
-    };
-    let mut vm = Vm::boot(&kernel, &initramfs, config).map_err(|trouble| trouble.error).unwrap();
+    let requested = PLUGGED;
+    let mut vm = Vm::boot(&VmConfig {
+        initrd: initramfs.build(),
+        parameters: "crashkernel=128M memhp_default_state=online_movable".to_owned(),
+        virtio_transport: VirtioTransport::Pci,
+        memory_devices: vec![MemoryDeviceConfig {
+            requested: Size(requested),
+            ..MemoryDeviceConfig::new(1024 * MIB)
+        }],
+        ..machine(&kernel, &[])
+    })
+    .unwrap_or_else(|trouble| panic!("{trouble}\n{}", trouble.console));
     vm.load_driver().unwrap();
     let held = vm.guest.spawn().unwrap().allocate(PLUGGED).unwrap();
     held.fill(SEED).unwrap();
     let command_line = "console=ttyS0 nr_cpus=1";
     vm.guest.load_crash_kernel("/crash-kernel", "/crash-initramfs", command_line).unwrap();
-    let requests = vm.witness().unwrap().requests;
+    let requests = vm.counters().unwrap().requests;
 
     vm.guest.crash().unwrap();
-    vm.guest = vm.guest.wait_to_restart(PATIENCE).unwrap();
+    vm.guest.wait_to_restart(PATIENCE).unwrap();
     assert_eq!(vm.device().unwrap().plugged, PLUGGED, "a crash unplugs nothing");
     let process = vm.guest.spawn().unwrap();
     let dump = Dump::open(process.open("/proc/vmcore", OpenFlags::RDONLY).unwrap());
@@ -87,7 +92,7 @@ fn l8_a_crash_kernel_dumps_plugged_memory_only() {
     // The control: without the driver nobody tells the crash kernel what is not there.
     let unplugged = region.start + PLUGGED;
     assert_eq!(dump.file.read_at(offset(unplugged), 8).unwrap(), [0xff; 8]);
-    let before = vm.witness().unwrap();
+    let before = vm.counters().unwrap();
     assert!(before.violations.reads > 0, "{before:?}");
 
     vm.start_driver().unwrap();
@@ -104,7 +109,7 @@ fn l8_a_crash_kernel_dumps_plugged_memory_only() {
         }
     }
     assert!(with_contents > 0, "the process had some of it");
-    let after = vm.witness().unwrap();
+    let after = vm.counters().unwrap();
     assert_eq!(after.violations, before.violations);
     assert!(after.requests.state > requests.state, "it asks the device: {after:?}");
     assert_eq!(vm.device().unwrap().plugged, PLUGGED);

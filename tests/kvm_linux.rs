@@ -9,12 +9,12 @@ use std::io::Write;
 use std::sync::Arc;
 
 use support::kallsyms::{Kallsyms, KernelSymbol};
-use support::linux::{Linux, LinuxConfig, kernel, lasting_vcpus};
+use support::linux::{Linux, kernel, lasting_vcpus, machine};
 use support::{GIB, MIB, resident, rounds};
 use tempfile::TempDir;
 use testvm::guest::{Errno, Observe, OpenFlags, Outcome};
-use testvm::initramfs::Initramfs;
-use testvm::vm::{BUS, DRIVER, Special, Vm, VmConfig, Vmm};
+use testvm::kernel::GuestKernel;
+use testvm::vm::{BUS, DRIVER, VmConfig};
 use vm_memory::GuestAddress;
 use vmm::arch::x86_64::boot::BootProtocol;
 use vmm::memory::backing::Backing;
@@ -36,16 +36,16 @@ const TRANSPORTS: [VirtioTransport; 2] = [VirtioTransport::Mmio, VirtioTransport
 
 /// What a test of memory gives its guest. Only movable memory can always be unplugged.
 fn growing(
+    kernel: &GuestKernel,
     virtio_transport: VirtioTransport,
     memory_devices: Vec<MemoryDeviceConfig>,
-) -> LinuxConfig<'static> {
-    LinuxConfig {
+) -> VmConfig {
+    VmConfig {
         vcpus: lasting_vcpus(2),
         virtio_transport,
-        parameters: "memhp_default_state=online_movable",
-        modules: &["virtio_mmio", BUS, DRIVER],
+        parameters: "memhp_default_state=online_movable".to_owned(),
         memory_devices,
-        ..LinuxConfig::default()
+        ..machine(kernel, &["virtio_mmio", BUS, DRIVER])
     }
 }
 
@@ -62,8 +62,8 @@ fn every_kernel_boots_with_1_and_4_vcpus() {
         for (vcpus, online, virtio_transport) in
             [(1, "0", VirtioTransport::Mmio), (4, "0-3", VirtioTransport::Pci)]
         {
-            let config = LinuxConfig { vcpus, virtio_transport, ..LinuxConfig::default() };
-            let linux = Linux::boot(&kernel(name), config);
+            let config = VmConfig { vcpus, virtio_transport, ..machine(&kernel(name), &[]) };
+            let linux = Linux::boot(&config);
             let cpus = linux.guest.read_text("/sys/devices/system/cpu/online").unwrap();
             assert_eq!(cpus.trim(), online, "{name}");
             linux.guest.power_off().unwrap();
@@ -77,14 +77,14 @@ fn every_entry_and_memory_size_boots() {
     let kernel = kernel("protected");
     let vmlinux = kernel.vmlinux().expect("our own kernel has a vmlinux").to_owned();
     for (protocol, image) in [
-        (BootProtocol::Linux64, None),
-        (BootProtocol::Linux64, Some(&vmlinux)),
-        (BootProtocol::Pvh, Some(&vmlinux)),
+        (BootProtocol::Linux64, kernel.image()),
+        (BootProtocol::Linux64, &vmlinux),
+        (BootProtocol::Pvh, &vmlinux),
     ] {
         for memory in [128 * MIB, 5 * GIB] {
-            let config =
-                LinuxConfig { memory, image: image.cloned(), protocol, ..LinuxConfig::default() };
-            let linux = Linux::boot(&kernel, config);
+            let image = image.to_owned();
+            let config = VmConfig { memory, kernel: image, protocol, ..machine(&kernel, &[]) };
+            let linux = Linux::boot(&config);
             let total = linux.guest.meminfo().unwrap().total();
             assert!(total > memory * 3 / 4 && total <= memory, "{total} of {memory}");
         }
@@ -93,8 +93,7 @@ fn every_entry_and_memory_size_boots() {
 
 #[test]
 fn eight_vcpus_come_up() {
-    let config = LinuxConfig { vcpus: 8, ..LinuxConfig::default() };
-    let linux = Linux::boot(&kernel("protected"), config);
+    let linux = Linux::boot(&VmConfig { vcpus: 8, ..machine(&kernel("protected"), &[]) });
     let cpus = linux.guest.read_text("/sys/devices/system/cpu/online").unwrap();
     assert_eq!(cpus.trim(), "0-7");
 }
@@ -105,8 +104,8 @@ fn boots_in_a_row_never_fail() {
     for round in 0..rounds("MOAT_TEST_BOOTS", 20) {
         let vcpus = lasting_vcpus(1 + (round / 2 % 2) as u32 * 3);
         let virtio_transport = TRANSPORTS[round as usize % 2];
-        let config = LinuxConfig { vcpus, virtio_transport, ..LinuxConfig::default() };
-        let linux = Linux::boot(&kernel, config);
+        let config = VmConfig { vcpus, virtio_transport, ..machine(&kernel, &[]) };
+        let linux = Linux::boot(&config);
         linux.guest.power_off().unwrap();
         assert_eq!(linux.ending(), Ending::PowerOff, "boot {round}");
     }
@@ -117,7 +116,7 @@ fn l7_a_guest_ends_as_it_says() {
     for name in ["debian-6.1-cloud", "debian-6.12-cloud", "protected"] {
         let kernel = kernel(name);
         let vcpus = lasting_vcpus(2);
-        let boot = || Linux::boot(&kernel, LinuxConfig { vcpus, ..LinuxConfig::default() });
+        let boot = || Linux::boot(&VmConfig { vcpus, ..machine(&kernel, &[]) });
         let linux = boot();
         linux.guest.reboot().unwrap();
         assert_eq!(linux.ending(), Ending::Reset, "{name} reboots");
@@ -125,7 +124,7 @@ fn l7_a_guest_ends_as_it_says() {
         linux.guest.halt().unwrap();
         assert_eq!(linux.ending(), Ending::Halt, "{name} halts");
     }
-    let linux = Linux::boot(&kernel("protected"), LinuxConfig::default());
+    let linux = Linux::boot(&machine(&kernel("protected"), &[]));
     linux.guest.crash().unwrap();
     assert_eq!(linux.ending(), Ending::Panic);
 }
@@ -141,15 +140,19 @@ fn l7_every_way_to_reboot_is_a_reset() {
             ("reboot=t", Ending::TripleFault),
         ] {
             for virtio_transport in TRANSPORTS {
-                let config = LinuxConfig { parameters, virtio_transport, ..LinuxConfig::default() };
-                let linux = Linux::boot(&kernel, config);
+                let linux = Linux::boot(&VmConfig {
+                    parameters: parameters.to_owned(),
+                    virtio_transport,
+                    ..machine(&kernel, &[])
+                });
                 linux.guest.reboot().unwrap();
                 assert_eq!(linux.ending(), ending, "{name}, {parameters}, {virtio_transport:?}");
             }
         }
         let on_reset = OnReset::Restart;
-        let config = LinuxConfig { parameters: "reboot=t", on_reset, ..LinuxConfig::default() };
-        let linux = Linux::boot(&kernel, config).reboot();
+        let parameters = "reboot=t".to_owned();
+        let config = VmConfig { parameters, on_reset, ..machine(&kernel, &[]) };
+        let linux = Linux::boot(&config).reboot();
         linux.guest.power_off().unwrap();
         assert_eq!(linux.ending(), Ending::PowerOff, "{name}");
     }
@@ -167,12 +170,11 @@ fn i3_l7_a_machine_that_starts_again_has_nothing_plugged_and_leaks_nothing() {
     for (transport, backing) in TRANSPORTS.into_iter().zip(backings) {
         let memory = backing.into();
         let device = MemoryDeviceConfig { memory, ..device(GIB, 256 * MIB, 2 * MIB) };
-        let config = LinuxConfig {
+        let mut linux = Linux::boot(&VmConfig {
             vcpus: 1,
             on_reset: OnReset::Restart,
-            ..growing(transport, vec![device])
-        };
-        let mut linux = Linux::boot(&kernel("protected"), config);
+            ..growing(&kernel("protected"), transport, vec![device])
+        });
         let mut first = None;
         for round in 0..rounds("MOAT_TEST_REBOOTS", 4) {
             load_driver(&linux);
@@ -200,8 +202,8 @@ fn i3_l7_a_machine_that_starts_again_has_nothing_plugged_and_leaks_nothing() {
 fn l1_blocks_larger_and_smaller_than_linuxs_memory_blocks() {
     let transports = TRANSPORTS.into_iter().cycle();
     for (block_size, transport) in [MIB, 4 * MIB, 256 * MIB].into_iter().zip(transports) {
-        let config = growing(transport, vec![device(GIB, 512 * MIB, block_size)]);
-        let linux = Linux::boot(&kernel("protected"), config);
+        let devices = vec![device(GIB, 512 * MIB, block_size)];
+        let linux = Linux::boot(&growing(&kernel("protected"), transport, devices));
         load_driver(&linux);
         linux.wait_until_converged(0);
         linux.control.resize("mem0", 0).unwrap();
@@ -215,6 +217,7 @@ fn l1_blocks_larger_and_smaller_than_linuxs_memory_blocks() {
 fn l2_several_devices_grow_on_their_own() {
     const TIB: u64 = 1 << 40;
     let config = growing(
+        &kernel("protected"),
         VirtioTransport::Pci,
         vec![
             device(128 * MIB, 128 * MIB, 2 * MIB),
@@ -225,7 +228,7 @@ fn l2_several_devices_grow_on_their_own() {
             },
         ],
     );
-    let linux = Linux::boot(&kernel("protected"), config);
+    let linux = Linux::boot(&config);
     let before = linux.guest.meminfo().unwrap().total();
     load_driver(&linux);
     (0..3).for_each(|index| linux.wait_until_converged(index));
@@ -257,7 +260,7 @@ fn l2_c10_each_device_grows_the_node_it_is_on() {
     {
         let on_node = |node| MemoryDeviceConfig { node, ..device(GIB, 0, 2 * MIB) };
         let devices = vec![on_node(Some(1)), on_node(Some(2)), on_node(None)];
-        let linux = Linux::boot(&kernel(name), growing(virtio_transport, devices));
+        let linux = Linux::boot(&growing(&kernel(name), virtio_transport, devices));
         load_driver(&linux);
         let ram = of_node(&linux, 0);
         let mut expected = [ram, 0, 0];
@@ -280,8 +283,8 @@ fn l9_a_suspended_guest_finds_its_memory_as_it_was_or_refuses_to_suspend() {
     for (name, transport, suspends) in
         [("debian-6.1", VirtioTransport::Pci, false), ("debian-6.12", VirtioTransport::Mmio, true)]
     {
-        let config = growing(transport, vec![device(GIB, 256 * MIB, 2 * MIB)]);
-        let linux = Linux::boot(&kernel(name), config);
+        let devices = vec![device(GIB, 256 * MIB, 2 * MIB)];
+        let linux = Linux::boot(&growing(&kernel(name), transport, devices));
         load_driver(&linux);
         linux.wait_until_converged(0);
         let held = linux.guest.spawn().unwrap().allocate(300 * MIB).unwrap();
@@ -312,17 +315,11 @@ fn l9_a_suspended_guest_finds_its_memory_as_it_was_or_refuses_to_suspend() {
 fn l6_q4_random_resizes_under_load_lose_nothing() {
     const LOAD: u64 = 160 * MIB;
     const SEED: u64 = 0x6d6f_6174;
-    let kernel = kernel("protected");
-    let config = VmConfig {
-        vmm: Vmm::Moat,
+    let devices = vec![device(GIB, GIB, 2 * MIB)];
+    let vm = Linux::boot(&VmConfig {
         vcpus: lasting_vcpus(4),
-        parameters: "memhp_default_state=online_movable",
-        requested: GIB,
-        special: Special::None,
-    };
-    let modules = kernel.modules(&[BUS, DRIVER]).unwrap();
-    let initramfs = Initramfs::new().with_modules(modules);
-    let vm = Vm::boot(&kernel, &initramfs, config).map_err(|trouble| trouble.error).unwrap();
+        ..growing(&kernel("protected"), VirtioTransport::Pci, devices)
+    });
     vm.load_driver().unwrap();
     let holder = vm.guest.spawn().unwrap();
     let held = holder.allocate(LOAD).unwrap();
@@ -339,7 +336,7 @@ fn l6_q4_random_resizes_under_load_lose_nothing() {
             // The others overtake a request that is under way.
             let requested = vm.device().unwrap().requested;
             let what = format!("round {round}: {requested:#x} bytes are plugged");
-            vm.wait_until(&what, || Ok(vm.device()?.plugged == requested)).unwrap();
+            vm.wait_until(&what, || vm.device().unwrap().plugged == requested);
         }
         if round % 10 == 9 {
             assert_eq!(held.verify(SEED).unwrap().wrong_words, 0, "round {round}");
@@ -352,9 +349,9 @@ fn l6_q4_random_resizes_under_load_lose_nothing() {
     holder.kill().unwrap();
     hammering.kill().unwrap();
     vm.resize(0).unwrap();
-    let witness = vm.witness().unwrap();
-    assert_eq!((witness.requests.error, witness.requests.busy), (0, 0), "{witness:?}");
-    assert_eq!(witness.violations, Default::default());
+    let counters = vm.counters().unwrap();
+    assert_eq!((counters.requests.error, counters.requests.busy), (0, 0), "{counters:?}");
+    assert_eq!(counters.violations, Default::default());
     vm.power_off().unwrap();
 }
 
@@ -366,8 +363,7 @@ fn functions_have_the_names_that_the_guest_has_for_them_wherever_kaslr_puts_it()
     const MSR_LSTAR: u64 = 0xc000_0082;
     const LINKED_AT: u64 = 0xffff_ffff_8100_0000;
     for name in ["debian-5.10", "debian-6.1-cloud", "debian-6.12-cloud"] {
-        let config = LinuxConfig { modules: &["msr"], ..LinuxConfig::default() };
-        let linux = Linux::boot(&kernel(name), config);
+        let linux = Linux::boot(&machine(&kernel(name), &["msr"]));
         linux.guest.load_module("msr", "").unwrap();
         let process = linux.guest.spawn().unwrap();
         let msrs = process.open("/dev/cpu/0/msr", OpenFlags::RDONLY).unwrap();
@@ -419,7 +415,7 @@ fn functions_of_our_kernel_have_the_names_that_its_vmlinux_has_for_them() {
     const LINKED_FOR: u64 = 0xffff_ffff_8000_0000;
     let kernel = kernel("protected");
     let vmlinux = kernel.vmlinux().expect("our own kernel has a vmlinux");
-    let linux = Linux::boot(&kernel, LinuxConfig::default());
+    let linux = Linux::boot(&machine(&kernel, &[]));
     let from_file = GuestSymbols::from_file(Arc::new(SymbolFile::open(vmlinux).unwrap()));
     let functions = Symbols::from_file(vmlinux).unwrap();
     let lstar = functions.address_of(ENTRY).unwrap();

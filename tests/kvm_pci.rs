@@ -7,9 +7,10 @@ use std::fs;
 use std::ops::RangeInclusive;
 
 use devices::pci::{Counters, RefusalReason};
-use support::linux::{Linux, LinuxConfig, kernel};
+use support::linux::{Linux, kernel, machine};
 use support::lspci::{self, PciSysfs, complaints};
 use testvm::guest::{Level, Mapping, OpenFlags, PciFunction, Process, Protection, Sharing};
+use testvm::vm::VmConfig;
 use vmm::machine::{MachineError, PciFunctionStatus, PciRangeStatus};
 use vmm::violations::{Offender, Privilege, Target};
 use vmm::{
@@ -33,12 +34,11 @@ fn boot(name: &str) -> Linux {
         ProbeConfig { place: PciPlace::RootPort { access_control: true }, functions: 2, ..probe() };
     let alone = ProbeConfig { place: PciPlace::RootPort { access_control: false }, ..probe() };
     let behind_bridge = ProbeConfig { place: PciPlace::ConventionalBridge, ..probe() };
-    let config = LinuxConfig {
+    Linux::boot(&VmConfig {
         virtio_transport: VirtioTransport::Pci,
         probes: vec![probe(), behind_port, alone, behind_bridge],
-        ..LinuxConfig::default()
-    };
-    Linux::boot(&kernel(name), config)
+        ..machine(&kernel(name), &[])
+    })
 }
 
 fn probe() -> ProbeConfig {
@@ -290,8 +290,8 @@ fn a_doorbell_rings_where_linux_has_moved_it() {
     const DRIVERS: [&str; 2] = ["virtio_pci", "virtio_rng"];
     let address = "00:01.0";
     let virtio_transport = VirtioTransport::Pci;
-    let config = LinuxConfig { virtio_transport, modules: &DRIVERS, ..LinuxConfig::default() };
-    let linux = Linux::boot(&kernel("protected"), config);
+    let config = VmConfig { virtio_transport, ..machine(&kernel("protected"), &DRIVERS) };
+    let linux = Linux::boot(&config);
     for driver in DRIVERS {
         linux.guest.load_module(driver, "").unwrap();
     }

@@ -8,9 +8,10 @@ use std::time::Duration;
 use agent_protocol::{Fault, OpenFlags, Protection, Sharing, Signal};
 use bare_metal::virtio_mem::{Answer, Completion, Driver, write_descriptor};
 use bare_metal::{Exception, Program};
-use support::linux::{Linux, LinuxConfig, kernel};
+use support::linux::{Linux, kernel, machine};
 use support::{GIB, MIB, ProgramMachine};
 use testvm::guest::GuestError;
+use testvm::vm::VmConfig;
 use virtio_driver::Buffer;
 use vmm::violations::{Offender, Operation, Privilege, Target, ViolationCounters, ViolationPolicy};
 use vmm::{Ending, MachineControl, MemoryDeviceConfig, Size};
@@ -287,8 +288,8 @@ fn linux_goes_on_after_a_report_and_is_stopped_if_it_is_to_be() {
     for name in ["debian-6.1", "debian-6.12", "protected"] {
         let boot = |on_violation| {
             let device = MemoryDeviceConfig { on_violation, ..MemoryDeviceConfig::new(GIB) };
-            let config = LinuxConfig { memory_devices: vec![device], ..LinuxConfig::default() };
-            let linux = Linux::boot(&kernel(name), config);
+            let config = VmConfig { memory_devices: vec![device], ..machine(&kernel(name), &[]) };
+            let linux = Linux::boot(&config);
             let process = linux.guest.spawn().unwrap();
             let memory = process.open("/dev/mem", OpenFlags::RDWR).unwrap();
             let address = linux.control.status().unwrap().memory_devices[0].address + GIB - PAGE;
@@ -333,14 +334,13 @@ fn is_clearing(symbol: &str) -> bool {
 fn linux_takes_a_machine_check_for_an_error_of_memory() {
     const PAGE: u64 = 4096;
     for name in ["debian-6.1", "debian-6.12-cloud", "protected"] {
-        let config = LinuxConfig {
+        let linux = Linux::boot(&VmConfig {
             memory_devices: vec![MemoryDeviceConfig {
                 on_violation: ViolationPolicy::MachineCheck,
                 ..MemoryDeviceConfig::new(GIB)
             }],
-            ..LinuxConfig::default()
-        };
-        let linux = Linux::boot(&kernel(name), config);
+            ..machine(&kernel(name), &[])
+        });
         // No driver has come, and none may read beyond the usable part of the region.
         let address = linux.control.status().unwrap().memory_devices[0].address + GIB - PAGE;
         let process = linux.guest.spawn().unwrap();
@@ -361,8 +361,8 @@ fn linux_takes_a_machine_check_for_an_error_of_memory() {
         let instruction = reader.accessor.instruction.as_deref();
         assert!(instruction.is_some_and(|text| text.contains("mov")), "{name}: {reader:?}");
         linux.wait_until("the kernel says so", || {
-            let printed = linux.printed();
-            let said = |text: &str| printed.contains(text);
+            let printed = linux.console();
+            let said = |text: &str| printed.as_str().contains(text);
             said("Machine Check Exception") && said(&format!("ADDR {:x}", address + 8))
         });
         map().in_process().read_from(&zero, 0, 0, 8).unwrap_err();
@@ -381,9 +381,12 @@ fn linux_takes_a_machine_check_for_an_error_of_memory() {
             // A kernel with a pvpanic driver has no time to say why.
             Ending::Panic => {}
             Ending::Reset => {
-                let printed = linux.printed();
+                let printed = linux.console();
                 for said in ["Kernel panic", &format!("ADDR {address:x}")] {
-                    assert!(printed.contains(said), "{name} should say {said:?}: {printed}");
+                    assert!(
+                        printed.as_str().contains(said),
+                        "{name} should say {said:?}: {printed:?}"
+                    );
                 }
             }
             other => panic!("{name}: {other}"),

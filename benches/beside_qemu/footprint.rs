@@ -8,14 +8,13 @@ use std::fs;
 
 use anyhow::Context;
 
-use crate::{
-    contender::RAM_MIB,
-    report::{Figure, Unit},
-    vm::Vm,
-};
+use crate::report::{Figure, Unit};
 
 pub const TOTAL: Figure = Figure::new("resident memory, idle at /init", Unit::Mebibytes);
 pub const NOT_GUEST_MEMORY: Figure = Figure::new("of it not guest memory", Unit::Mebibytes);
+
+/// RAM of every guest.
+const RAM_MEBIBYTES: f64 = 512.0;
 
 /// MiB.
 #[derive(Default)]
@@ -24,9 +23,9 @@ pub struct Footprint {
     pub not_guest_memory: f64,
 }
 
-/// The footprint of a VM as it is now.
-pub fn measure(vm: &Vm) -> anyhow::Result<Footprint> {
-    let path = format!("/proc/{}/smaps", vm.id());
+/// The footprint of a monitor's process as it is now.
+pub fn measure(process: u32) -> anyhow::Result<Footprint> {
+    let path = format!("/proc/{process}/smaps");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     parse(&text).with_context(|| format!("{path} is not of its documented form"))
 }
@@ -39,7 +38,7 @@ fn parse(smaps: &str) -> Option<Footprint> {
         let Some((name, value)) = line.split_once(':') else { continue };
         let mebibytes = || Some(value.trim().strip_suffix(" kB")?.parse::<f64>().ok()? / 1024.0);
         match name {
-            "Size" => is_guest_memory = mebibytes()? >= RAM_MIB as f64,
+            "Size" => is_guest_memory = mebibytes()? >= RAM_MEBIBYTES,
             "Rss" => {
                 footprint.total += mebibytes()?;
                 if !is_guest_memory {

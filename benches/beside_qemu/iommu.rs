@@ -7,21 +7,19 @@
 //! The entropy device gives Linux 64 bytes at a time, and for each time Linux maps its buffer, and unmaps
 //! it later. What a VMM can do about that is to translate fast. Linux's own part is in all figures.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use testvm::{
-    guest::{
-        Guest as Agent, GuestError, Mapping, Observe, OpenFlags, PciFunction, Process, VfioDevice,
-    },
-    vm::{Accelerator, Iommu, Vmm},
+    guest::{Mapping, Observe, OpenFlags, Process, VfioDevice},
+    vm::{BUS, IommuConfig, Vm, VmConfig},
 };
+use vmm::{ProbeConfig, VirtioTransport};
 
 use crate::{
-    contender::{Contender, Guest, Programs, Setup},
+    bare_metal_vm::microseconds,
+    monitor::{self, Guests, Monitor},
     report::{Figure, Report, Unit},
-    subject::microseconds,
-    vm::Vm,
 };
 
 const MAP: Figure = Figure::new("a page mapped by VFIO", Unit::Microseconds);
@@ -38,63 +36,65 @@ const PAGE: u64 = 4096;
 const PAGES: u64 = 1024;
 const IOVA: u64 = 0xa000_0000;
 
-const BOOT: Duration = Duration::from_secs(120);
+/// moat and QEMU with everything on PCI.
+const MONITORS: [Monitor; 2] =
+    [Monitor { virtio_transport: VirtioTransport::Pci, ..Monitor::MOAT }, Monitor::QEMU_Q35];
 
 /// Asks them all in turn.
-pub fn section(programs: &Programs, runs: usize, report: &mut Report) -> anyhow::Result<()> {
+pub fn section(guests: &Guests, runs: usize, report: &mut Report) -> anyhow::Result<()> {
     let mut plain = Vec::new();
-    for contender in Contender::ON_PCI {
-        plain.push((contender, Subject::boot(programs, contender)?));
+    for monitor in MONITORS {
+        plain.push((monitor, EntropyVm::boot(guests, monitor, None)?));
     }
     let mut behind = Vec::new();
-    for contender in Contender::BEHIND_IOMMU {
-        let subject = Subject::boot(programs, contender)?;
-        let assigned = Assigned::open(&subject, contender)?;
-        behind.push((contender, subject, assigned));
+    for monitor in MONITORS {
+        let iommu = IommuConfig::Virtio { bypass: true };
+        let vm = EntropyVm::boot(guests, monitor, Some(iommu))?;
+        let assigned = Assigned::open(&vm)?;
+        behind.push((monitor, vm, assigned));
     }
     for round in 0..=runs {
         eprintln!("round {round} of {runs}: IOMMU");
         let mut samples = Vec::new();
-        for (contender, subject) in &plain {
-            samples.push((READ_4K, *contender, subject.read(4 << 10)?));
-            samples.push((READ_64K, *contender, subject.read(64 << 10)?));
+        for (monitor, vm) in &plain {
+            samples.push((READ_4K, *monitor, vm.read(4 << 10)?));
+            samples.push((READ_64K, *monitor, vm.read(64 << 10)?));
         }
-        for (contender, subject, assigned) in &behind {
-            samples.push((READ_4K_BEHIND, *contender, subject.read(4 << 10)?));
-            samples.push((READ_64K_BEHIND, *contender, subject.read(64 << 10)?));
-            let (map, unmap) = assigned.map_and_unmap(subject)?;
-            samples.push((MAP, *contender, map));
-            samples.push((UNMAP, *contender, unmap));
+        for (monitor, vm, assigned) in &behind {
+            samples.push((READ_4K_BEHIND, *monitor, vm.read(4 << 10)?));
+            samples.push((READ_64K_BEHIND, *monitor, vm.read(64 << 10)?));
+            let (map, unmap) = assigned.map_and_unmap(vm)?;
+            samples.push((MAP, *monitor, map));
+            samples.push((UNMAP, *monitor, unmap));
         }
         if round > 0 {
-            for (figure, contender, sample) in samples {
-                report.add(figure, contender, sample);
+            for (figure, monitor, sample) in samples {
+                report.add(figure, monitor, sample);
             }
         }
     }
     Ok(())
 }
 
-/// A guest that drives an entropy device.
-struct Subject {
-    guest: Agent,
+/// A VM whose guest drives an entropy device, and has an idle function.
+struct EntropyVm {
+    vm: Vm,
     process: Process,
     buffer: Mapping,
-    _vm: Vm,
 }
 
-impl Subject {
-    fn boot(programs: &Programs, contender: Contender) -> anyhow::Result<Self> {
-        let setup = Setup { guest: Guest::Linux, vcpus: 1, memory_device: None };
-        let (vm, agent) = Vm::start(programs, contender, &setup)?;
-        let guest = Agent::connect(agent, BOOT).map_err(|error| vm.trouble(error))?;
-        guest.load_module("virtio_pci", "")?;
-        guest.load_module("virtio_rng", "")?;
-        let process = guest.spawn()?;
+impl EntropyVm {
+    fn boot(guests: &Guests, monitor: Monitor, iommu: Option<IommuConfig>) -> anyhow::Result<Self> {
+        let probes = vec![ProbeConfig::default()];
+        let config = VmConfig { entropy: true, probes, iommu, ..monitor.linux(guests) };
+        let vm = monitor::boot(monitor, &config)?;
+        vm.guest.load_module(BUS, "")?;
+        vm.guest.load_module("virtio_rng", "")?;
+        let process = vm.guest.spawn()?;
         let buffer = process.allocate(PAGES * PAGE)?;
         // So that it is there.
         buffer.fill(1)?;
-        Ok(Self { guest, process, buffer, _vm: vm })
+        Ok(Self { vm, process, buffer })
     }
 
     /// Microseconds that a read(2) of so many bytes takes, and nothing else.
@@ -125,30 +125,22 @@ impl Subject {
 struct Assigned(VfioDevice);
 
 impl Assigned {
-    fn open(subject: &Subject, contender: Contender) -> anyhow::Result<Self> {
-        let Subject { guest, process, .. } = subject;
+    fn open(vm: &EntropyVm) -> anyhow::Result<Self> {
+        let EntropyVm { vm, process, .. } = vm;
+        let (guest, idle) = (&vm.guest, vm.vmm().endpoints().idle);
         guest.load_module("vfio_iommu_type1", "allow_unsafe_interrupts=1 disable_hugepages=1")?;
         guest.load_module("vfio_pci", "").outcome()?;
-        let function = idle_function(guest, contender)?.context("there is no idle function")?;
+        let function = guest.pci_function(idle.vendor, idle.device)?;
+        let function = function.context("there is no idle function")?;
         function.bind("vfio-pci")?;
         Ok(Self(VfioDevice::open(process, &function)?))
     }
 
     /// Microseconds that a page takes to be mapped, and to be unmapped.
-    fn map_and_unmap(&self, subject: &Subject) -> anyhow::Result<(f64, f64)> {
+    fn map_and_unmap(&self, vm: &EntropyVm) -> anyhow::Result<(f64, f64)> {
         let (container, length) = (self.0.container(), PAGES * PAGE);
-        let ((), map) = subject.clock(|| container.map_dma(IOVA, &subject.buffer, length))?;
-        let ((), unmap) = subject.clock(|| container.unmap_dma(IOVA, length))?;
+        let ((), map) = vm.clock(|| container.map_dma(IOVA, &vm.buffer, length))?;
+        let ((), unmap) = vm.clock(|| container.unmap_dma(IOVA, length))?;
         Ok((map / PAGES as f64, unmap / PAGES as f64))
     }
-}
-
-/// The function that no driver is made for.
-fn idle_function(guest: &Agent, contender: Contender) -> Result<Option<PciFunction>, GuestError> {
-    let vmm = match contender.is_qemu() {
-        true => Vmm::Qemu(Accelerator::Kvm, Iommu::Virtio),
-        false => Vmm::Moat,
-    };
-    let idle = vmm.endpoints().idle;
-    guest.pci_function(idle.vendor, idle.device)
 }

@@ -1,23 +1,21 @@
 //! moat beside QEMU: the same kernel and the same initramfs, on the same KVM, in the same minutes.
 //!
 //! `scripts/bench` builds all that is needed and runs this where KVM works. Every VMM is a process of
-//! its own, started from its own binary (`moat run`, `qemu-system-x86_64`), and every guest has 1 vCPU
-//! and 512 MiB, unless a section says otherwise. The VMMs take turns in every round, so that whatever
+//! its own, started from its own binary (`moat run`, `qemu-system-x86_64`: the first that PATH leads to),
+//! and every guest has 1 vCPU and 512 MiB, unless a section says otherwise. The VMMs take turns in every round, so that whatever
 //! else the host does meets them alike. Nothing is asserted here: figures are for people to read, and
 //! a figure of one run on one host says little without the ratio beside it.
 
-mod contender;
-mod control;
+mod backings;
+mod bare_metal_vm;
 mod footprint;
 mod iommu;
+mod large_region;
+mod monitor;
 mod report;
 mod requests;
 mod resize;
-mod spread;
 mod start;
-mod subject;
-mod touched;
-mod vm;
 mod withdrawal;
 
 use std::{fs, path::PathBuf};
@@ -29,7 +27,7 @@ use testvm::{initramfs::Initramfs, kernel::GuestKernel};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tempfile::TempDir;
 
-use contender::Programs;
+use monitor::Guests;
 use report::{Report, host_is_emulated};
 
 /// Measures moat beside QEMU.
@@ -38,15 +36,6 @@ struct Arguments {
     /// Kernel of the guests: a directory as scripts/guest-kernel makes it
     #[arg(long, value_name = "DIR")]
     kernel: Option<PathBuf>,
-    /// moat
-    #[arg(long, value_name = "PATH", default_value = env!("CARGO_BIN_EXE_moat"))]
-    moat: PathBuf,
-    /// QEMU
-    #[arg(long, value_name = "PATH", default_value = "qemu-system-x86_64")]
-    qemu: PathBuf,
-    /// Where QEMU's firmware is, if not where it looks by itself
-    #[arg(long, value_name = "DIR")]
-    qemu_firmware: Option<PathBuf>,
     /// How often everything is measured, after a first time that does not count
     #[arg(long, value_name = "N", default_value_t = 5)]
     runs: usize,
@@ -71,9 +60,9 @@ enum Section {
     /// virtio-mem requests
     Requests,
     /// The same in a region of 1 TiB
-    Spread,
+    LargeRegion,
     /// UNPLUG of touched memory, by what it is made of
-    Touched,
+    Backings,
     /// The first touch of unplugged memory, by the number of vCPUs
     Withdrawal,
     /// virtio-iommu requests, and DMA through it
@@ -117,22 +106,14 @@ fn main() -> anyhow::Result<()> {
     ])?;
     // Memory, wherever it can be had: a disk is not what is measured.
     let directory = TempDir::new()?;
-    let initramfs = directory.path().join("initramfs");
-    fs::write(&initramfs, Initramfs::new().with_modules(modules).build())?;
     let image = directory.path().join("bzImage");
     fs::copy(kernel.image(), &image)?;
     let bare_metal = directory.path().join("program");
     bare_metal::write_elf(&bare_metal);
-    let programs = Programs {
-        moat: arguments.moat,
-        qemu: arguments.qemu,
-        qemu_firmware: arguments.qemu_firmware,
-        kernel: image,
-        initramfs,
-        program: bare_metal,
-    };
+    let initramfs = Initramfs::new().with_modules(modules).build();
+    let guests = Guests { kernel: image, initramfs, program: bare_metal };
 
-    let mut report = Report::new(&programs, kernel.release(), arguments.runs)?;
+    let mut report = Report::new(kernel.release(), arguments.runs)?;
     for section in Section::value_variants() {
         if !arguments.only.is_empty() && !arguments.only.contains(section) {
             continue;
@@ -141,15 +122,15 @@ fn main() -> anyhow::Result<()> {
             Section::Start => start::section,
             Section::Resize => resize::section,
             Section::Requests => requests::section,
-            Section::Spread => spread::section,
-            Section::Touched => touched::section,
+            Section::LargeRegion => large_region::section,
+            Section::Backings => backings::section,
             Section::Withdrawal => withdrawal::section,
             Section::Iommu => iommu::section,
         };
         if section.has_polling_guests() && host_is_emulated() {
             share_one_cpu()?;
         }
-        measure(&programs, arguments.runs, &mut report)?;
+        measure(&guests, arguments.runs, &mut report)?;
     }
     println!("{report}");
     if let Some(path) = arguments.json {

@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, fmt, fs, process::Command};
 use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
+use testvm::vm::QEMU;
 
-use crate::contender::{Contender, Programs};
+use crate::monitor::Monitor;
 
 /// Something that is measured; less is better.
 #[derive(Clone, Copy)]
@@ -111,8 +112,8 @@ enum Samples {
 
 impl Report {
     /// A report about this host, without any figure yet.
-    pub fn new(programs: &Programs, guest_kernel: &str, runs: usize) -> anyhow::Result<Self> {
-        let version = Command::new(&programs.qemu).arg("--version").output();
+    pub fn new(guest_kernel: &str, runs: usize) -> anyhow::Result<Self> {
+        let version = Command::new(QEMU).arg("--version").output();
         let version = version.context("cannot run QEMU; is qemu-system-x86 installed?")?.stdout;
         let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
         let model =
@@ -128,17 +129,17 @@ impl Report {
     }
 
     /// One sample.
-    pub fn add(&mut self, figure: Figure, contender: Contender, sample: f64) {
-        let samples = self.row(figure).entry(contender.name).or_insert(Samples::Taken(Vec::new()));
+    pub fn add(&mut self, figure: Figure, monitor: Monitor, sample: f64) {
+        let samples = self.row(figure).entry(monitor.name).or_insert(Samples::Taken(Vec::new()));
         if let Samples::Taken(samples) = samples {
             samples.push(sample);
         }
     }
 
     /// A figure that a VMM cannot have, and why.
-    pub fn not_supported(&mut self, figure: Figure, contender: Contender, reason: &str) {
+    pub fn not_supported(&mut self, figure: Figure, monitor: Monitor, reason: &str) {
         let text = format!("not supported: {reason}");
-        self.row(figure).insert(contender.name, Samples::NotSupported(text));
+        self.row(figure).insert(monitor.name, Samples::NotSupported(text));
     }
 
     fn row(&mut self, figure: Figure) -> &mut BTreeMap<&'static str, Samples> {
@@ -179,13 +180,13 @@ impl Samples {
 
 impl Row {
     /// What a VMM has, and how moat's median compares to it.
-    fn cells(&self, contender: Contender) -> [String; 2] {
-        let Some(samples) = self.samples.get(contender.name) else {
+    fn cells(&self, monitor: Monitor) -> [String; 2] {
+        let Some(samples) = self.samples.get(monitor.name) else {
             return [String::new(), String::new()];
         };
-        let moat = self.samples.get(Contender::MOAT.name).and_then(Samples::median);
+        let moat = self.samples.get(Monitor::MOAT.name).and_then(Samples::median);
         let ratio = match (moat, samples.median()) {
-            (Some(moat), Some(other)) if contender.name != Contender::MOAT.name => {
+            (Some(moat), Some(other)) if monitor.name != Monitor::MOAT.name => {
                 format!("{:.2}", moat / other)
             }
             _ => String::new(),
@@ -196,8 +197,8 @@ impl Row {
 
 impl Report {
     /// What else is to be said of what a VMM has.
-    fn remark(&self, row: &Row, contender: Contender) -> Option<String> {
-        let median = |row: &Row| row.samples.get(contender.name)?.median();
+    fn remark(&self, row: &Row, monitor: Monitor) -> Option<String> {
+        let median = |row: &Row| row.samples.get(monitor.name)?.median();
         match row.remark {
             Remark::Nothing => None,
             Remark::Rate { bytes } => {
@@ -231,15 +232,15 @@ impl fmt::Display for Report {
         table.load_style(presets::UTF8_FULL_CONDENSED).set_header(header);
         for row in &self.figures {
             let mut name = format!("{}, {}", row.name, row.unit.symbol());
-            for contender in Contender::ALL {
-                let [value, ratio] = row.cells(contender);
+            for monitor in Monitor::ALL {
+                let [value, ratio] = row.cells(monitor);
                 if !value.is_empty() {
                     table.add_row([
                         std::mem::take(&mut name),
-                        contender.name.to_owned(),
+                        monitor.name.to_owned(),
                         value,
                         ratio,
-                        self.remark(row, contender).unwrap_or_default(),
+                        self.remark(row, monitor).unwrap_or_default(),
                     ]);
                 }
             }

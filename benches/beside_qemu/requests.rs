@@ -7,10 +7,12 @@
 
 use bare_metal::virtio_mem::{PLUG, UNPLUG};
 
+use vmm::{MemoryDeviceConfig, Size};
+
 use crate::{
-    contender::{Backing, Contender, MemoryDevice, Programs},
+    bare_metal_vm::BareMetalVm,
+    monitor::{Guests, Monitor},
     report::{Figure, Report, Unit},
-    subject::Subject,
 };
 
 const REGION: u64 = 1 << 30;
@@ -23,33 +25,32 @@ const BOTH_LARGE: Figure = Figure::request("PLUG or UNPLUG of 128 MiB, untouched
 const NOTHING: Figure =
     Figure::new("a batch of no requests, which is taken off", Unit::Microseconds);
 
-const CONTENDERS: [Contender; 4] =
-    [Contender::MOAT, Contender::MOAT_PCI, Contender::MOAT_UNENFORCED, Contender::QEMU_Q35];
+const MONITORS: [Monitor; 4] =
+    [Monitor::MOAT, Monitor::MOAT_PCI, Monitor::MOAT_UNENFORCED, Monitor::QEMU_Q35];
 
 /// Has the guests make them in turn.
-pub fn section(programs: &Programs, runs: usize, report: &mut Report) -> anyhow::Result<()> {
-    let device = MemoryDevice { size: REGION, requested: REGION, backing: Backing::Anonymous };
-    let mut subjects = Vec::new();
-    for contender in CONTENDERS {
-        subjects.push((contender, Subject::start(programs, contender, 1, device)?));
+pub fn section(guests: &Guests, runs: usize, report: &mut Report) -> anyhow::Result<()> {
+    let device = MemoryDeviceConfig { requested: Size(REGION), ..MemoryDeviceConfig::new(REGION) };
+    let mut vms = Vec::new();
+    for monitor in MONITORS {
+        vms.push((monitor, BareMetalVm::start(guests, monitor, 1, device.clone())?));
     }
     for round in 0..=runs {
         eprintln!("round {round} of {runs}: requests");
-        for (contender, subject) in &mut subjects {
-            let block = subject.driver.block_size;
+        for (monitor, vm) in &mut vms {
+            let block = vm.driver.block_size;
             let small = || 0..REGION / block;
-            let plugged = subject.clock(&subject.requests(PLUG, small(), SMALL))?;
-            let unplugged = subject.clock(&subject.requests(UNPLUG, small(), SMALL))?;
+            let plugged = vm.clock(&vm.requests(PLUG, small(), SMALL))?;
+            let unplugged = vm.clock(&vm.requests(UNPLUG, small(), SMALL))?;
             // These are so few that one batch has them all, several times.
             let large = || (0..REGION / block).step_by((LARGE / block) as usize);
-            let [plugs, unplugs] =
-                [PLUG, UNPLUG].map(|kind| subject.requests(kind, large(), LARGE));
-            let both = subject.clock(&[plugs, unplugs].concat().repeat(4))?;
+            let [plugs, unplugs] = [PLUG, UNPLUG].map(|kind| vm.requests(kind, large(), LARGE));
+            let both = vm.clock(&[plugs, unplugs].concat().repeat(4))?;
             if round > 0 {
-                report.add(PLUG_SMALL, *contender, plugged);
-                report.add(UNPLUG_SMALL, *contender, unplugged);
-                report.add(BOTH_LARGE, *contender, both);
-                report.add(NOTHING, *contender, subject.clock_nothing());
+                report.add(PLUG_SMALL, *monitor, plugged);
+                report.add(UNPLUG_SMALL, *monitor, unplugged);
+                report.add(BOTH_LARGE, *monitor, both);
+                report.add(NOTHING, *monitor, vm.clock_nothing());
             }
         }
     }

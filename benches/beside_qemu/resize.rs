@@ -10,20 +10,18 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
-use testvm::guest::Guest as Agent;
+use testvm::vm::{DRIVER, Vm, VmConfig};
+use vmm::{MemoryDeviceConfig, VirtioTransport};
 
 use crate::{
-    contender::{Backing, Contender, Guest, MemoryDevice, Programs, Setup},
-    control::Control,
+    monitor::{self, Guests, Monitor},
     report::{Figure, Report, Unit},
-    vm::Vm,
 };
 
 const GROW: Figure = Figure::new("grow by 2 GiB", Unit::Seconds);
 const SHRINK: Figure = Figure::new("shrink by 2 GiB", Unit::Seconds);
 
-const CONTENDERS: [Contender; 3] =
-    [Contender::MOAT, Contender::MOAT_UNENFORCED, Contender::QEMU_Q35];
+const MONITORS: [Monitor; 3] = [Monitor::MOAT, Monitor::MOAT_UNENFORCED, Monitor::QEMU_Q35];
 
 const REGION: u64 = 3 << 30;
 const CHANGE: u64 = 2 << 30;
@@ -32,80 +30,76 @@ const REGION_BLOCK: u64 = 32;
 /// Linux adds memory in blocks of this size to a machine this small.
 const LINUX_BLOCK: u64 = 128 << 20;
 
-const BOOT: Duration = Duration::from_secs(120);
 /// Far more than any VMM needs, in any host.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Resizes them all in turn.
-pub fn section(programs: &Programs, runs: usize, report: &mut Report) -> anyhow::Result<()> {
-    let mut subjects = Vec::new();
-    for contender in CONTENDERS {
-        eprintln!("booting {} to resize it", contender.name);
-        subjects.push((contender, Subject::boot(programs, contender)?));
+pub fn section(guests: &Guests, runs: usize, report: &mut Report) -> anyhow::Result<()> {
+    let mut vms = Vec::new();
+    for monitor in MONITORS {
+        eprintln!("booting {} to resize it", monitor.name);
+        vms.push((monitor, ResizableVm::boot(guests, monitor)?));
     }
     for round in 0..=runs {
         eprintln!("round {round} of {runs}: grow and shrink");
-        for (contender, subject) in &mut subjects {
-            let (grown, shrunk) = (subject.grow()?, subject.shrink()?);
+        for (monitor, vm) in &vms {
+            let (grown, shrunk) = (vm.grow()?, vm.shrink()?);
             if round > 0 {
-                report.add(GROW, *contender, grown);
-                report.add(SHRINK, *contender, shrunk);
+                report.add(GROW, *monitor, grown);
+                report.add(SHRINK, *monitor, shrunk);
             }
         }
     }
     for figure in [GROW, SHRINK] {
-        report.not_supported(figure, Contender::QEMU_MICROVM, "it has no place for virtio-mem");
+        report.not_supported(figure, Monitor::QEMU_MICROVM, "it has no place for virtio-mem");
     }
     Ok(())
 }
 
 /// A VM with a virtio-mem device whose driver is loaded and has plugged nothing yet.
-struct Subject {
-    control: Control,
-    guest: Agent,
-    vm: Vm,
-}
+struct ResizableVm(Vm);
 
-impl Subject {
+impl ResizableVm {
     /// Boots it.
-    fn boot(programs: &Programs, contender: Contender) -> anyhow::Result<Self> {
-        let backing = Backing::Anonymous;
-        let memory_device = Some(MemoryDevice { size: REGION, requested: 0, backing });
-        let setup = Setup { guest: Guest::Linux, vcpus: 1, memory_device };
-        let (mut vm, agent) = Vm::start(programs, contender, &setup)?;
-        let guest = Agent::connect(agent, BOOT).map_err(|error| vm.trouble(error))?;
-        let bus = if contender.is_qemu() { "virtio_pci" } else { "virtio_mmio" };
-        guest.load_module(bus, "")?;
-        guest.load_module("virtio_mem", "")?;
-        Ok(Self { control: vm.control()?, guest, vm })
+    fn boot(guests: &Guests, monitor: Monitor) -> anyhow::Result<Self> {
+        let memory_devices = vec![MemoryDeviceConfig::new(REGION)];
+        let vm = monitor::boot(monitor, &VmConfig { memory_devices, ..monitor.linux(guests) })?;
+        let bus = match monitor.virtio_transport {
+            VirtioTransport::Mmio => "virtio_mmio",
+            VirtioTransport::Pci => "virtio_pci",
+        };
+        vm.guest.load_module(bus, "")?;
+        vm.guest.load_module(DRIVER, "")?;
+        Ok(Self(vm))
     }
 
     /// Seconds to 2 GiB plugged and in use.
-    fn grow(&mut self) -> anyhow::Result<f64> {
-        let before = self.guest.meminfo()?.total();
+    fn grow(&self) -> anyhow::Result<f64> {
+        let guest = &self.0.guest;
+        let before = guest.meminfo()?.total();
         let start = Instant::now();
         self.change(CHANGE, start)?;
         let last = REGION_BLOCK + CHANGE / LINUX_BLOCK - 1;
         let online = format!("/sys/devices/system/memory/memory{last}/online");
-        while !matches!(self.guest.read_text(&online).as_deref(), Ok("1\n")) {
+        while !matches!(guest.read_text(&online).as_deref(), Ok("1\n")) {
             self.check_patience(start)?;
         }
         let seconds = start.elapsed().as_secs_f64();
-        let grown = self.guest.meminfo()?.total() - before;
+        let grown = guest.meminfo()?.total() - before;
         ensure!(grown == CHANGE, "the guest says it has {grown} bytes more, not {CHANGE}");
         Ok(seconds)
     }
 
     /// Seconds to nothing plugged.
-    fn shrink(&mut self) -> anyhow::Result<f64> {
+    fn shrink(&self) -> anyhow::Result<f64> {
         let start = Instant::now();
         self.change(0, start)?;
         Ok(start.elapsed().as_secs_f64())
     }
 
-    fn change(&mut self, bytes: u64, start: Instant) -> anyhow::Result<()> {
-        self.control.request(bytes)?;
-        while self.control.plugged()? != bytes {
+    fn change(&self, bytes: u64, start: Instant) -> anyhow::Result<()> {
+        self.0.request(bytes)?;
+        while self.0.plugged()? != bytes {
             self.check_patience(start)?;
         }
         Ok(())
@@ -113,7 +107,7 @@ impl Subject {
 
     fn check_patience(&self, start: Instant) -> anyhow::Result<()> {
         if start.elapsed() > PATIENCE {
-            bail!(self.vm.trouble(anyhow::anyhow!("no other size within {PATIENCE:?}")));
+            bail!("timed out after {PATIENCE:?} waiting for a size: {}", self.0.console().tail());
         }
         Ok(())
     }

@@ -11,10 +11,12 @@ use std::time::Instant;
 use anyhow::ensure;
 use bare_metal::virtio_mem::Answer;
 
+use vmm::{MemoryDeviceConfig, Size};
+
 use crate::{
-    contender::{Backing, Contender, MemoryDevice, Programs},
+    bare_metal_vm::{BareMetalVm, microseconds},
+    monitor::{Guests, Monitor},
     report::{Figure, Report, Unit},
-    subject::{Subject, microseconds},
 };
 
 const REGION: u64 = 1 << 30;
@@ -58,17 +60,18 @@ const TIMES: u32 = 10;
 const OTHERS: usize = 64;
 
 /// One machine after the other, for those that write never rest.
-pub fn section(programs: &Programs, runs: usize, report: &mut Report) -> anyhow::Result<()> {
-    let device = MemoryDevice { size: REGION, requested: REQUESTED, backing: Backing::Anonymous };
+pub fn section(guests: &Guests, runs: usize, report: &mut Report) -> anyhow::Result<()> {
+    let device =
+        MemoryDeviceConfig { requested: Size(REQUESTED), ..MemoryDeviceConfig::new(REGION) };
     for Case { vcpus, others_write, first, another } in CASES {
         eprintln!("touching unplugged memory, {vcpus} vCPUs, others write: {others_write}");
-        let mut subject = Subject::start(programs, Contender::MOAT, vcpus, device)?;
-        prepare(&mut subject, u64::from(vcpus) - 1, others_write)?;
+        let mut vm = BareMetalVm::start(guests, Monitor::MOAT, vcpus, device.clone())?;
+        prepare(&mut vm, u64::from(vcpus) - 1, others_write)?;
         for round in 0..=runs {
-            let (one, more) = touch(&mut subject)?;
+            let (one, more) = touch(&mut vm)?;
             if round > 0 {
-                report.add(first, Contender::MOAT, one);
-                report.add(another, Contender::MOAT, more);
+                report.add(first, Monitor::MOAT, one);
+                report.add(another, Monitor::MOAT, more);
             }
         }
     }
@@ -79,8 +82,8 @@ pub fn section(programs: &Programs, runs: usize, report: &mut Report) -> anyhow:
 const HOLE: u64 = 1;
 
 /// Plugs a block on each side of the hole, and one for each of the others.
-fn prepare(subject: &mut Subject, others: u64, others_write: bool) -> anyhow::Result<()> {
-    let Subject { program, driver, .. } = subject;
+fn prepare(vm: &mut BareMetalVm, others: u64, others_write: bool) -> anyhow::Result<()> {
+    let BareMetalVm { program, driver, .. } = vm;
     let blocks = HOLE + 2 + others;
     ensure!(driver.plug(program, 0, blocks as u16) == Answer::Ack, "no blocks");
     program.fill(driver.address, blocks * driver.block_size);
@@ -94,25 +97,25 @@ fn prepare(subject: &mut Subject, others: u64, others_write: bool) -> anyhow::Re
 }
 
 /// Microseconds of a first touch, and of another one.
-fn touch(subject: &mut Subject) -> anyhow::Result<(f64, f64)> {
+fn touch(vm: &mut BareMetalVm) -> anyhow::Result<(f64, f64)> {
     let (mut firsts, mut others) = (0.0, 0.0);
     for _ in 0..TIMES {
-        let address = subject.driver.block(HOLE);
-        let answer = subject.driver.unplug(&mut subject.program, HOLE, 1);
+        let address = vm.driver.block(HOLE);
+        let answer = vm.driver.unplug(&mut vm.program, HOLE, 1);
         ensure!(answer == Answer::Ack, "UNPLUG is answered {answer:?}");
-        let nothing = subject.clock_nothing();
-        let mut clock = |touch: &mut dyn FnMut(&mut Subject)| {
+        let nothing = vm.clock_nothing();
+        let mut clock = |touch: &mut dyn FnMut(&mut BareMetalVm)| {
             let start = Instant::now();
-            touch(subject);
+            touch(vm);
             microseconds(start.elapsed()) - nothing
         };
-        firsts += clock(&mut |subject| {
-            subject.program.read(8, address);
+        firsts += clock(&mut |vm| {
+            vm.program.read(8, address);
         });
-        others += clock(&mut |subject| {
-            subject.program.read_each([(8, address); OTHERS]);
+        others += clock(&mut |vm| {
+            vm.program.read_each([(8, address); OTHERS]);
         }) / OTHERS as f64;
-        let answer = subject.driver.plug(&mut subject.program, HOLE, 1);
+        let answer = vm.driver.plug(&mut vm.program, HOLE, 1);
         ensure!(answer == Answer::Ack, "PLUG is answered {answer:?}");
     }
     Ok((firsts / f64::from(TIMES), others / f64::from(TIMES)))

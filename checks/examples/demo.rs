@@ -10,9 +10,9 @@ use checks::report::{KernelRecord, Report, Verdict};
 use checks::runner::{self, Progress, Settings};
 use checks::suites;
 use testvm::guest::{Errno, Observe, OpenFlags, Protection as Access, Sharing};
-use testvm::initramfs::Initramfs;
 use testvm::kernel::GuestKernel;
-use testvm::vm::{ADDED_MEMORY, BUS, DRIVER, Special, Vm, VmConfig, VmError, Vmm};
+use testvm::vm::{ADDED_MEMORY, BUS, DRIVER, Vm, VmConfig, VmError, Vmm};
+use vmm::{MemoryDeviceConfig, VirtioTransport};
 
 type AnyError = Box<dyn std::error::Error>;
 
@@ -49,16 +49,13 @@ fn host() -> io::Result<()> {
 /// A guest gets a GiB and gives it back.
 fn grow_and_shrink(kernel: &GuestKernel) -> Result<(), AnyError> {
     let mut out = io::stdout();
-    let config = VmConfig {
-        vmm: Vmm::Moat,
-        vcpus: 1,
-        parameters: "memhp_default_state=online_movable",
-        requested: 0,
-        special: Special::None,
-    };
-    let modules = kernel.modules(&[BUS, DRIVER])?;
-    let initramfs = Initramfs::new().with_modules(modules);
-    let vm = Vm::boot(kernel, &initramfs, config).map_err(|t| t.error)?;
+    let vm = Vm::boot(&VmConfig {
+        parameters: "memhp_default_state=online_movable".to_owned(),
+        virtio_transport: VirtioTransport::Pci,
+        memory_devices: vec![MemoryDeviceConfig::new(GROWN)],
+        ..VmConfig::linux(Vmm::Moat, kernel, &[BUS, DRIVER])?
+    })
+    .map_err(|trouble| trouble.error)?;
     writeln!(out, "guest     Linux {}, 1 vCPU, 512 MiB", vm.guest.kernel_release())?;
     let region = vm.region();
     writeln!(
@@ -67,12 +64,12 @@ fn grow_and_shrink(kernel: &GuestKernel) -> Result<(), AnyError> {
         region.start,
         region.end - 1
     )?;
-    let witness = || vm.witness().ok_or(VmError::Absent("monitor that counts"));
+    let counters = || vm.counters().ok_or(VmError::Absent("monitor that counts"));
     let show = |when: &str| -> Result<(), AnyError> {
         let mut out = io::stdout();
         let total = vm.guest.meminfo()?.total() / MIB;
         let added = vm.guest.iomem()?.size_of(ADDED_MEMORY) / MIB;
-        let requests = witness()?.requests;
+        let requests = counters()?.requests;
         writeln!(
             out,
             "{when:<10}MemTotal {total:>4} MiB, of it {added:>4} from the device; \
@@ -96,7 +93,7 @@ fn grow_and_shrink(kernel: &GuestKernel) -> Result<(), AnyError> {
     vm.resize(0)?;
     show("shrunk")?;
     writeln!(out, "/dev/mem  mmap of the same page, unplugged: {}", allowed(&map()?))?;
-    let violations = witness()?.violations;
+    let violations = counters()?.violations;
     writeln!(
         out,
         "host saw  {} reads and {} writes of unplugged memory\n",

@@ -6,9 +6,8 @@ use std::{
 };
 
 use testvm::{
-    initramfs::Initramfs,
     kernel::GuestKernel,
-    vm::{Special, Trouble, Vm, VmConfig, VmError, Vmm},
+    vm::{Trouble, Vm, VmConfig, VmError, Vmm},
 };
 
 use crate::{
@@ -169,25 +168,14 @@ impl Run<'_> {
         cases: &mut [GuestCase],
     ) -> Result<usize, Box<Trouble>> {
         let Settings { vmm, vcpus } = self.settings;
-        let config = VmConfig {
-            vmm,
-            vcpus,
-            parameters: profile.parameters(),
-            requested: profile.requested(),
-            special: profile.special(),
-        };
         let required = cases.iter().flat_map(|case| case.scenario.requires);
         let modules: Vec<_> = required.flat_map(|it| it.modules(self.kernel, vmm)).collect();
         // What requires a module that is missing is skipped.
-        let modules = self.kernel.modules(&modules).map_err(VmError::from)?;
-        let mut initramfs = Initramfs::new().with_modules(modules);
-        if let Some(table) = profile.acpi_table() {
-            initramfs = initramfs.with_acpi_table(table);
-        }
+        let machine = profile.machine(vmm, self.kernel, &modules)?;
         let start = Instant::now();
-        let vm = Vm::boot(self.kernel, &initramfs, config)?;
+        let vm = Vm::boot(&VmConfig { vcpus, ..machine })?;
         self.guests.push(GuestRecord { profile, boot: start.elapsed() });
-        if profile.special() == Special::Iommu {
+        if profile.has_iommu() {
             vm.load_iommu_driver().map_err(|error| vm.trouble(error.into()))?;
         }
         self.run_to_the_end(profile, &vm, cases).map_err(|error| vm.trouble(error))
@@ -255,7 +243,7 @@ impl Run<'_> {
 
     /// Keeps the end of the guest's console.
     fn note(&mut self, profile: Profile, vm: &Vm, case: &GuestCase, error: &dyn Display) {
-        let (error, console) = (format!("{}: {error}", case.scenario.id), vm.console_tail());
+        let (error, console) = (format!("{}: {error}", case.scenario.id), vm.console().tail());
         self.lost_guests.push(LostGuest { profile, error, console });
     }
 

@@ -3,9 +3,18 @@
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
-use testvm::{MIB, vm::Special};
+use testvm::{
+    MIB,
+    initramfs::Initramfs,
+    kernel::GuestKernel,
+    vm::{Iommu, IommuConfig, VmConfig, VmError, Vmm},
+};
+use vmm::{MemoryDeviceConfig, PciPlace, ProbeConfig, Size, VirtioTransport};
 
 use super::misaligned_device;
+
+/// Bytes of the virtio-mem region.
+const REGION_SIZE: u64 = 1024 * MIB;
 
 /// A guest: how its kernel is started, and what its virtio-mem device requests at first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -90,7 +99,7 @@ impl Profile {
 
     /// Whether its machine has an IOMMU.
     pub fn has_iommu(self) -> bool {
-        self.special() == Special::Iommu
+        matches!(self, Self::Iommu | Self::IommuWithoutRemapping)
     }
 
     /// Bytes that the device requests when the guest starts.
@@ -103,18 +112,60 @@ impl Profile {
         }
     }
 
-    /// What is special about its machine.
-    pub fn special(self) -> Special {
-        match self {
-            Self::Overlaid | Self::OverlaidRelaxed => Special::LargeBar,
-            Self::Iommu | Self::IommuWithoutRemapping => Special::Iommu,
-            _ => Special::None,
+    /// Its machine, with these modules in its initramfs.
+    pub fn machine(
+        self,
+        vmm: Vmm,
+        kernel: &GuestKernel,
+        modules: &[&str],
+    ) -> Result<VmConfig, VmError> {
+        let mut initramfs = Initramfs::new().with_modules(kernel.modules(modules)?);
+        if self == Self::Misaligned {
+            initramfs = initramfs.with_acpi_table(misaligned_device::acpi_table());
         }
+        let device = MemoryDeviceConfig {
+            requested: Size(self.requested()),
+            ..MemoryDeviceConfig::new(REGION_SIZE)
+        };
+        Ok(VmConfig {
+            initrd: initramfs.build(),
+            // What goes wrong before there is a driver for the console is printed, too.
+            parameters: format!("earlyprintk=ttyS0,115200 {}", self.parameters()),
+            virtio_transport: VirtioTransport::Pci,
+            memory_devices: vec![device],
+            entropy: true,
+            probes: self.probes(),
+            nic: self.has_iommu() && vmm != Vmm::Moat,
+            iommu: self.has_iommu().then(|| match vmm.iommu() {
+                Iommu::Virtio => IommuConfig::Virtio { bypass: vmm == Vmm::Moat },
+                Iommu::Intel => IommuConfig::Intel,
+            }),
+            ..VmConfig::new(vmm, kernel.image().to_owned())
+        })
     }
 
-    /// An ACPI table in its initramfs.
-    pub fn acpi_table(self) -> Option<Vec<u8>> {
-        (self == Self::Misaligned).then(misaligned_device::acpi_table)
+    /// The first is the one that is idle. With an IOMMU there are two in one slot, two behind a bridge to
+    /// conventional PCI, and one behind each of two root ports, without access control and with.
+    fn probes(self) -> Vec<ProbeConfig> {
+        let idle = ProbeConfig::default();
+        match self {
+            // A BAR as large as the virtio-mem region.
+            Self::Overlaid | Self::OverlaidRelaxed => {
+                vec![ProbeConfig { memory: REGION_SIZE as u32, ..idle }]
+            }
+            Self::Iommu | Self::IommuWithoutRemapping => {
+                let at = |place| ProbeConfig { place, ..idle };
+                vec![
+                    idle,
+                    ProbeConfig { functions: 2, ..idle },
+                    at(PciPlace::ConventionalBridge),
+                    at(PciPlace::ConventionalBridge),
+                    at(PciPlace::RootPort { access_control: false }),
+                    at(PciPlace::RootPort { access_control: true }),
+                ]
+            }
+            _ => vec![idle],
+        }
     }
 }
 

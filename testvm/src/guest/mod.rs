@@ -76,10 +76,10 @@ impl Guest {
 
     /// Waits for the guest to boot again, after [`reboot`](Self::reboot), or after
     /// [`crash`](Self::crash) with a crash kernel loaded. Its processes are gone.
-    pub fn wait_to_restart(self, boot: Duration) -> Result<Self, GuestError> {
-        let hello = self.channel.reopen(boot)?;
-        let clerk = Process::spawn(&self.channel)?;
-        Ok(Self { channel: self.channel, kernel_release: hello.kernel_release, clerk })
+    pub fn wait_to_restart(&mut self, boot: Duration) -> Result<(), GuestError> {
+        self.kernel_release = self.channel.reopen(boot)?.kernel_release;
+        self.clerk = Process::spawn(&self.channel)?;
+        Ok(())
     }
 
     /// How long each question may take from now on.

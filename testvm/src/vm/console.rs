@@ -50,6 +50,11 @@ impl From<&[u8]> for ConsoleText {
 }
 
 impl ConsoleText {
+    /// All of it that was kept.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// The last lines.
     pub fn tail(&self) -> String {
         let lines: Vec<&str> = self.0.lines().collect();

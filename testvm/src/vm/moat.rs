@@ -1,7 +1,7 @@
-//! moat's own machine.
+//! moat's own machine, in this process.
 
 use std::{
-    io::{self, Write},
+    io,
     net::Shutdown,
     os::unix::net::UnixStream,
     sync::mpsc,
@@ -9,22 +9,15 @@ use std::{
     time::Duration,
 };
 
-use tempfile::NamedTempFile;
 use vmm::{
-    Ending, IommuConfig, Machine as MoatMachine, MachineControl, MachineSpec, MemoryDeviceConfig,
-    PciPlace, ProbeConfig, SerialEndpoint, SerialEndpoints, Size, VirtioTransport,
+    Ending, Machine as MoatMachine, MachineControl, MachineSpec, SerialEndpoint, SerialEndpoints,
+    Size,
 };
 
-use super::{
-    BarAccesses, Machine, MemoryDevice, RAM, REGION_SIZE, Special, VmConfig, VmError, Witness,
-    console::{Console, ConsoleText},
-};
-use crate::{guest::PciAddress, kernel::GuestKernel};
-
-const DEVICE: &str = "mem0";
+use super::{ConsoleText, IommuConfig, Machine, MemoryDevice, VmConfig, VmError, console::Console};
 
 /// A machine of moat's, in this process.
-pub struct Moat {
+pub(super) struct Moat {
     control: MachineControl,
     ending: mpsc::Receiver<Ending>,
     watcher: Option<JoinHandle<()>>,
@@ -32,31 +25,14 @@ pub struct Moat {
 }
 
 impl Moat {
-    /// Starts one; gives the agent's end of its serial port too.
-    pub fn start(
-        kernel: &GuestKernel,
-        initrd: Vec<u8>,
-        config: &VmConfig,
-    ) -> Result<(Self, UnixStream), VmError> {
+    /// Starts one; gives the far end of its second serial port too.
+    pub(super) fn start(config: &VmConfig) -> Result<(Self, UnixStream), VmError> {
         let console = Console::default();
         let (ours, theirs) = UnixStream::pair()?;
+        let mut spec = machine_spec(config)?;
         // It is read once.
-        let mut file = NamedTempFile::new()?;
-        file.write_all(&initrd)?;
-        let spec = MachineSpec {
-            cpus: config.vcpus,
-            memory: Size(RAM),
-            initrd: Some(file.path().to_owned()),
-            transport: VirtioTransport::Pci,
-            probe: probes(config.special),
-            iommu: (config.special == Special::Iommu).then(IommuConfig::default),
-            cmdline: Some(config.command_line()),
-            virtio_mem: vec![MemoryDeviceConfig {
-                requested: Size(config.requested),
-                ..MemoryDeviceConfig::new(REGION_SIZE)
-            }],
-            ..MachineSpec::new(kernel.image().to_owned())
-        };
+        let initrd = config.initrd_file()?;
+        spec.initrd = initrd.as_ref().map(|file| file.path().to_owned());
         let serial = SerialEndpoints {
             console: SerialEndpoint {
                 name: "the console",
@@ -81,32 +57,17 @@ impl Moat {
 }
 
 impl Machine for Moat {
-    fn memory_device(&self) -> Result<MemoryDevice, VmError> {
-        let status = self.control.status()?.memory_devices.remove(0);
-        Ok(MemoryDevice {
-            region: status.address..status.address + status.size,
-            requested: status.requested,
-            plugged: status.plugged,
-        })
+    fn memory_device(&self, name: &str) -> Result<MemoryDevice, VmError> {
+        MemoryDevice::of(self.control.status()?, name)
     }
 
-    fn request(&self, bytes: u64) -> Result<(), VmError> {
-        self.control.resize(DEVICE, bytes)?;
+    fn request(&self, name: &str, bytes: u64) -> Result<(), VmError> {
+        self.control.resize(name, bytes)?;
         Ok(())
     }
 
-    fn witness(&self) -> Option<Witness> {
-        let status = self.control.status().ok()?.memory_devices.remove(0);
-        Some(Witness { violations: status.violations, requests: status.requests })
-    }
-
-    fn bar_accesses(&self, function: PciAddress) -> Option<BarAccesses> {
-        let functions = self.control.status().ok()?.pci?.functions;
-        let address = function.to_string();
-        let counters =
-            functions.into_iter().find(|function| address.ends_with(&function.address))?.counters;
-        let decoded = counters.reads + counters.writes;
-        Some(BarAccesses { decoded, refused: counters.refused })
+    fn control(&self) -> Option<&MachineControl> {
+        Some(&self.control)
     }
 
     fn wait_for_end(&self, patience: Duration) -> Option<Ending> {
@@ -128,23 +89,34 @@ impl Drop for Moat {
     }
 }
 
-/// The idle one comes first.
-fn probes(special: Special) -> Vec<ProbeConfig> {
-    let probe = ProbeConfig::default;
-    match special {
-        Special::None => vec![probe()],
-        Special::LargeBar => vec![ProbeConfig { memory: REGION_SIZE as u32, ..probe() }],
-        Special::Iommu => {
-            let behind_port = |access_control| PciPlace::RootPort { access_control };
-            vec![
-                probe(),
-                ProbeConfig { functions: 2, ..probe() },
-                ProbeConfig { place: PciPlace::ConventionalBridge, ..probe() },
-                ProbeConfig { place: PciPlace::ConventionalBridge, ..probe() },
-                ProbeConfig { place: behind_port(false), ..probe() },
-                ProbeConfig { place: behind_port(true), ..probe() },
-            ]
-        }
+/// All but the initramfs.
+fn machine_spec(config: &VmConfig) -> Result<MachineSpec, VmError> {
+    Ok(MachineSpec {
+        cpus: config.vcpus,
+        memory: Size(config.memory),
+        memory_backing: config.ram.clone(),
+        boot_protocol: config.protocol,
+        cmdline: Some(config.command_line()),
+        transport: config.virtio_transport,
+        virtio_mem: config.memory_devices.clone(),
+        probe: config.probes.clone(),
+        iommu: bypass(config)?.map(|bypass| vmm::IommuConfig { bypass, ..Default::default() }),
+        enforce: config.enforcement,
+        on_reset: config.on_reset,
+        ..MachineSpec::new(config.kernel.clone())
+    })
+}
+
+/// Whether its IOMMU, if there is one, lets devices through at first. Names what moat cannot have.
+pub(super) fn bypass(config: &VmConfig) -> Result<Option<bool>, VmError> {
+    let unsupported = |what| Err(VmError::Unsupported { vmm: config.vmm, what });
+    if config.nic {
+        return unsupported("a network adapter");
+    }
+    match config.iommu {
+        None => Ok(None),
+        Some(IommuConfig::Virtio { bypass }) => Ok(Some(bypass)),
+        Some(IommuConfig::Intel) => unsupported("VT-d"),
     }
 }
 

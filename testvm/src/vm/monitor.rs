@@ -4,6 +4,7 @@ use std::fmt;
 
 use devices::probe::Probe;
 use serde::{Serialize, Serializer};
+use vmm::VirtioTransport;
 
 use crate::guest::Width;
 
@@ -12,11 +13,15 @@ use crate::guest::Width;
 pub enum Vmm {
     /// moat, in this process.
     Moat,
-    /// QEMU, the second opinion.
+    /// `moat run`, a process of its own. A shell would find it.
+    MoatProcess,
+    /// QEMU's machine q35, and the IOMMU that it has if it has one.
     Qemu(Accelerator, Iommu),
+    /// QEMU's machine microvm, without PCI.
+    QemuMicrovm(Accelerator),
 }
 
-/// What executes the instructions of QEMU's guests.
+/// What executes a guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Accelerator {
     /// The processor.
@@ -42,7 +47,7 @@ pub enum Feature {
     /// Functions behind a bridge to conventional PCI, with the IOMMU above them.
     ConventionalPci,
     /// Counters of what reaches the virtio-mem device and its unplugged memory.
-    Witness,
+    Counters,
 }
 
 /// A PCI function in a role: which it is, and the BAR that is asked for.
@@ -190,8 +195,26 @@ impl Vmm {
     pub fn name(self) -> &'static str {
         match self {
             Self::Moat => "moat",
+            Self::MoatProcess => "moat run",
             Self::Qemu(_, Iommu::Virtio) => "QEMU",
             Self::Qemu(_, Iommu::Intel) => "QEMU with VT-d",
+            Self::QemuMicrovm(_) => "QEMU microvm",
+        }
+    }
+
+    /// What executes its guests' instructions.
+    pub fn accelerator(self) -> Accelerator {
+        match self {
+            Self::Moat | Self::MoatProcess => Accelerator::Kvm,
+            Self::Qemu(accelerator, _) | Self::QemuMicrovm(accelerator) => accelerator,
+        }
+    }
+
+    /// How drivers reach its virtio devices unless a machine is to have it otherwise.
+    pub(super) fn usual_transport(self) -> VirtioTransport {
+        match self {
+            Self::Moat | Self::MoatProcess | Self::QemuMicrovm(_) => VirtioTransport::Mmio,
+            Self::Qemu(..) => VirtioTransport::Pci,
         }
     }
 
@@ -199,13 +222,18 @@ impl Vmm {
     pub fn lacks(self, feature: Feature) -> Option<&'static str> {
         match (self, feature) {
             (Self::Moat, _) => None,
+            (Self::MoatProcess, Feature::Counters) => {
+                Some("what a process of moat's counts is not asked for here")
+            }
+            (Self::MoatProcess, _) => None,
+            (Self::Qemu(..) | Self::QemuMicrovm(_), Feature::Counters) => {
+                Some("QEMU does not count what reaches its virtio-mem device")
+            }
+            (Self::QemuMicrovm(_), _) => Some("QEMU's machine microvm has no PCI"),
             (Self::Qemu(_, Iommu::Virtio), Feature::ConventionalPci) => {
                 Some("QEMU's virtio-iommu has no endpoints behind a bridge to conventional PCI")
             }
             (Self::Qemu(_, Iommu::Intel), Feature::ConventionalPci) => None,
-            (Self::Qemu(..), Feature::Witness) => {
-                Some("QEMU does not count what reaches its virtio-mem device")
-            }
             (Self::Qemu(..), Feature::Probe) => {
                 Some("QEMU has no device with a reset of its own that raises MSI-X when told to")
             }
@@ -215,7 +243,7 @@ impl Vmm {
     /// The IOMMU of its machines that have one.
     pub fn iommu(self) -> Iommu {
         match self {
-            Self::Moat => Iommu::Virtio,
+            Self::Moat | Self::MoatProcess | Self::QemuMicrovm(_) => Iommu::Virtio,
             Self::Qemu(_, iommu) => iommu,
         }
     }
@@ -223,14 +251,14 @@ impl Vmm {
     /// Its PCI functions.
     pub fn endpoints(self) -> Endpoints {
         match self {
-            Self::Moat => Endpoints {
+            Self::Moat | Self::MoatProcess => Endpoints {
                 driven: Endpoint { bar: 0, ..VIRTIO_RNG },
                 idle: PROBE,
                 equipped: PROBE,
                 // Its memory, plain bytes.
                 overlay: Endpoint { bar: 2, identity: ZEROS, scratch: 0, dma: None, ..PROBE },
             },
-            Self::Qemu(..) => {
+            Self::Qemu(..) | Self::QemuMicrovm(_) => {
                 Endpoints { driven: VIRTIO_RNG, idle: EDU, equipped: E1000E, overlay: PCI_TESTDEV }
             }
         }
@@ -259,8 +287,10 @@ impl fmt::Display for Iommu {
 impl fmt::Display for Vmm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Moat => f.write_str("moat"),
-            Self::Qemu(accelerator, _) => write!(f, "{}, {}", self.name(), accelerator.name()),
+            Self::Moat | Self::MoatProcess => f.write_str(self.name()),
+            Self::Qemu(accelerator, _) | Self::QemuMicrovm(accelerator) => {
+                write!(f, "{}, {}", self.name(), accelerator.name())
+            }
         }
     }
 }

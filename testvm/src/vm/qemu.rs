@@ -1,127 +1,71 @@
-//! QEMU as a machine: a child process, its agent's serial port on a socket, and QMP.
+//! QEMU as a monitor: its command line, and a process that is asked over QMP.
 
 use std::{
-    fs::{self, File},
-    io,
-    os::unix::net::{UnixListener, UnixStream},
-    path::PathBuf,
-    process::{Child, Command, Stdio},
+    fs,
+    os::{
+        fd::OwnedFd,
+        unix::net::{UnixListener, UnixStream},
+    },
+    process::Command,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use serde_json::json;
 use tempfile::TempDir;
-use vmm::Ending;
+use vmm::{
+    Ending, MemoryDeviceConfig, OnReset, PciPlace, ProbeConfig, VirtioTransport,
+    memory::backing::Backing,
+};
 
 use super::{
-    Accelerator, Iommu, Machine, MemoryDevice, RAM, REGION_SIZE, Special, VmConfig, VmError,
-    console::ConsoleText,
+    Accelerator, ConsoleText, IommuConfig, Machine, MemoryDevice, Process, VmConfig, VmError, Vmm,
+    process::{option, switch},
     qmp::{Qmp, QmpError},
 };
-use crate::kernel::GuestKernel;
 
-const PROGRAM: &str = "qemu-system-x86_64";
-
-/// Where the region of the virtio-mem device is: the first thing above 4 GiB.
-const REGION: u64 = 4 << 30;
-
-/// The device, as its properties are named.
-const DEVICE: &str = "/machine/peripheral/mem0";
-
-/// Why QEMU does not do as it should.
-#[derive(Debug, thiserror::Error)]
-pub enum QemuError {
-    /// There is none.
-    #[error("{PROGRAM} is not installed: apt-get install qemu-system-x86")]
-    NotInstalled,
-    /// It does not start, or has ended meanwhile.
-    #[error("{PROGRAM} has ended; it said: {0}")]
-    Ended(String),
-    /// It cannot be given its files.
-    #[error("cannot prepare what QEMU needs")]
-    Preparing(#[from] io::Error),
-    /// It does not do what it is asked to.
-    #[error(transparent)]
-    Qmp(#[from] QmpError),
-    /// It answers with something else than a number.
-    #[error("QEMU has no number for {0} of its virtio-mem device: is it older than 5.1?")]
-    NoNumber(&'static str),
-}
+/// QEMU, as a shell finds it.
+pub const QEMU: &str = "qemu-system-x86_64";
 
 /// A QEMU that runs. It ends when this is dropped.
-pub struct Qemu {
-    process: Child,
+pub(super) struct Qemu {
+    process: Process,
     qmp: Mutex<Qmp>,
-    files: Files,
-}
-
-/// What QEMU reads and writes.
-struct Files(TempDir);
-
-impl Files {
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn argument(&self, before: &str, name: &str) -> String {
-        format!("{before}{}", self.path(name).display())
-    }
-
-    fn ended(&self) -> QemuError {
-        let said = fs::read_to_string(self.path("errors")).unwrap_or_default();
-        QemuError::Ended(said.trim().to_owned())
-    }
 }
 
 impl Qemu {
-    /// Starts one; gives the agent's end of its serial port too.
-    pub fn start(
-        accelerator: Accelerator,
-        kernel: &GuestKernel,
-        initrd: Vec<u8>,
-        config: &VmConfig,
-    ) -> Result<(Self, UnixStream), QemuError> {
-        let files = Files(TempDir::with_prefix("moat-qemu-")?);
-        fs::write(files.path("initramfs"), initrd)?;
-        let agent = UnixListener::bind(files.path("agent"))?;
-        let mut process = Command::new(PROGRAM)
-            .args(machine(accelerator, config))
-            .args(["-smp", &config.vcpus.to_string()])
-            .args(["-m", &format!("{RAM}B,maxmem=4G,slots=1")])
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"])
-            .args(["-kernel".as_ref(), kernel.image().as_os_str()])
-            .args(["-initrd", &files.argument("", "initramfs")])
-            .args(["-append", &config.command_line()])
-            .args(["-serial", &files.argument("file:", "console")])
-            .args(["-chardev", &files.argument("socket,id=agent,path=", "agent")])
-            .args(["-serial", "chardev:agent"])
-            .args(devices(config))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(File::create(files.path("errors"))?)
-            .spawn()
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => QemuError::NotInstalled,
-                _ => QemuError::Preparing(error),
-            })?;
-        let (Some(input), Some(output)) = (process.stdin.take(), process.stdout.take()) else {
-            unreachable!("both were asked for")
-        };
-        // Where QEMU greets, it has connected its serial ports before.
-        match Qmp::open(input, output).map(|qmp| (qmp, agent.accept())) {
-            Ok((qmp, stream)) => {
-                let (stream, _) = stream?;
-                Ok((Self { process, qmp: Mutex::new(qmp), files }, stream))
-            }
-            Err(error) => {
-                end(&mut process);
-                Err(match error {
-                    QmpError::Ended => files.ended(),
-                    error => error.into(),
-                })
-            }
+    /// Starts one; gives the far end of its second serial port too.
+    pub(super) fn start(config: &VmConfig) -> Result<(Self, UnixStream), VmError> {
+        let arguments = arguments(config)?;
+        let files = TempDir::with_prefix("moat-qemu-")?;
+        let path = files.path().to_owned();
+        let agent = UnixListener::bind(path.join("agent"))?;
+        let (ours, theirs) = UnixStream::pair()?;
+        let (input, output) = (OwnedFd::from(theirs.try_clone()?), OwnedFd::from(theirs));
+        let initrd = path.join("initramfs");
+        if !config.initrd.is_empty() {
+            fs::write(&initrd, &config.initrd)?;
         }
+        let process = Process::start(QEMU, files, |command: &mut Command| {
+            command.args(arguments).arg("-kernel").arg(&config.kernel);
+            if !config.initrd.is_empty() {
+                command.arg("-initrd").arg(initrd);
+            }
+            command
+                .args(["-qmp", "stdio", "-serial", &option("file:", &path.join("console"))])
+                .args(["-chardev", &option("socket,id=agent,path=", &path.join("agent"))])
+                // The microvm machine heeds one -serial only.
+                .args(["-device", "isa-serial,chardev=agent"])
+                .stdin(input)
+                .stdout(output);
+        })?;
+        let qmp = Qmp::open(ours).map_err(|error| match error {
+            QmpError::Ended => process.ended(),
+            error => error.into(),
+        })?;
+        // Where QEMU greets, it has connected its serial ports before.
+        let (stream, _) = agent.accept()?;
+        Ok((Self { process, qmp: Mutex::new(qmp) }, stream))
     }
 
     /// A thread that panicked while asking left at most an answer that nobody waits for.
@@ -129,25 +73,38 @@ impl Qemu {
         self.qmp.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn property(&self, name: &'static str) -> Result<u64, QemuError> {
-        let value = self.qmp().execute("qom-get", json!({"path": DEVICE, "property": name}))?;
-        value.as_u64().ok_or(QemuError::NoNumber(name))
+    fn property(&self, path: &str, name: &'static str) -> Result<u64, VmError> {
+        let arguments = json!({"path": path, "property": name});
+        let value = self.qmp().execute("qom-get", arguments)?;
+        value.as_u64().ok_or(VmError::NoNumber(name))
     }
 }
 
 impl Machine for Qemu {
-    fn memory_device(&self) -> Result<MemoryDevice, VmError> {
+    fn memory_device(&self, name: &str) -> Result<MemoryDevice, VmError> {
+        let path = format!("/machine/peripheral/{name}");
+        let address = self.property(&path, "memaddr")?;
+        let size = self.property(&format!("/objects/{name}-memory"), "size")?;
         Ok(MemoryDevice {
-            region: REGION..REGION + REGION_SIZE,
-            requested: self.property("requested-size")?,
-            plugged: self.property("size")?,
+            region: address..address + size,
+            requested: self.property(&path, "requested-size")?,
+            plugged: self.plugged(name)?,
         })
     }
 
-    fn request(&self, bytes: u64) -> Result<(), VmError> {
-        let request = json!({"path": DEVICE, "property": "requested-size", "value": bytes});
-        self.qmp().execute("qom-set", request).map_err(QemuError::from)?;
+    fn plugged(&self, name: &str) -> Result<u64, VmError> {
+        self.property(&format!("/machine/peripheral/{name}"), "size")
+    }
+
+    fn request(&self, name: &str, bytes: u64) -> Result<(), VmError> {
+        let path = format!("/machine/peripheral/{name}");
+        let arguments = json!({"path": path, "property": "requested-size", "value": bytes});
+        self.qmp().execute("qom-set", arguments)?;
         Ok(())
+    }
+
+    fn process(&self) -> Option<&Process> {
+        Some(&self.process)
     }
 
     fn wait_for_end(&self, patience: Duration) -> Option<Ending> {
@@ -158,83 +115,202 @@ impl Machine for Qemu {
                 "guest-panic" => Ending::Panic,
                 other => Ending::MachineError(format!("QEMU ended it: {other}")),
             }),
-            Err(_) => Some(Ending::MachineError(self.files.ended().to_string())),
+            Err(_) => Some(Ending::MachineError(self.process.ended().to_string())),
         }
     }
 
     fn console(&self) -> ConsoleText {
-        ConsoleText::from(&fs::read(self.files.path("console")).unwrap_or_default()[..])
+        ConsoleText::from(&self.process.read("console")[..])
     }
 }
 
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        end(&mut self.process);
-    }
-}
-
-/// One that has ended already cannot be killed, and needs not be.
-fn end(process: &mut Child) {
-    let _ = process.kill();
-    let _ = process.wait();
-}
-
-/// The machine itself.
-fn machine(accelerator: Accelerator, config: &VmConfig) -> Vec<&'static str> {
-    let mut arguments = match accelerator {
-        Accelerator::Kvm => vec!["-accel", "kvm", "-cpu", "host"],
-        Accelerator::Tcg => vec!["-accel", "tcg", "-cpu", "max"],
+/// The command line, but for the kernel, the initramfs and where QEMU is to be found.
+fn arguments(config: &VmConfig) -> Result<Vec<String>, VmError> {
+    reject_unsupported(config)?;
+    let mut machine = match config.vmm {
+        Vmm::QemuMicrovm(_) => "microvm".to_owned(),
+        _ => "q35".to_owned(),
     };
-    arguments.push("-no-reboot");
-    arguments.extend(match (config.special, config.vmm.iommu()) {
-        (Special::None | Special::LargeBar, _) => ["-machine", "q35"].as_slice(),
-        // Before all devices, which otherwise would not be behind it.
-        (Special::Iommu, Iommu::Virtio) => {
-            &["-machine", "q35", "-device", "virtio-iommu-pci,boot-bypass=off"]
-        }
-        (Special::Iommu, Iommu::Intel) => {
-            &["-machine", "q35,kernel-irqchip=split", "-device", "intel-iommu,intremap=on"]
-        }
+    let mut memory = format!("{}B", config.memory);
+    let mut arguments = Arguments::default();
+    arguments.add(match config.vmm.accelerator() {
+        Accelerator::Kvm => ["-accel", "kvm", "-cpu", "host"],
+        Accelerator::Tcg => ["-accel", "tcg", "-cpu", "max"],
     });
-    arguments
-}
-
-/// Its DMA reaches all RAM.
-const EDU: &str = "edu,dma_mask=0xffffffff";
-
-/// What [`Special::Iommu`] promises. Linux takes a function that it finds late for one of several only
-/// if its own header says so, and not just that of function 0.
-fn more_functions() -> Vec<String> {
-    vec![
-        "e1000e".to_owned(),
-        format!("{EDU},addr=10.0,multifunction=on"),
-        format!("{EDU},addr=10.1,multifunction=on"),
-        "pcie-pci-bridge,id=conventional,addr=11".to_owned(),
-        format!("{EDU},bus=conventional,addr=1"),
-        format!("{EDU},bus=conventional,addr=2"),
-        "pcie-root-port,id=sharing,addr=12,chassis=1,disable-acs=on".to_owned(),
-        format!("{EDU},bus=sharing"),
-        "pcie-root-port,id=isolating,addr=13,chassis=2".to_owned(),
-        format!("{EDU},bus=isolating"),
-    ]
-}
-
-/// What [`Vmm::endpoints`](super::Vmm::endpoints) promises, and the device with the memory.
-fn devices(config: &VmConfig) -> Vec<String> {
-    let requested = config.requested;
-    let mut devices = vec![
-        EDU.to_owned(),
-        "virtio-rng-pci,disable-legacy=on".to_owned(),
-        format!(
-            "virtio-mem-pci,id=mem0,memdev=backing,memaddr={REGION},requested-size={requested}"
-        ),
-    ];
-    match config.special {
-        Special::None => {}
-        Special::LargeBar => devices.push(format!("pci-testdev,membar={REGION_SIZE}")),
-        Special::Iommu => devices.extend(more_functions()),
+    // Nothing that it is not told to have.
+    arguments.add(["-nodefaults", "-no-user-config", "-display", "none"]);
+    arguments.add(["-smp", &config.vcpus.to_string(), "-append", &config.command_line()]);
+    if config.on_reset == OnReset::End {
+        arguments.add(["-no-reboot"]);
     }
-    let backing = format!("memory-backend-ram,id=backing,size={REGION_SIZE}");
-    let devices = devices.into_iter().flat_map(|device| ["-device".to_owned(), device]);
-    ["-object".to_owned(), backing].into_iter().chain(devices).collect()
+    if config.ram.backing != Backing::Anonymous {
+        machine += ",memory-backend=ram";
+        arguments.add(["-object", &backend("ram", config.memory, &config.ram.backing)]);
+    }
+    // Before all devices, which otherwise would not be behind it.
+    match config.iommu {
+        None => {}
+        Some(IommuConfig::Virtio { bypass }) => {
+            arguments.device(format!("virtio-iommu-pci,boot-bypass={}", switch(bypass)));
+        }
+        Some(IommuConfig::Intel) => {
+            machine += ",kernel-irqchip=split";
+            arguments.device("intel-iommu,intremap=on");
+        }
+    }
+    arguments.probes(&config.probes);
+    if config.entropy {
+        arguments.device(match (config.virtio_transport, config.iommu) {
+            (VirtioTransport::Mmio, _) => "virtio-rng-device",
+            (VirtioTransport::Pci, None) => "virtio-rng-pci,disable-legacy=on",
+            (VirtioTransport::Pci, Some(_)) => "virtio-rng-pci,disable-legacy=on,iommu_platform=on",
+        });
+    }
+    arguments.memory_devices(&config.memory_devices);
+    if !config.memory_devices.is_empty() {
+        let regions: u64 = config.memory_devices.iter().map(|device| device.size.0).sum();
+        memory += &format!(",maxmem={}B,slots=1", config.memory + regions);
+    }
+    for ProbeConfig { memory, .. } in &config.probes {
+        if *memory != ProbeConfig::default().memory {
+            arguments.device(format!("pci-testdev,membar={memory}"));
+        }
+    }
+    if config.nic {
+        arguments.device("e1000e");
+    }
+    arguments.add(["-machine", &machine, "-m", &memory]);
+    Ok(arguments.0)
+}
+
+/// Names what such a QEMU cannot have.
+fn reject_unsupported(config: &VmConfig) -> Result<(), VmError> {
+    let microvm = matches!(config.vmm, Vmm::QemuMicrovm(_));
+    let has_virtio = config.entropy || !config.memory_devices.is_empty();
+    let (pci, mmio) = (VirtioTransport::Pci, VirtioTransport::Mmio);
+    for (is_wanted, what) in [
+        (microvm && !config.memory_devices.is_empty(), "virtio-mem devices"),
+        (microvm && (!config.probes.is_empty() || config.nic), "PCI devices"),
+        (microvm && config.iommu.is_some(), "an IOMMU"),
+        (microvm && has_virtio && config.virtio_transport == pci, "virtio over PCI"),
+        (!microvm && has_virtio && config.virtio_transport == mmio, "virtio over MMIO"),
+        (!config.has_plain_memory(), "memory settings of moat's own, as a NUMA node"),
+    ] {
+        if is_wanted {
+            return Err(VmError::Unsupported { vmm: config.vmm, what });
+        }
+    }
+    Ok(())
+}
+
+/// Memory of the host's.
+fn backend(id: &str, size: u64, backing: &Backing) -> String {
+    // Like moat, it promises more than the host has.
+    let backend = match backing {
+        Backing::Anonymous => "memory-backend-ram,reserve=off".to_owned(),
+        Backing::Memfd => "memory-backend-memfd,reserve=off".to_owned(),
+        Backing::Hugetlb2M => {
+            "memory-backend-memfd,hugetlb=on,hugetlbsize=2M,reserve=off".to_owned()
+        }
+        Backing::Hugetlb1G => {
+            "memory-backend-memfd,hugetlb=on,hugetlbsize=1G,reserve=off".to_owned()
+        }
+        Backing::File(path) => option("memory-backend-file,share=on,mem-path=", path),
+    };
+    format!("{backend},id={id},size={size}")
+}
+
+/// What has a DMA engine that reaches all RAM.
+const EDU: &str = "edu,dma_mask=0xffffffff";
+/// The first slot whose number is chosen here, and not by QEMU.
+const FIRST_SLOT: usize = 0x10;
+
+#[derive(Default)]
+struct Arguments(Vec<String>);
+
+impl Arguments {
+    fn add<const N: usize>(&mut self, arguments: [&str; N]) {
+        self.0.extend(arguments.map(str::to_owned));
+    }
+
+    fn device(&mut self, device: impl AsRef<str>) {
+        self.add(["-device", device.as_ref()]);
+    }
+
+    /// An `edu` for each function. Linux takes a function that it finds late for one of several only if
+    /// its own header says so, and not just that of function 0.
+    fn probes(&mut self, probes: &[ProbeConfig]) {
+        let mut slots = FIRST_SLOT..;
+        let mut slot = || slots.next().unwrap_or_default();
+        let mut behind_bridge = 0;
+        for ProbeConfig { place, functions, .. } in probes {
+            let place = match place {
+                PciPlace::RootComplex if *functions == 1 => {
+                    self.device(EDU);
+                    continue;
+                }
+                PciPlace::RootComplex => format!("addr={:x}", slot()),
+                PciPlace::RootPort { access_control } => {
+                    let slot = slot();
+                    let no_acs = switch(!access_control);
+                    self.device(format!(
+                        "pcie-root-port,id=port{slot},addr={slot:x},chassis={slot},disable-acs={no_acs}"
+                    ));
+                    format!("bus=port{slot},addr=0")
+                }
+                PciPlace::ConventionalBridge => {
+                    if behind_bridge == 0 {
+                        self.device(format!("pcie-pci-bridge,id=conventional,addr={:x}", slot()));
+                    }
+                    behind_bridge += 1;
+                    format!("bus=conventional,addr={behind_bridge:x}")
+                }
+            };
+            let several = if *functions > 1 { ",multifunction=on" } else { "" };
+            for function in 0..*functions {
+                self.device(format!("{EDU},{place}.{function}{several}"));
+            }
+        }
+    }
+
+    fn memory_devices(&mut self, devices: &[MemoryDeviceConfig]) {
+        for (index, device) in devices.iter().enumerate() {
+            let MemoryDeviceConfig { size, requested, block_size, memory, .. } = device;
+            let memdev = format!("mem{index}-memory");
+            self.add(["-object", &backend(&memdev, size.0, &memory.backing)]);
+            self.device(format!(
+                "virtio-mem-pci,id=mem{index},memdev={memdev},requested-size={},block-size={}",
+                requested.0, block_size.0
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::Iommu;
+
+    #[test]
+    fn what_cannot_be_had_is_named() {
+        const Q35: Vmm = Vmm::Qemu(Accelerator::Tcg, Iommu::Virtio);
+        const MICROVM: Vmm = Vmm::QemuMicrovm(Accelerator::Kvm);
+        let config = |vmm| VmConfig::new(vmm, "kernel".into());
+        let device = MemoryDeviceConfig::new(1 << 30);
+        let with_device = |vmm| VmConfig { memory_devices: vec![device.clone()], ..config(vmm) };
+        let on_node = MemoryDeviceConfig { node: Some(1), ..device.clone() };
+        let virtio_transport = VirtioTransport::Mmio;
+        for (config, reason) in [
+            (with_device(MICROVM), "microvm, kvm cannot make a machine with virtio-mem devices"),
+            (VmConfig { probes: vec![ProbeConfig::default()], ..config(MICROVM) }, "PCI devices"),
+            (VmConfig { iommu: Some(IommuConfig::Intel), ..config(MICROVM) }, "an IOMMU"),
+            (VmConfig { virtio_transport, ..with_device(Q35) }, "virtio over MMIO"),
+            (VmConfig { memory_devices: vec![on_node], ..config(Q35) }, "NUMA node"),
+        ] {
+            let error = arguments(&config).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error:?} should say {reason:?}");
+        }
+        assert!(arguments(&with_device(Q35)).is_ok());
+        assert!(arguments(&config(MICROVM)).is_ok());
+    }
 }

@@ -1,11 +1,9 @@
-//! QMP, by which a running QEMU is asked things: JSON, a line a message, over its standard streams.
-//! QEMU's docs/interop/qmp-spec.rst.
+//! QMP, by which a running QEMU is asked things: JSON, a line a message. QEMU's
+//! docs/interop/qmp-spec.rst.
 
 use std::{
-    io::{BufRead, BufReader, Write},
-    process::{ChildStdin, ChildStdout},
-    sync::mpsc::{self, Receiver, RecvTimeoutError},
-    thread,
+    io::{self, BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
     time::{Duration, Instant},
 };
 
@@ -13,6 +11,8 @@ use serde_json::{Value, json};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A socket takes no timeout of zero.
+const SHORTEST: Duration = Duration::from_millis(1);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -29,36 +29,27 @@ pub enum QmpError {
 }
 
 /// The stream, after the greeting.
-pub struct Qmp {
-    input: ChildStdin,
-    messages: Receiver<Value>,
+pub(super) struct Qmp {
+    stream: BufReader<UnixStream>,
+    /// What has come of the next message.
+    line: Vec<u8>,
     /// Why the guest was shut down, once it has been.
     shutdown: Option<String>,
 }
 
 impl Qmp {
     /// Waits for the greeting, and answers it.
-    pub fn open(input: ChildStdin, output: ChildStdout) -> Result<Self, QmpError> {
-        let (sender, messages) = mpsc::channel();
-        // A thread, because a pipe has no deadline. It ends with QEMU, or when nobody listens.
-        thread::spawn(move || {
-            let lines = BufReader::new(output).lines().map_while(Result::ok);
-            for message in lines.filter_map(|line| serde_json::from_str(&line).ok()) {
-                if sender.send(message).is_err() {
-                    break;
-                }
-            }
-        });
-        let mut qmp = Self { input, messages, shutdown: None };
+    pub(super) fn open(stream: UnixStream) -> Result<Self, QmpError> {
+        let mut qmp = Self { stream: BufReader::new(stream), line: Vec::new(), shutdown: None };
         qmp.message(PATIENCE)?;
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
     }
 
     /// Executes a command.
-    pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
-        let request = json!({"execute": command, "arguments": arguments});
-        writeln!(self.input, "{request}").map_err(|_| QmpError::Ended)?;
+    pub(super) fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        let request = format!("{}\n", json!({"execute": command, "arguments": arguments}));
+        self.stream.get_mut().write_all(request.as_bytes()).map_err(|_| QmpError::Ended)?;
         loop {
             let mut message = self.message(PATIENCE)?;
             if let Some(value) = message.get_mut("return") {
@@ -71,7 +62,10 @@ impl Qmp {
     }
 
     /// Why the guest was shut down, in QEMU's word, if it is within this time.
-    pub fn wait_for_shutdown(&mut self, patience: Duration) -> Result<Option<String>, QmpError> {
+    pub(super) fn wait_for_shutdown(
+        &mut self,
+        patience: Duration,
+    ) -> Result<Option<String>, QmpError> {
         let end = Instant::now() + patience;
         while self.shutdown.is_none() {
             match self.message(end.saturating_duration_since(Instant::now())) {
@@ -85,10 +79,19 @@ impl Qmp {
 
     /// The next message, events included.
     fn message(&mut self, patience: Duration) -> Result<Value, QmpError> {
-        let message = self.messages.recv_timeout(patience).map_err(|error| match error {
-            RecvTimeoutError::Timeout => QmpError::NoAnswer,
-            RecvTimeoutError::Disconnected => QmpError::Ended,
-        })?;
+        use io::ErrorKind::{TimedOut, WouldBlock};
+        let timeout = Some(patience.max(SHORTEST));
+        self.stream.get_ref().set_read_timeout(timeout).map_err(|_| QmpError::Ended)?;
+        match self.stream.read_until(b'\n', &mut self.line) {
+            Ok(_) if self.line.ends_with(b"\n") => {}
+            // What has come of a line stays for the next attempt.
+            Err(error) if matches!(error.kind(), TimedOut | WouldBlock) => {
+                return Err(QmpError::NoAnswer);
+            }
+            Ok(_) | Err(_) => return Err(QmpError::Ended),
+        }
+        let message: Value = serde_json::from_slice(&self.line).unwrap_or_default();
+        self.line.clear();
         if message["event"] == "SHUTDOWN" {
             self.shutdown = message["data"]["reason"].as_str().map(str::to_owned);
         }

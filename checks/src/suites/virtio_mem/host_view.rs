@@ -1,9 +1,9 @@
-//! VM18: the host, which sees every access to unplugged memory, as a witness.
+//! VM18: what the host, which sees every access to unplugged memory, has counted.
 
 use testvm::{
     MIB, PAGE,
     guest::{GuestError, Mapping, Observe as _, Outcome},
-    vm::{Feature, Vm, VmError, Witness},
+    vm::{DeviceCounters, Feature, Vm, VmError},
 };
 
 use crate::{
@@ -52,19 +52,19 @@ fn touch(mapping: Result<Mapping, GuestError>, offset: u64) -> Result<(), GuestE
 
 /// How many accesses of vCPUs to unplugged memory the host has seen.
 fn accesses(vm: &Vm) -> Result<u64, VmError> {
-    let violations = witness(vm)?.violations;
+    let violations = counters(vm)?.violations;
     Ok(violations.reads + violations.writes)
 }
 
 /// What the monitor counts. Where it does not, nothing that needs it is asked.
-pub fn witness(vm: &Vm) -> Result<Witness, VmError> {
-    vm.witness().ok_or(VmError::Absent("monitor that counts what reaches its devices"))
+pub fn counters(vm: &Vm) -> Result<DeviceCounters, VmError> {
+    vm.counters().ok_or(VmError::Absent("monitor that counts what reaches its devices"))
 }
 
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     id: "VM18",
     title: "the host sees no access to unplugged memory, whatever /dev/mem is asked for",
-    requires: &[Requirement::Driver, Requirement::DevMem, Requirement::Monitor(Feature::Witness)],
+    requires: &[Requirement::Driver, Requirement::DevMem, Requirement::Monitor(Feature::Counters)],
     cases: &[Case::InGuest(Profile::Plain, nothing_reaches_unplugged_memory)],
 }];

@@ -36,7 +36,7 @@ pub fn held_mappings(vm: &Vm, t: &mut Recorder) -> CaseResult {
     t.control("write, held last page", Finding::Done, last.poke_u32(0, 1))?;
     t.control("read, held page across", Finding::Done, across.peek_u32(PAGE))?;
     after_load(move |vm, t| {
-        let writes = |vm: &Vm| vm.witness().map(|witness| witness.violations.writes);
+        let writes = |vm: &Vm| vm.counters().map(|counters| counters.violations.writes);
         let before = writes(vm);
         t.when("held across load");
         for again in ["", ", again"] {

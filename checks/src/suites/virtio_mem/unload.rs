@@ -14,7 +14,7 @@ use crate::{
     framework::{Case, CaseResult, Finding, Profile, Recorder, Requirement, Scenario, after_load},
     suites::virtio_mem::{
         dev_mem::{DevMem, first_page, last_page},
-        host_view::witness,
+        host_view::counters,
     },
 };
 
@@ -99,11 +99,14 @@ pub fn unplug_all(_: &Vm, _: &mut Recorder) -> CaseResult {
         vm.resize(0)?;
         let reload = |requested| -> Result<String, VmError> {
             vm.unload_driver()?;
-            let before = witness(vm)?.requests;
+            let before = counters(vm)?.requests;
             vm.request(requested)?;
             vm.start_driver()?;
-            vm.wait_until("the driver asks for something", || Ok(witness(vm)?.requests != before))?;
-            Ok(format!("{} UNPLUG_ALL", witness(vm)?.requests.unplug_all - before.unplug_all))
+            vm.wait_until(
+                "the driver asks for something",
+                || Ok(counters(vm)?.requests != before),
+            )?;
+            Ok(format!("{} UNPLUG_ALL", counters(vm)?.requests.unplug_all - before.unplug_all))
         };
         let requests = reload(64 * MIB)?;
         t.when("loaded with nothing plugged");
@@ -194,7 +197,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         id: "VM17",
         title: "a driver that finds memory plugged has all of it unplugged first",
-        requires: &[Requirement::Driver, Requirement::Monitor(Feature::Witness)],
+        requires: &[Requirement::Driver, Requirement::Monitor(Feature::Counters)],
         cases: &[Case::InGuest(Profile::Offline, unplug_all)],
     },
 ];

@@ -7,10 +7,12 @@
 
 use bare_metal::virtio_mem::{Answer, PLUG, UNPLUG};
 
+use vmm::{MemoryDeviceConfig, Size};
+
 use crate::{
-    contender::{Backing, Contender, MemoryDevice, Programs},
+    bare_metal_vm::BareMetalVm,
+    monitor::{Guests, Monitor},
     report::{Figure, Report},
-    subject::Subject,
 };
 
 const BYTES: u64 = 2 << 20;
@@ -38,42 +40,44 @@ const LARGE: Figures = Figures {
     unplug: Figure::request("UNPLUG of 2 MiB in 1 TiB", BYTES).beside(&SMALL.unplug),
 };
 
-const CONTENDERS: [Contender; 3] =
-    [Contender::MOAT, Contender::MOAT_UNENFORCED, Contender::QEMU_Q35];
+const MONITORS: [Monitor; 3] = [Monitor::MOAT, Monitor::MOAT_UNENFORCED, Monitor::QEMU_Q35];
 
 /// How often a run repeats itself.
 const TIMES: u32 = 4;
 
 /// Has the guests make them in turn.
-pub fn section(programs: &Programs, runs: usize, report: &mut Report) -> anyhow::Result<()> {
-    let mut subjects = Vec::new();
-    for contender in CONTENDERS {
+pub fn section(guests: &Guests, runs: usize, report: &mut Report) -> anyhow::Result<()> {
+    let mut vms = Vec::new();
+    for monitor in MONITORS {
         for figures in [SMALL, LARGE] {
-            let size = figures.region;
-            let device = MemoryDevice { size, requested: size, backing: Backing::Anonymous };
-            let subject = Subject::start(programs, contender, 1, device)?;
-            subjects.push((contender, figures, subject));
+            let requested = figures.region;
+            let device = MemoryDeviceConfig {
+                requested: Size(requested),
+                ..MemoryDeviceConfig::new(requested)
+            };
+            let vm = BareMetalVm::start(guests, monitor, 1, device)?;
+            vms.push((monitor, figures, vm));
         }
     }
     for round in 0..=runs {
         eprintln!("round {round} of {runs}: requests in a large region");
-        for (contender, figures, subject) in &mut subjects {
-            let apart = figures.region / subject.driver.block_size / REQUESTS;
+        for (monitor, figures, vm) in &mut vms {
+            let apart = figures.region / vm.driver.block_size / REQUESTS;
             let firsts = || (0..REQUESTS).map(|n| n * apart);
-            let plugs = subject.requests(PLUG, firsts(), BYTES);
-            let unplugs = subject.requests(UNPLUG, firsts(), BYTES);
+            let plugs = vm.requests(PLUG, firsts(), BYTES);
+            let unplugs = vm.requests(UNPLUG, firsts(), BYTES);
             let mut sums = [0.0; 3];
             for _ in 0..TIMES {
-                assert_eq!(subject.driver.unplug_all(&mut subject.program), Answer::Ack);
-                sums[0] += subject.clock(&plugs)?;
-                sums[2] += subject.clock(&unplugs)? / 2.0;
-                sums[1] += subject.clock(&plugs)?;
-                sums[2] += subject.clock(&unplugs)? / 2.0;
+                assert_eq!(vm.driver.unplug_all(&mut vm.program), Answer::Ack);
+                sums[0] += vm.clock(&plugs)?;
+                sums[2] += vm.clock(&unplugs)? / 2.0;
+                sums[1] += vm.clock(&plugs)?;
+                sums[2] += vm.clock(&unplugs)? / 2.0;
             }
             if round > 0 {
                 let all = [figures.first_plug, figures.plug, figures.unplug];
                 for (figure, sum) in all.into_iter().zip(sums) {
-                    report.add(figure, *contender, sum / f64::from(TIMES));
+                    report.add(figure, *monitor, sum / f64::from(TIMES));
                 }
             }
         }

@@ -13,33 +13,41 @@ use bare_metal::{
     virtio_mem::{Answer, Driver, Request},
 };
 
-use crate::{
-    contender::{Contender, Guest, MemoryDevice, Programs, Setup},
-    vm::Vm,
-};
+use tempfile::TempDir;
+use testvm::vm::{self, Machine, VmConfig};
+use vmm::MemoryDeviceConfig;
+
+use crate::monitor::{Guests, Monitor};
+
+/// Far more than any monitor needs to start a program that is a few pages long.
+const START: Duration = Duration::from_secs(120);
 
 /// A VM whose driver has plugged nothing yet.
-pub struct Subject {
+pub struct BareMetalVm {
     pub program: Program,
     pub driver: Driver,
-    _vm: Vm,
+    _machine: Box<dyn Machine>,
+    _directory: TempDir,
 }
 
-impl Subject {
+impl BareMetalVm {
     /// Starts it.
     pub fn start(
-        programs: &Programs,
-        contender: Contender,
+        guests: &Guests,
+        monitor: Monitor,
         vcpus: u32,
-        device: MemoryDevice,
+        device: MemoryDeviceConfig,
     ) -> anyhow::Result<Self> {
-        let setup = Setup { guest: Guest::Program, vcpus, memory_device: Some(device) };
-        let (vm, stream) = Vm::start(programs, contender, &setup)?;
-        let mut program = Program::connect(stream, &vm.ram());
-        let registers = contender.registers(&mut program);
+        let directory = TempDir::new()?;
+        let ram = directory.path().join("ram");
+        let config = VmConfig { vcpus, ..monitor.bare_metal(guests, &ram, device) };
+        let (machine, stream) = vm::start(&config)?;
+        stream.set_read_timeout(Some(START))?;
+        let mut program = Program::connect(stream, &ram);
+        let registers = monitor.registers(&mut program);
         let driver = Driver::start_on(&mut program, registers, true)
             .context("the device does not take UNPLUGGED_INACCESSIBLE")?;
-        Ok(Self { program, driver, _vm: vm })
+        Ok(Self { program, driver, _machine: machine, _directory: directory })
     }
 
     /// Requests of one kind, for so many bytes from every block of `firsts` on.

@@ -1,0 +1,184 @@
+//! moat as its users have it: a process of `moat run`, which is asked over its API.
+
+use std::{
+    fs,
+    io::{self, BufRead, BufReader, Read, Write},
+    os::unix::net::UnixStream,
+    process::Stdio,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use vmm::{
+    Ending, Enforcement, MachineStatus, MemoryDeviceConfig, OnReset, ProbeConfig, VirtioTransport,
+    arch::x86_64::boot::BootProtocol, machine::Resizing, memory::backing::Backing,
+};
+
+use super::{
+    ConsoleText, Machine, MemoryDevice, Process, VmConfig, VmError,
+    moat::bypass,
+    process::{option, switch},
+};
+
+const MOAT: &str = "moat";
+
+/// A `moat run` that runs. It ends when this is dropped.
+pub(super) struct MoatProcess {
+    process: Process,
+    /// The connection to its API, once it was needed.
+    api: Mutex<Option<BufReader<UnixStream>>>,
+}
+
+impl MoatProcess {
+    /// Starts one; gives the far end of its second serial port too.
+    pub(super) fn start(config: &VmConfig) -> Result<(Self, UnixStream), VmError> {
+        let arguments = arguments(config)?;
+        let files = TempDir::with_prefix("moat-run-")?;
+        let directory = files.path().to_owned();
+        if !config.initrd.is_empty() {
+            fs::write(directory.join("initramfs"), &config.initrd)?;
+        }
+        let process = Process::start(MOAT, files, |command| {
+            command.arg("run").arg("--kernel").arg(&config.kernel).args(arguments);
+            if !config.initrd.is_empty() {
+                command.args(["--initrd", "initramfs"]);
+            }
+            command
+                .args(["--serial", "file:console", "--serial2", "unix:agent"])
+                .args(["--api-socket", "api"])
+                // Nobody reads about violations there.
+                .env("RUST_LOG", "error")
+                .stdin(Stdio::null())
+                .current_dir(directory);
+        })?;
+        let agent = process.connect(&process.path("agent"))?;
+        Ok((Self { process, api: Mutex::new(None) }, agent))
+    }
+
+    /// One request and its answer, on a connection that stays open.
+    fn request<T: DeserializeOwned>(&self, what: &str, body: &Value) -> Result<T, VmError> {
+        // A thread that panicked while asking left at most an answer that nobody waits for.
+        let mut api = self.api.lock().unwrap_or_else(PoisonError::into_inner);
+        let stream = match &mut *api {
+            Some(stream) => stream,
+            none => none.insert(BufReader::new(self.process.connect(&self.process.path("api"))?)),
+        };
+        let (is_ok, answer) = exchange(stream, what, body)?;
+        match serde_json::from_slice(&answer) {
+            Ok(answer) if is_ok => Ok(answer),
+            _ => Err(VmError::Api(format!("{what}: {}", String::from_utf8_lossy(&answer)))),
+        }
+    }
+}
+
+/// HTTP: whether the status is 200, and the answer's body.
+fn exchange(
+    stream: &mut BufReader<UnixStream>,
+    what: &str,
+    body: &Value,
+) -> io::Result<(bool, Vec<u8>)> {
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let length = body.len();
+    let request = format!(
+        "{what} HTTP/1.1\r\nhost: moat\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n\r\n{body}"
+    );
+    stream.get_mut().write_all(request.as_bytes())?;
+    let mut status = String::new();
+    stream.read_line(&mut status)?;
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line)?;
+        match line.trim_end().split_once(": ") {
+            Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
+                length = value.parse().map_err(io::Error::other)?;
+            }
+            Some(_) => {}
+            None => break,
+        }
+    }
+    let mut answer = vec![0; length];
+    stream.read_exact(&mut answer)?;
+    Ok((status.contains(" 200 "), answer))
+}
+
+impl Machine for MoatProcess {
+    fn memory_device(&self, name: &str) -> Result<MemoryDevice, VmError> {
+        let status: MachineStatus = self.request("GET /machine", &Value::Null)?;
+        MemoryDevice::of(status, name)
+    }
+
+    fn request(&self, name: &str, bytes: u64) -> Result<(), VmError> {
+        let body = json!({ "requested": bytes });
+        let _: Resizing = self.request(&format!("PUT /devices/{name}"), &body)?;
+        Ok(())
+    }
+
+    fn process(&self) -> Option<&Process> {
+        Some(&self.process)
+    }
+
+    fn wait_for_end(&self, patience: Duration) -> Option<Ending> {
+        match self.process.wait(patience) {
+            Ok(None) => None,
+            Ok(Some(status)) if status.success() => Some(Ending::PowerOff),
+            Ok(Some(status)) => {
+                Some(Ending::MachineError(format!("{status}: {}", self.process.ended())))
+            }
+            Err(error) => Some(Ending::MachineError(error.to_string())),
+        }
+    }
+
+    fn console(&self) -> ConsoleText {
+        ConsoleText::from(&self.process.read("console")[..])
+    }
+}
+
+/// The options that describe the machine, but for its kernel, initramfs and serial ports.
+fn arguments(config: &VmConfig) -> Result<Vec<String>, VmError> {
+    let bypass = bypass(config)?;
+    if config.protocol != BootProtocol::Auto
+        || config.on_reset != OnReset::End
+        || config.probes.iter().any(|probe| *probe != ProbeConfig::default())
+        || !config.has_plain_memory()
+    {
+        let what = "settings that no process of moat's has been started with so far";
+        return Err(VmError::Unsupported { vmm: config.vmm, what });
+    }
+    let mut arguments = vec![
+        format!("--cpus={}", config.vcpus),
+        format!("--memory={}", config.memory),
+        format!("--memory-backing={}", backing(&config.ram.backing)),
+        format!("--cmdline={}", config.command_line()),
+    ];
+    arguments.extend(config.memory_devices.iter().map(|device| {
+        let MemoryDeviceConfig { size, requested, block_size, memory, .. } = device;
+        let backing = backing(&memory.backing);
+        format!("--virtio-mem=size={size},requested={requested},block-size={block_size},{backing}")
+    }));
+    arguments.extend(config.probes.iter().map(|_| "--probe".to_owned()));
+    if config.virtio_transport == VirtioTransport::Pci {
+        arguments.push("--transport=pci".to_owned());
+    }
+    if config.enforcement == Enforcement::Off {
+        arguments.push("--enforce=off".to_owned());
+    }
+    if let Some(bypass) = bypass {
+        arguments.push(format!("--iommu=virtio,bypass={}", switch(bypass)));
+    }
+    Ok(arguments)
+}
+
+fn backing(backing: &Backing) -> String {
+    match backing {
+        Backing::Anonymous => "backing=anonymous".to_owned(),
+        Backing::Memfd => "backing=memfd".to_owned(),
+        Backing::Hugetlb2M => "backing=hugetlb-2m".to_owned(),
+        Backing::Hugetlb1G => "backing=hugetlb-1g".to_owned(),
+        Backing::File(path) => option("backing=file:", path),
+    }
+}

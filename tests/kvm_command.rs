@@ -164,6 +164,23 @@ fn a_machine_is_resized_and_shown_over_its_socket() {
 }
 
 #[test]
+fn a_machine_is_paused_resumed_and_ended_over_its_socket() {
+    let fixture = Fixture::new();
+    let running = fixture.start(&["--virtio-mem", "size=4G", "--memory", "64M", "--cpus", "2"]);
+    let text = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
+    for (command, state) in
+        [("pause", "paused"), ("pause", "paused"), ("resume", "running"), ("resume", "running")]
+    {
+        assert_eq!(text(&running.moat(command, &[])), format!("{state}\n"));
+        assert!(text(&running.moat("status", &[])).starts_with(state), "{command}");
+    }
+    running.moat("pause", &[]);
+    let resized = running.moat("resize", &["mem0", "512M"]);
+    assert_eq!(text(&resized), "mem0: requested 512M, plugged 0\n");
+    assert_eq!(running.end(Signal::TERM).status.code(), Some(143));
+}
+
+#[test]
 fn two_machines_do_not_share_a_socket_but_a_dead_ones_is_taken_over() {
     let fixture = Fixture::new();
     let mut running = fixture.start(&[]);
@@ -180,7 +197,7 @@ fn two_machines_do_not_share_a_socket_but_a_dead_ones_is_taken_over() {
 #[test]
 fn a_client_without_a_machine_is_told_so() {
     let nowhere = Path::new("/nonexistent/api");
-    for command in ["status", "resize"] {
+    for command in ["status", "resize", "pause", "resume"] {
         let mut command = moat(&[command, "--api-socket"]);
         command.arg(nowhere);
         if command.get_args().next() == Some("resize".as_ref()) {

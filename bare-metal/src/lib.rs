@@ -100,6 +100,7 @@ enum Operation {
     AddVector,
     StoreVector,
     DriveQueue,
+    ReadTsc,
 }
 
 /// A command in the mailbox. The result comes in the place of the value.
@@ -244,6 +245,11 @@ impl Program {
         self.ram.write_all_at(bytes, address).expect("the machine's RAM can be written");
     }
 
+    /// Reads the boot processor's time-stamp counter.
+    pub fn read_tsc(&mut self) -> u64 {
+        self.command(Operation::ReadTsc, 8, 0, 0)
+    }
+
     /// Marks every 512th byte of a range with its address.
     pub fn fill(&mut self, address: u64, size: u64) {
         self.command(Operation::Fill, 0, address, size);
@@ -349,6 +355,13 @@ impl Program {
         self.post(8, block, address);
         self.post(8, block + 8, size);
         self.write(8, block + 16, 1);
+    }
+
+    /// How often processor `n` has been through its range, read without the guest.
+    pub fn hammer_rounds(&self, n: u64) -> u64 {
+        let mut rounds = 0_u64;
+        self.read_ram(CONTROL + 64 * n + 24, rounds.as_mut_bytes());
+        rounds
     }
 
     /// Waits until processor `n` has been through its range once more. Returns what it has seen so far.

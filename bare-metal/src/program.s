@@ -202,6 +202,8 @@ moat_program_start:
     je .Lstore_vector
     cmpb $10, %bl
     je .Ldrive_queue
+    cmpb $11, %bl
+    je .Lread_tsc
     ud2
 
 .Lanswer:
@@ -265,6 +267,12 @@ moat_program_start:
 2:  addq $512, %r8
     cmpq %r9, %r8
     jb 1b
+    jmp .Lanswer
+
+.Lread_tsc:
+    rdtsc
+    shlq $32, %rdx
+    leaq (%rax, %rdx), %r10
     jmp .Lanswer
 
 .Lout_port:

@@ -24,6 +24,7 @@ Examples:
   moat run --kernel bzImage --initrd initramfs --virtio-mem size=8G,requested=1G --api-socket /tmp/vm
   moat resize --api-socket /tmp/vm mem0 4G
   moat status --api-socket /tmp/vm
+  moat pause --api-socket /tmp/vm
   moat check --kernel ~/kernels/debian-6.12")]
 pub struct Arguments {
     #[command(subcommand)]
@@ -38,6 +39,10 @@ pub enum Command {
     Resize(ResizeArguments),
     /// Show a running machine
     Status(StatusArguments),
+    /// Pause a running machine: its vCPUs, its devices and its clocks stand still
+    Pause(PauseArguments),
+    /// Let a paused machine go on
+    Resume(PauseArguments),
     /// Check that kernels keep everybody away from device memory that is not theirs
     Check(CheckArguments),
     /// Find out whether this machine's KVM can carry an unmodified kernel
@@ -114,7 +119,7 @@ pub struct RunArguments {
     /// Where the guest's second serial port (ttyS1) goes, likewise; nowhere unless given
     #[arg(long, value_name = "TARGET", value_parser = settings::parse_value::<SerialTarget>)]
     pub serial2: Option<SerialTarget>,
-    /// Socket on which `moat resize` and `moat status` reach the machine
+    /// Socket on which `moat resize`, `status`, `pause` and `resume` reach the machine
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
 }
@@ -188,6 +193,18 @@ pub struct StatusArguments {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+What is paused already stays so, and what runs already goes on.
+
+Example:
+  moat pause --api-socket /tmp/vm && moat resume --api-socket /tmp/vm")]
+pub struct PauseArguments {
+    /// The machine's API socket, as given to `moat run`
+    #[arg(long, value_name = "PATH")]
+    pub api_socket: PathBuf,
 }
 
 #[derive(Args)]

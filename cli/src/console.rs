@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use rustix::stdio;
 use vmm::SerialEndpoint;
 use vmm::socket::SocketFile;
+use vmm::threads::{self, Role};
 
 use crate::arguments::SerialTarget;
 use crate::{streams, terminal};
@@ -217,7 +218,7 @@ fn read_keys(on_escape: Box<dyn Fn() + Send>) -> io::Result<QueueReader> {
         }
         queue.end();
     };
-    thread::Builder::new().name("keys".into()).spawn(pump)?;
+    threads::spawn(Role::Keys, pump)?;
     Ok(reader)
 }
 
@@ -254,7 +255,7 @@ fn listen(listener: UnixListener) -> io::Result<SerialEndpoint> {
     let output = Box::new(SocketOutput(Arc::clone(&client)));
     let input = Some(Box::new(QueueReader(Arc::clone(&queue))) as _);
     let server = SocketServer { listener, client, queue };
-    thread::Builder::new().name("console".into()).spawn(move || server.serve())?;
+    threads::spawn(Role::ConsoleSocket, move || server.serve())?;
     Ok(SerialEndpoint { name: "its socket", input, output })
 }
 

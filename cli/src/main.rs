@@ -7,6 +7,7 @@ mod console;
 mod doctor;
 mod messages;
 mod output;
+mod pause;
 mod resize;
 mod run;
 mod settings;
@@ -48,6 +49,8 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Resize(arguments) => resize::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Pause(arguments) => pause::run(&arguments, "/pause"),
+        Command::Resume(arguments) => pause::run(&arguments, "/resume"),
         Command::Check(arguments) => check::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
     };

@@ -5,8 +5,9 @@ use std::collections::VecDeque;
 use std::fmt::{Display, Write as _};
 use std::io::{self, Write};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
+
+use vmm::threads::{self, Role};
 
 use crate::streams::write_all;
 
@@ -89,7 +90,7 @@ impl Messages {
 /// From here on messages are written by a thread of their own.
 pub fn start() -> io::Result<()> {
     let messages = MESSAGES.get_or_init(Messages::default);
-    thread::Builder::new().name("messages".into()).spawn(|| messages.write_for_ever())?;
+    threads::spawn(Role::Messages, || messages.write_for_ever())?;
     Ok(())
 }
 

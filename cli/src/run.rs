@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use vmm::api::ApiServer;
+use vmm::threads::{self, Role};
 use vmm::{
     Ending, Machine, MachineControl, MachineError, MachineSpec, SerialEndpoint, SerialEndpoints,
 };
@@ -79,7 +80,9 @@ fn start(
 ) -> anyhow::Result<Machine> {
     thread::scope(|scope| {
         let (started, has_started) = mpsc::channel::<()>();
-        scope.spawn(move || report_progress(control, &has_started));
+        threads::spawn_scoped(scope, Role::Progress, move || {
+            report_progress(control, &has_started);
+        })?;
         let machine = Machine::start_with(spec, serial, control.clone());
         drop(started);
         Ok(machine?)

@@ -15,6 +15,7 @@ use std::time::Duration;
 use signal_hook::consts::{SIGCONT, SIGTSTP};
 use signal_hook::iterator::Signals;
 use vmm::MachineControl;
+use vmm::threads::{self, Role};
 
 use crate::messages;
 use crate::terminal;
@@ -65,7 +66,7 @@ pub fn attend(control: MachineControl) -> io::Result<Received> {
     let mut signals = Signals::new(ending.chain(job_control))?;
     let received = Received::default();
     let number = Arc::clone(&received.0);
-    thread::Builder::new().name("signals".into()).spawn(move || {
+    threads::spawn(Role::Signals, move || {
         for signal in signals.forever() {
             match signal {
                 SIGTSTP => terminal::suspend(),
@@ -97,7 +98,7 @@ fn end_in_time(signal: c_int) {
         thread::sleep(PATIENCE);
         end_now(signal);
     };
-    if thread::Builder::new().name("end".into()).spawn(watch).is_err() {
+    if threads::spawn(Role::EndTimer, watch).is_err() {
         end_now(signal);
     }
 }

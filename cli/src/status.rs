@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use comfy_table::{Table, presets};
 use hyper::Method;
 use vmm::Size;
-use vmm::machine::{IommuStatus, PciStatus};
+use vmm::machine::{IommuStatus, PciStatus, RunState};
 use vmm::violations::refusals::Chain;
 use vmm::violations::{Offender, Violation};
 use vmm::{MachineStatus, MemoryDeviceStatus};
@@ -28,7 +28,8 @@ pub fn run(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
 
 fn print_for_people(machine: &MachineStatus) -> std::io::Result<()> {
     answer(format_args!(
-        "{} vCPUs, {} of RAM, {} memory slots",
+        "{}: {} vCPUs, {} of RAM, {} memory slots",
+        state_name(machine.state),
         machine.vcpus,
         Size(machine.memory),
         machine.memory_slots
@@ -65,6 +66,15 @@ fn print_for_people(machine: &MachineStatus) -> std::io::Result<()> {
     print_refused_devices(&machine.memory_devices)?;
     machine.pci.as_ref().map_or(Ok(()), print_pci)?;
     machine.iommu.as_ref().map_or(Ok(()), print_iommu)
+}
+
+/// What people call it.
+pub fn state_name(state: RunState) -> &'static str {
+    match state {
+        RunState::Running => "running",
+        RunState::Paused => "paused",
+        RunState::Ended => "ended",
+    }
 }
 
 /// Who touched what was not there, most often first.

@@ -65,6 +65,14 @@ impl ProgramMachine {
 
     /// `change` says what is other than usual.
     pub fn start_as(change: impl FnOnce(MachineSpec) -> MachineSpec) -> Result<Self, MachineError> {
+        Self::start_printing(change, SerialEndpoint::null())
+    }
+
+    /// Likewise, and what it prints goes to `console`.
+    pub fn start_printing(
+        change: impl FnOnce(MachineSpec) -> MachineSpec,
+        console: SerialEndpoint,
+    ) -> Result<Self, MachineError> {
         let directory = TempDir::new().unwrap();
         let kernel: PathBuf = directory.path().join("program.elf");
         let ram = directory.path().join("ram");
@@ -81,8 +89,7 @@ impl ProgramMachine {
             input: Some(Box::new(theirs.try_clone().unwrap())),
             output: Box::new(theirs),
         };
-        let serial = SerialEndpoints { console: SerialEndpoint::null(), agent };
-        let machine = Machine::start(change(spec), serial)?;
+        let machine = Machine::start(change(spec), SerialEndpoints { console, agent })?;
         Ok(Self { machine, program: Program::connect(ours, &ram), _directory: directory })
     }
 }

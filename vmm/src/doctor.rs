@@ -23,6 +23,7 @@ use crate::memory::backing::{Backing, KeptFile};
 use crate::memory::host::HostMemory;
 use crate::memory::slots::{MemorySlots, SlotError};
 use crate::quiesce::{KickTarget, VcpuGate};
+use crate::threads::{self, Role};
 
 /// What was found out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -285,7 +286,7 @@ fn watch(
     let passed = Arc::new(AtomicUsize::new(0));
     let (sender, receiver) = mpsc::channel();
     let thread_passed = Arc::clone(&passed);
-    let thread = std::thread::Builder::new().name("doctor".into()).spawn(move || {
+    let thread = threads::spawn(Role::Doctor, move || {
         // The receiver waits, or has given up: then nobody wants to know.
         let _ = sender.send(program(&thread_passed));
     });

@@ -92,6 +92,9 @@ pub enum VcpuError {
     /// The boot structures do not fit guest memory.
     #[error("cannot write boot structures to guest memory: {0}")]
     Memory(#[from] vm_memory::GuestMemoryError),
+    /// The host has no descriptor left.
+    #[error("cannot duplicate a vCPU's descriptor: {0}")]
+    Descriptor(std::io::Error),
     /// The host does not give a thread.
     #[error("cannot start a vCPU's thread: {0}")]
     Thread(std::io::Error),

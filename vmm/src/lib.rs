@@ -19,6 +19,7 @@ pub mod size;
 pub mod socket;
 pub mod symbols;
 mod sync;
+pub mod threads;
 pub mod vcpu;
 pub mod violations;
 

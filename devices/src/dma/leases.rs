@@ -5,6 +5,16 @@
 //! (bus mastering, a translation, a plugged block) changes the state first, which every later lease
 //! sees, and then waits for the leases from before to end.
 //!
+//! So this is the rule, whatever thread a device works on: **memory is accessed within a lease, and nothing
+//! that was taken away is good to others before the leases have been settled.** In particular
+//!
+//! - an unplugged block's memory goes after that (the machine's block backend drains);
+//! - a driver's UNMAP, DETACH or ATTACH is answered after that (`virtio::iommu::translations`);
+//! - a vCPU that has cleared Bus Master Enable, reset a queue, or taken the IOMMU's bypass away by a
+//!   register executes its next instruction after that (it settles after each exit).
+//!
+//! What is given, such as a plugged block, waits for nobody: whoever does not see it yet is refused.
+//!
 //! A lease is short: a copy of some KiB. Nothing within one waits for a vCPU or for the host.
 
 use std::cell::Cell;

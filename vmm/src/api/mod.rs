@@ -4,6 +4,8 @@
 //! |------------------------|---------------------------|-----------------------|
 //! | `GET /machine`         |                           | [`MachineStatus`]     |
 //! | `PUT /devices/{id}`    | [`ResizeRequest`]         | [`Resizing`]          |
+//! | `PUT /pause`           |                           | [`MachineStatus`]     |
+//! | `PUT /resume`          |                           | [`MachineStatus`]     |
 //!
 //! What is refused is answered with a 4xx status, or 503 while the machine is not running, and an
 //! [`ErrorBody`].
@@ -30,8 +32,9 @@ use thiserror::Error;
 use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::machine::{MachineControl, MachineStatus, ResizeRefused, Resizing};
+use crate::machine::{MachineControl, MachineStatus, PauseError, ResizeRefused, Resizing};
 use crate::socket::{SocketError, SocketFile};
+use crate::threads::{self, Role};
 
 /// Asks for a device's size to change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,13 +85,17 @@ impl ApiServer {
     pub fn start(path: &Path, control: MachineControl) -> Result<Self, ApiError> {
         let (listener, socket) = SocketFile::serve(path)?;
         listener.set_nonblocking(true)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .thread_name(Role::Api.name())
+            .on_thread_start(|| Role::Api.confine_signals())
+            .build()?;
         let listener = {
             let _runtime = runtime.enter();
             UnixListener::from_std(listener)?
         };
         let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::Builder::new().name("api".into()).spawn(move || {
+        let thread = threads::spawn(Role::Api, move || {
             runtime.block_on(async {
                 tokio::select! {
                     never = serve(listener, router(control)) => match never {},
@@ -147,6 +154,8 @@ fn router(control: MachineControl) -> Router {
     Router::new()
         .route("/machine", get(machine))
         .route("/devices/{id}", put(resize))
+        .route("/pause", put(pause))
+        .route("/resume", put(resume))
         .fallback(async || Refused(StatusCode::NOT_FOUND, "there is nothing at this path".into()))
         .method_not_allowed_fallback(async || {
             let reason = "this path is not for this method".into();
@@ -161,6 +170,30 @@ async fn machine(State(control): State<MachineControl>) -> Result<Json<MachineSt
         .status()
         .map(Json)
         .map_err(|error| Refused(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))
+}
+
+async fn pause(State(control): State<MachineControl>) -> Result<Json<MachineStatus>, Refused> {
+    change_state(move || control.pause()).await
+}
+
+async fn resume(State(control): State<MachineControl>) -> Result<Json<MachineStatus>, Refused> {
+    change_state(move || control.resume()).await
+}
+
+/// Pausing may take as long as a device's request, during which others are to be answered.
+async fn change_state(
+    change: impl FnOnce() -> Result<MachineStatus, PauseError> + Send + 'static,
+) -> Result<Json<MachineStatus>, Refused> {
+    let changed = tokio::task::spawn_blocking(change).await;
+    let changed =
+        changed.map_err(|error| Refused(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    changed.map(Json).map_err(|error| {
+        let status = match error {
+            PauseError::NotRunning(_) => StatusCode::SERVICE_UNAVAILABLE,
+            PauseError::Clocks(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Refused(status, error.to_string())
+    })
 }
 
 async fn resize(
@@ -231,6 +264,9 @@ mod tests {
             ("GET /", "", 404),
             ("POST /machine", "", 405),
             ("DELETE /devices/mem0", "", 405),
+            ("PUT /pause", "", 503),
+            ("PUT /resume", "", 503),
+            ("GET /pause", "", 405),
         ] {
             let (found, body) = ask(&path, request, body);
             assert_eq!(found, status, "{request}: {body}");

@@ -3,14 +3,15 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use devices::Signal;
 use devices::serial::SerialPort;
 use log::warn;
 
+use crate::quiesce::DeviceGate;
 use crate::sync::lock;
+use crate::threads::{self, Role};
 
 /// The far end of a serial port.
 pub struct SerialEndpoint {
@@ -55,6 +56,8 @@ struct Pending {
 
 struct Queue {
     name: &'static str,
+    /// Closed while the machine is paused.
+    devices: Arc<DeviceGate>,
     pending: Mutex<Pending>,
     changed: Condvar,
 }
@@ -85,6 +88,9 @@ impl Queue {
         while let Some(bytes) = self.take() {
             let mut rest = &bytes[..];
             while !rest.is_empty() {
+                // What the endpoint is being given when the machine is paused is on its way already:
+                // it may take as long as it likes, and nobody waits for it.
+                drop(self.devices.enter());
                 match endpoint.write(rest) {
                     Ok(written @ 1..) => {
                         rest = &rest[written..];
@@ -179,15 +185,14 @@ pub struct SerialWires {
 }
 
 impl SerialWires {
-    /// Starts carrying what `endpoint` gives and takes.
-    pub fn start(endpoint: SerialEndpoint) -> io::Result<Self> {
+    /// Starts carrying what `endpoint` gives and takes, while `devices` is open.
+    pub fn start(endpoint: SerialEndpoint, devices: Arc<DeviceGate>) -> io::Result<Self> {
         let SerialEndpoint { name, input, mut output } = endpoint;
-        let queue = Arc::new(Queue { name, pending: Mutex::default(), changed: Condvar::new() });
+        let room = Arc::new(InputRoom { devices: Arc::clone(&devices), ..InputRoom::default() });
+        let (pending, changed) = (Mutex::default(), Condvar::new());
+        let queue = Arc::new(Queue { name, devices, pending, changed });
         let source = Arc::clone(&queue);
-        thread::Builder::new()
-            .name("serial-out".into())
-            .spawn(move || source.carry(&mut *output))?;
-        let room = Arc::new(InputRoom::default());
+        threads::spawn(Role::SerialOutput, move || source.carry(&mut *output))?;
         if let Some(input) = input {
             start_input(input, Arc::clone(&room))?;
         }
@@ -220,6 +225,8 @@ impl SerialWires {
 /// more is wanted.
 #[derive(Default)]
 struct InputRoom {
+    /// Closed while the machine is paused.
+    devices: Arc<DeviceGate>,
     state: Mutex<RoomState>,
     changed: Condvar,
 }
@@ -258,7 +265,10 @@ impl InputRoom {
                 (state.drained, state.port.clone())
             };
             // The port's lock is never taken under ours: its guest tells us what it has read.
-            let taken = port.map_or(0, |port| lock(&port).receive(input));
+            let taken = port.map_or(0, |port| {
+                let _working = self.devices.enter();
+                lock(&port).receive(input)
+            });
             input = &input[taken..];
             let mut state = self.lock();
             while !input.is_empty() && state.drained == seen && !state.ended {
@@ -282,7 +292,7 @@ impl Signal for InputRoom {
 /// Starts carrying what `input` gives to the port. The thread ends with the input, or, once some
 /// comes, with the machine.
 fn start_input(mut input: Box<dyn Read + Send>, room: Arc<InputRoom>) -> io::Result<()> {
-    thread::Builder::new().name("serial-in".into()).spawn(move || {
+    threads::spawn(Role::SerialInput, move || {
         let mut buffer = [0; 4096];
         loop {
             match input.read(&mut buffer) {
@@ -300,6 +310,7 @@ fn start_input(mut input: Box<dyn Read + Send>, room: Arc<InputRoom>) -> io::Res
 mod tests {
     use super::*;
     use std::sync::mpsc;
+    use std::thread;
 
     struct Nobody;
 
@@ -308,8 +319,8 @@ mod tests {
     }
 
     fn wires(output: impl Write + Send + 'static) -> SerialWires {
-        let output = Box::new(output);
-        SerialWires::start(SerialEndpoint { name: "a test", input: None, output }).unwrap()
+        let endpoint = SerialEndpoint { name: "a test", input: None, output: Box::new(output) };
+        SerialWires::start(endpoint, Arc::default()).unwrap()
     }
 
     fn print(wires: &SerialWires, text: &str) {
@@ -396,5 +407,48 @@ mod tests {
         wires.finish();
         assert_eq!(receiver.recv().unwrap(), b"a");
         assert_eq!(output.lock().lost, 1);
+    }
+
+    #[test]
+    fn a_paused_port_moves_nothing_and_loses_nothing() {
+        const DATA: u64 = 0;
+        const MODEM_CONTROL: u64 = 4;
+        const LINE_STATUS: u64 = 5;
+        const DATA_TERMINAL_READY: u8 = 1 << 0;
+        const DATA_READY: u8 = 1 << 0;
+        let read = |port: &Arc<Mutex<SerialPort>>, register| {
+            let mut data = [0];
+            devices::bus::BusDevice::read(&mut *lock(port), register, &mut data);
+            data[0]
+        };
+        let devices = Arc::new(DeviceGate::default());
+        let (sender, receiver) = mpsc::channel();
+        let (input, mut keys) = io::pipe().unwrap();
+        let endpoint = SerialEndpoint {
+            name: "a test",
+            input: Some(Box::new(input)),
+            output: Box::new(Slow(sender)),
+        };
+        let wires = SerialWires::start(endpoint, Arc::clone(&devices)).unwrap();
+        let port = wires.port(Arc::new(Nobody));
+        let write = |register, data: &[u8]| {
+            devices::bus::BusDevice::write(&mut *lock(&port), register, data);
+        };
+        write(MODEM_CONTROL, &[DATA_TERMINAL_READY]);
+        devices.close();
+        keys.write_all(b"in").unwrap();
+        write(DATA, b"out");
+        assert!(receiver.recv_timeout(Duration::from_millis(50)).is_err());
+        assert_eq!(wires.output.lock().gone, 0);
+        assert_eq!(read(&port, LINE_STATUS) & DATA_READY, 0);
+        devices.open();
+        for expected in *b"in" {
+            while read(&port, LINE_STATUS) & DATA_READY == 0 {
+                thread::yield_now();
+            }
+            assert_eq!(read(&port, DATA), expected);
+        }
+        wires.finish();
+        assert_eq!(receiver.try_iter().collect::<Vec<_>>(), b"out");
     }
 }

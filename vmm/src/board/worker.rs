@@ -20,7 +20,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::exit::{Ending, EndingCell};
-use crate::quiesce::VcpuGate;
+use crate::quiesce::{DeviceGate, VcpuGate};
+use crate::threads::{self, Role};
 
 /// A worker that cannot be started.
 #[derive(Debug, Error)]
@@ -93,8 +94,31 @@ impl MutEventSubscriber for DeviceWork {
     }
 }
 
+/// What is done only while the machine is not paused. Its events stay pending until then.
+struct Gated<S> {
+    subscriber: S,
+    devices: Arc<DeviceGate>,
+}
+
+impl<S> Gated<S> {
+    fn new(subscriber: S, devices: &Arc<DeviceGate>) -> Self {
+        Self { subscriber, devices: Arc::clone(devices) }
+    }
+}
+
+impl<S: MutEventSubscriber> MutEventSubscriber for Gated<S> {
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        let _working = self.devices.enter();
+        self.subscriber.process(events, ops);
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        self.subscriber.init(ops);
+    }
+}
+
 /// Looks for a guest that has halted for good. KVM keeps HLT to itself, so somebody has to look.
-struct HaltWatch {
+pub struct HaltWatch {
     timer: TimerFd,
     gate: Arc<VcpuGate>,
     halted: Vec<Arc<AtomicBool>>,
@@ -103,6 +127,17 @@ struct HaltWatch {
 
 impl HaltWatch {
     const INTERVAL: Duration = Duration::from_secs(1);
+
+    /// Looks at the vCPUs of `gate`, for each of which `halted` has a flag.
+    pub fn new(
+        gate: Arc<VcpuGate>,
+        halted: Vec<Arc<AtomicBool>>,
+        ending: Arc<EndingCell>,
+    ) -> io::Result<Self> {
+        let mut timer = TimerFd::new().map_err(io::Error::from)?;
+        timer.reset(Self::INTERVAL, Some(Self::INTERVAL)).map_err(io::Error::from)?;
+        Ok(Self { timer, gate, halted, ending })
+    }
 }
 
 impl MutEventSubscriber for HaltWatch {
@@ -152,26 +187,23 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread. `halted` has a flag for each vCPU of `gate`.
+    /// Starts the thread, which works while `devices` is open.
     pub fn start(
         work: Vec<DeviceWork>,
-        gate: Arc<VcpuGate>,
-        halted: Vec<Arc<AtomicBool>>,
+        watch: HaltWatch,
+        devices: &Arc<DeviceGate>,
         ending: Arc<EndingCell>,
     ) -> Result<Self, WorkerError> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let stopped = Arc::new(AtomicBool::new(false));
         let mut events = EventManager::<Box<dyn MutEventSubscriber + Send>>::new()?;
         for work in work {
-            events.add_subscriber(Box::new(work));
+            events.add_subscriber(Box::new(Gated::new(work, devices)));
         }
-        let mut timer = TimerFd::new().map_err(io::Error::from)?;
-        timer.reset(HaltWatch::INTERVAL, Some(HaltWatch::INTERVAL)).map_err(io::Error::from)?;
-        let watch = HaltWatch { timer, gate, halted, ending: Arc::clone(&ending) };
-        events.add_subscriber(Box::new(watch));
+        events.add_subscriber(Box::new(Gated::new(watch, devices)));
         let end = Stop { event: stop.try_clone()?, stopped: Arc::clone(&stopped) };
         events.add_subscriber(Box::new(end));
-        let thread = std::thread::Builder::new().name("devices".into()).spawn(move || {
+        let thread = threads::spawn(Role::Worker, move || {
             // A bug of ours shall end the machine, and not leave its guest waiting.
             let run = AssertUnwindSafe(|| {
                 while !stopped.load(Ordering::Relaxed) {
@@ -196,5 +228,38 @@ impl Worker {
         let _ = self.stop.write(1);
         // A panic there has been reported already, and there is nothing left to do.
         let _ = self.thread.join();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_doorbell_that_rings_while_devices_are_stopped_is_answered_when_they_go_on() {
+        let devices = Arc::new(DeviceGate::default());
+        let ending = Arc::new(EndingCell::default());
+        let (done, is_done) = mpsc::channel();
+        let doorbell = Arc::new(EventSignal::new().unwrap());
+        let process = move || {
+            done.send(()).unwrap();
+            false
+        };
+        let work = DeviceWork { doorbell: Arc::clone(&doorbell), process: Box::new(process) };
+        let gate = Arc::new(VcpuGate::new(1));
+        let watch = HaltWatch::new(gate, vec![Arc::default()], Arc::clone(&ending)).unwrap();
+        let worker = Worker::start(vec![work], watch, &devices, ending).unwrap();
+        doorbell.signal();
+        is_done.recv().unwrap();
+        for _ in 0..100 {
+            devices.close();
+            doorbell.signal();
+            assert!(is_done.try_recv().is_err());
+            devices.open();
+            is_done.recv().unwrap();
+        }
+        worker.stop();
     }
 }

@@ -23,9 +23,11 @@ use vm_memory::{Address, GuestAddress, GuestMemoryMmap};
 use super::control::{MachineControl, Parts};
 use super::error::MachineError;
 use super::files::Files;
+use super::pause::Pause;
 use super::running::Running;
 use super::spec::{MachineSpec, VirtioTransport};
 use crate::arch::x86_64::boot::{self, BootSource, Entry};
+use crate::arch::x86_64::clocks::Clocks;
 use crate::arch::x86_64::cpuid::CpuidTemplate;
 use crate::arch::x86_64::layout::{self, gsi, port};
 use crate::arch::x86_64::machine_check::MachineChecks;
@@ -35,7 +37,7 @@ use crate::board::memory_device::Enforcement;
 use crate::board::memory_device::{MemoryDevice, Surroundings};
 use crate::board::pci::{KvmDoorbell, KvmLine, KvmMessages, Pci, PciDevices, PciPlace};
 use crate::board::serial::SerialWires;
-use crate::board::worker::{DeviceWork, EventSignal, Worker};
+use crate::board::worker::{DeviceWork, EventSignal, HaltWatch, Worker};
 use crate::exit::{Ending, EndingCell};
 use crate::firmware::acpi::{
     self, HotpluggableMemory, IommuPlace, PciHostBridge, Platform, VirtioMmioDevice,
@@ -47,6 +49,7 @@ use crate::memory::host::HostMemory;
 use crate::memory::slots::{MemorySlots, SlotId};
 use crate::quiesce::VcpuGate;
 use crate::symbols::GuestSymbols;
+use crate::threads::{self, Role};
 use crate::vcpu::{self, Vcpu};
 use crate::violations::ViolationPolicy;
 
@@ -152,7 +155,12 @@ impl<'a> Builder<'a> {
         });
         self.buses.symbols = Some(Arc::clone(&symbols));
         let (vcpus, halted) = self.create_vcpus(&memory, &entry)?;
+        let clocks = Clocks::new(Arc::clone(&self.vm), vcpus.iter().map(|vcpu| &vcpu.fd))?;
+        let (gate, ending) = (self.gate, self.ending);
+        let devices = Arc::clone(&self.control.devices);
+        let pause = Arc::new(Pause::new(Arc::clone(&gate), devices, clocks, Arc::clone(&ending)));
         let parts = Parts {
+            pause: Arc::clone(&pause),
             vcpus: self.spec.cpus,
             memory: self.spec.memory.0,
             enforcement: self.spec.enforce,
@@ -162,12 +170,13 @@ impl<'a> Builder<'a> {
             iommu: self.iommu,
             symbols,
         };
-        let (gate, ending) = (self.gate, self.ending);
         if ending.get().is_some() {
             gate.end();
         }
-        let worker = Worker::start(self.work, Arc::clone(&gate), halted, Arc::clone(&ending))?;
-        let mut running = Running { gate, vcpus: Vec::new(), worker, _ram: ram };
+        let watch = HaltWatch::new(gate, halted, Arc::clone(&ending))
+            .map_err(MachineError::host("cannot create a timer"))?;
+        let worker = Worker::start(self.work, watch, &pause.devices, Arc::clone(&ending))?;
+        let mut running = Running { pause, vcpus: Vec::new(), worker, _ram: ram };
         for vcpu in vcpus {
             match start(vcpu, Arc::clone(&ending)) {
                 Ok(thread) => running.vcpus.push(thread),
@@ -518,15 +527,14 @@ fn guest_memory(ram: &[(HostMemory, SlotId)]) -> Result<GuestMemoryMmap, Machine
 }
 
 fn start(mut vcpu: Vcpu, ending: Arc<EndingCell>) -> Result<JoinHandle<()>, VcpuError> {
-    std::thread::Builder::new()
-        .name(format!("vcpu{}", vcpu.index))
-        .spawn(move || {
-            // A bug of ours shall end the machine, and not leave it waiting for this vCPU.
-            let run = AssertUnwindSafe(|| vcpu.run());
-            let panicked = || Some(Ending::MachineError("a vCPU's thread panicked".into()));
-            if let Some(end) = catch_unwind(run).unwrap_or_else(|_| panicked()) {
-                ending.set(end);
-            }
-        })
-        .map_err(VcpuError::Thread)
+    threads::spawn(Role::Vcpu(vcpu.index), move || {
+        // A bug of ours shall end the machine, and not leave it waiting for this vCPU.
+        let run = AssertUnwindSafe(|| vcpu.run());
+        let panicked = || Some(Ending::MachineError("a vCPU's thread panicked".into()));
+        if let Some(end) = catch_unwind(run).unwrap_or_else(|_| panicked()) {
+            ending.set(end);
+        }
+        vcpu.gate.leave(vcpu.index as usize);
+    })
+    .map_err(VcpuError::Thread)
 }

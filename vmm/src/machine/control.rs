@@ -7,12 +7,14 @@ use devices::virtio::iommu::Translations;
 
 use super::error::{NotRunning, ResizeRefused};
 use super::memmap;
-use super::status::{MachineStatus, Resizing};
+use super::pause::{Pause, PauseError};
+use super::status::{MachineStatus, Resizing, RunState};
 use crate::board::memory_device::{Enforcement, MemoryDevice};
 use crate::board::pci::Pci;
 use crate::exit::{Ending, EndingCell};
 use crate::memory::host::HostWork;
 use crate::memory::slots::MemorySlots;
+use crate::quiesce::DeviceGate;
 use crate::symbols::GuestSymbols;
 use crate::sync::lock;
 
@@ -21,6 +23,7 @@ use crate::sync::lock;
 pub struct MachineControl {
     pub(super) phase: Arc<Mutex<Phase>>,
     pub(super) ending: Arc<EndingCell>,
+    pub(super) devices: Arc<DeviceGate>,
     starting: Arc<Starting>,
 }
 
@@ -45,6 +48,8 @@ pub enum Phase {
 
 /// The parts of a running machine that somebody may ask about.
 pub struct Parts {
+    /// How it is paused.
+    pub pause: Arc<Pause>,
     /// Number of vCPUs.
     pub vcpus: u32,
     /// Bytes of RAM.
@@ -75,7 +80,9 @@ impl Phase {
 impl Parts {
     /// As they are now.
     pub fn status(&self) -> MachineStatus {
+        let state = if self.pause.is_paused() { RunState::Paused } else { RunState::Running };
         MachineStatus {
+            state,
             vcpus: self.vcpus,
             memory: self.memory,
             memory_slots: self.slots.used(),
@@ -95,6 +102,24 @@ impl MachineControl {
             Phase::Running(parts) => Ok(parts.status()),
             Phase::Ended(status) => Ok(MachineStatus::clone(status)),
         }
+    }
+
+    /// Pauses the machine: no vCPU runs guest code, no device does anything, and the guest's clocks stand
+    /// still. Returns once that is so, also if it was before. May wait for a request to a device.
+    pub fn pause(&self) -> Result<MachineStatus, PauseError> {
+        self.pausing()?.pause()?;
+        Ok(self.status()?)
+    }
+
+    /// Lets a paused machine go on. One that runs is left alone.
+    pub fn resume(&self) -> Result<MachineStatus, PauseError> {
+        self.pausing()?.resume()?;
+        Ok(self.status()?)
+    }
+
+    /// Pausing may take its time, and nobody else is to wait for that.
+    fn pausing(&self) -> Result<Arc<Pause>, NotRunning> {
+        Ok(Arc::clone(&lock(&self.phase).running()?.pause))
     }
 
     /// Asks the driver of device `id` to plug or unplug until `bytes` are plugged.

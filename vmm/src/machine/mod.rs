@@ -5,10 +5,13 @@ mod control;
 mod error;
 mod files;
 mod memmap;
+mod pause;
 mod probe;
 mod running;
 mod spec;
 mod status;
+
+use std::sync::Arc;
 
 use log::info;
 
@@ -17,9 +20,10 @@ pub use devices::virtio::iommu::{EndpointStatus, IommuStatus};
 pub use devices::virtio::mem::RequestCounters;
 pub use error::{MachineError, NotRunning, ResizeRefused};
 pub use files::InitrdError;
+pub use pause::PauseError;
 pub use probe::ProbeConfig;
 pub use spec::{IommuConfig, IommuKind, MachineSpec, OnReset, VirtioTransport};
-pub use status::{MachineStatus, Resizing};
+pub use status::{MachineStatus, Resizing, RunState};
 
 pub use crate::board::memory_device::{
     Enforcement, MemoryDeviceConfig, MemoryDeviceError, MemoryDeviceStatus,
@@ -61,7 +65,8 @@ impl Machine {
         // From here on dropping the machine puts away what has been started.
         let mut machine = Self { spec, files, serial: Vec::new(), control, running: None };
         for endpoint in [serial.console, serial.agent] {
-            let wires = SerialWires::start(endpoint)
+            let devices = Arc::clone(&machine.control.devices);
+            let wires = SerialWires::start(endpoint, devices)
                 .map_err(MachineError::host("cannot start a serial port"))?;
             machine.serial.push(wires);
         }
@@ -141,7 +146,8 @@ impl Machine {
         self.end_threads();
         let mut phase = lock(&self.control.phase);
         if let Phase::Running(parts) = &*phase {
-            *phase = Phase::Ended(Box::new(parts.status()));
+            let status = MachineStatus { state: RunState::Ended, ..parts.status() };
+            *phase = Phase::Ended(Box::new(status));
         }
         drop(phase);
         self.serial.drain(..).for_each(SerialWires::finish);

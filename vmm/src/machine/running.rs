@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use super::pause::Pause;
 use crate::board::worker::Worker;
 use crate::memory::host::HostMemory;
 use crate::memory::slots::SlotId;
-use crate::quiesce::VcpuGate;
 
 /// The threads of a machine, and its RAM.
 pub struct Running {
-    /// Where vCPUs are stopped.
-    pub gate: Arc<VcpuGate>,
-    /// Their threads.
+    /// Where they are stopped.
+    pub pause: Arc<Pause>,
+    /// The vCPUs' threads.
     pub vcpus: Vec<JoinHandle<()>>,
     /// The devices' thread.
     pub worker: Worker,
@@ -23,7 +23,7 @@ pub struct Running {
 impl Running {
     /// Ends every thread.
     pub fn end(self) {
-        self.gate.end();
+        self.pause.end();
         for vcpu in self.vcpus {
             // A panic there has been reported already, and there is nothing left to do.
             let _ = vcpu.join();

@@ -6,9 +6,23 @@ use serde::{Deserialize, Serialize};
 use crate::board::memory_device::{Enforcement, MemoryDeviceStatus};
 use crate::board::pci::PciStatus;
 
+/// Whether a machine runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunState {
+    /// It runs.
+    Running,
+    /// It is paused.
+    Paused,
+    /// It has ended.
+    Ended,
+}
+
 /// A machine as seen from outside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineStatus {
+    /// Whether it runs.
+    pub state: RunState,
     /// Number of vCPUs.
     pub vcpus: u32,
     /// Bytes of RAM.

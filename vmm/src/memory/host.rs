@@ -19,6 +19,7 @@ use vm_memory::{
 use super::backing::{Backing, KeptFile, MemoryFile};
 use super::{MemoryError, numa};
 use crate::sync::Cancellation;
+use crate::threads::{self, Role};
 
 /// How guest memory is had from the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -247,10 +248,8 @@ impl HostMemory {
         };
         let first = shares.next();
         thread::scope(|scope| {
-            let others = shares.map(|share| {
-                let thread = thread::Builder::new().name("populate".into());
-                thread.spawn_scoped(scope, move || populate(share))
-            });
+            let others = shares
+                .map(|share| threads::spawn_scoped(scope, Role::Populate, move || populate(share)));
             let others = others.collect::<io::Result<Vec<_>>>()?;
             first.map_or(Ok(()), populate)?;
             others.into_iter().try_for_each(|thread| thread.join().expect("it cannot panic"))

@@ -1,4 +1,12 @@
-//! Which blocks of a virtio-mem region exist for devices: those that are plugged.
+//! Which blocks of a virtio-mem region exist for devices: those that are plugged, and are not on their way
+//! out.
+//!
+//! Why this is not the device's `BlockMap`. That says what the driver has been told, and changes when a
+//! request has been carried out; this says what may be accessed, and changes while it is. A block that is
+//! being unplugged is unreachable before its memory goes, and plugged until the driver has its answer,
+//! which may be that it stays plugged. With `--enforce off` everything is reachable, whatever is plugged. And
+//! this is read on each DMA without a lock, while a block's bit and its memory slot have to change as one
+//! ([`Windows`](super::windows)). Between two requests, in strict mode, both are the same.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};

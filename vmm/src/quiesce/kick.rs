@@ -21,7 +21,7 @@ thread_local! {
 /// A kick. Of real-time signals there may be no more than the host lets a user have waiting
 /// (RLIMIT_SIGPENDING), so one may fail; of others there is one or none. Nobody sends this one to a
 /// process that has not asked for it (socket(7)), and it would do no harm.
-const KICK: c_int = libc::SIGURG;
+pub const KICK: c_int = libc::SIGURG;
 
 extern "C" fn on_kick(_signal: c_int, _info: *mut siginfo_t, _context: *mut c_void) {
     let immediate_exit = IMMEDIATE_EXIT.get();

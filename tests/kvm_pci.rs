@@ -14,8 +14,7 @@ use testvm::vm::VmConfig;
 use vmm::machine::{MachineError, PciFunctionStatus, PciRangeStatus};
 use vmm::violations::{Offender, Privilege, Target};
 use vmm::{
-    Machine, MachineSpec, MemoryDeviceConfig, PciPlace, ProbeConfig, SerialEndpoint,
-    SerialEndpoints, VirtioTransport,
+    Machine, MachineIo, MachineSpec, MemoryDeviceConfig, PciPlace, ProbeConfig, VirtioTransport,
 };
 
 /// `docs/probe.md`: the register at offset 0, and the scratch area.
@@ -357,8 +356,7 @@ fn a_machine_has_as_many_devices_as_its_bus_has_room_for() {
             virtio_mem: vec![MemoryDeviceConfig::new(128 << 20); devices],
             ..MachineSpec::new(kernel("protected").image().into())
         };
-        let [console, agent] = [SerialEndpoint::null(), SerialEndpoint::null()];
-        Machine::start(spec, SerialEndpoints { console, agent })
+        Machine::start(spec, MachineIo::default())
     };
     // Beside them there are the host bridge and the entropy device.
     let machine = start(VirtioTransport::Pci, 30).unwrap();

@@ -24,8 +24,8 @@ use vmm::memory::host::HostMemoryConfig;
 use vmm::violations::refusals::Chain;
 use vmm::violations::{GuestAccess, Offender, Operation, Target, ViolationCounters};
 use vmm::{
-    Ending, Enforcement, Machine, MachineError, MachineSpec, MemoryDeviceConfig, OnReset,
-    SerialEndpoint, SerialEndpoints, Size,
+    Ending, Enforcement, Machine, MachineError, MachineIo, MachineSpec, MemoryDeviceConfig,
+    OnReset, SerialEndpoint, Size,
 };
 
 fn device(requested: u64) -> MemoryDeviceConfig {
@@ -281,7 +281,7 @@ fn ram_may_be_of_huge_pages_too_and_a_machine_that_lacks_them_does_not_start() {
             ..MachineSpec::new(kernel.clone())
         };
         let agent = SerialEndpoint { name: "the agent", input: None, output };
-        Machine::start(spec, SerialEndpoints { console: SerialEndpoint::null(), agent })
+        Machine::start(spec, MachineIo { agent, ..MachineIo::default() })
     };
     // What the program has.
     let pages = 128 / 2;

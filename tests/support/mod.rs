@@ -18,8 +18,8 @@ use tempfile::TempDir;
 use vmm::arch::x86_64::boot::BootProtocol;
 use vmm::memory::backing::Backing;
 use vmm::{
-    Enforcement, Machine, MachineError, MachineSpec, MemoryDeviceConfig, SerialEndpoint,
-    SerialEndpoints, Size,
+    Enforcement, Machine, MachineError, MachineIo, MachineSpec, MemoryDeviceConfig, SerialEndpoint,
+    Size,
 };
 
 pub const KIB: u64 = 1 << 10;
@@ -89,7 +89,8 @@ impl ProgramMachine {
             input: Some(Box::new(theirs.try_clone().unwrap())),
             output: Box::new(theirs),
         };
-        let machine = Machine::start(change(spec), SerialEndpoints { console, agent })?;
+        let io = MachineIo { console, agent, ..MachineIo::default() };
+        let machine = Machine::start(change(spec), io)?;
         Ok(Self { machine, program: Program::connect(ours, &ram), _directory: directory })
     }
 }

@@ -24,8 +24,9 @@ pub mod vcpu;
 pub mod violations;
 
 pub use machine::{
-    Ending, Enforcement, IommuConfig, IommuKind, Machine, MachineControl, MachineError,
-    MachineSpec, MachineStatus, MemoryDeviceConfig, MemoryDeviceStatus, OnReset, PciPlace,
-    ProbeConfig, SerialEndpoint, SerialEndpoints, VirtioTransport,
+    ConsolePorts, Ending, Enforcement, IommuConfig, IommuKind, Machine, MachineControl,
+    MachineError, MachineIo, MachineSpec, MachineStatus, MemoryDeviceConfig, MemoryDeviceStatus,
+    OnReset, PciPlace, PortReader, PortWriter, ProbeConfig, SerialEndpoint, SharedFiles,
+    VirtioTransport,
 };
 pub use size::Size;

@@ -14,6 +14,8 @@ pub enum Role {
     Vcpu(u32),
     /// Does the work that drivers give to devices.
     Worker,
+    /// Serves a file system.
+    FileSystem,
     /// Carries what a serial port sends to its endpoint.
     SerialOutput,
     /// Carries what an endpoint sends to its serial port.
@@ -28,6 +30,16 @@ pub enum Role {
     ConsoleSocket,
     /// Reads keys from the terminal.
     Keys,
+    /// Carries a program's input to the guest.
+    ProgramInput,
+    /// Carries a program's output from the guest.
+    ProgramOutput,
+    /// Hears how far a program is.
+    ProgramReports,
+    /// Tells a program's terminal its size.
+    ProgramTerminal,
+    /// Ends a program that takes too long.
+    ProgramTimer,
     /// Writes messages to standard error.
     Messages,
     /// Says how far the start of a machine is.
@@ -44,6 +56,7 @@ impl Role {
         match self {
             Self::Vcpu(index) => return format!("vcpu{index}"),
             Self::Worker => "devices",
+            Self::FileSystem => "files",
             Self::SerialOutput => "serial-out",
             Self::SerialInput => "serial-in",
             Self::Api => "api",
@@ -51,6 +64,11 @@ impl Role {
             Self::Doctor => "doctor",
             Self::ConsoleSocket => "console",
             Self::Keys => "keys",
+            Self::ProgramInput => "input",
+            Self::ProgramOutput => "output",
+            Self::ProgramReports => "reports",
+            Self::ProgramTerminal => "resize",
+            Self::ProgramTimer => "timer",
             Self::Messages => "messages",
             Self::Progress => "progress",
             Self::Signals => "signals",

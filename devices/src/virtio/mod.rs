@@ -1,6 +1,8 @@
 //! Virtio devices and the transports that carry them (virtio 1.3).
 
 mod chain;
+pub mod console;
+pub mod fs;
 pub mod iommu;
 pub mod mem;
 pub mod queue;
@@ -22,12 +24,16 @@ pub use chain::{Chain, ChainReader, ChainWriter};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum DeviceType {
+    /// Console device.
+    Console = 3,
     /// Entropy device.
     Entropy = 4,
     /// IOMMU device.
     Iommu = 23,
     /// Memory device.
     Memory = 24,
+    /// File system device.
+    FileSystem = 26,
 }
 
 bitflags! {
@@ -113,6 +119,11 @@ pub trait VirtioDevice: Send + Sync {
     /// Answers one chain of `queue`, and returns how many bytes were written to it. Calls for a queue
     /// come one after the other.
     fn process_chain(&self, queue: u16, chain: &Chain<'_>) -> u32;
+
+    /// Everything that the driver made available on `queue` up to now has been answered.
+    fn ran_empty(&self, queue: u16) {
+        let _ = queue;
+    }
 
     /// The driver reset the device. A chain may still be under way, of which the driver will hear no
     /// more.

@@ -183,6 +183,7 @@ impl Ring {
                 break;
             }
             let Some(chain) = self.next_chain(index, &memory)? else {
+                device.ran_empty(index);
                 more = self.queue.enable_notification(&memory.lease()?)?;
                 break;
             };

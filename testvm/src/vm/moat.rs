@@ -10,8 +10,7 @@ use std::{
 };
 
 use vmm::{
-    Ending, Machine as MoatMachine, MachineControl, MachineSpec, SerialEndpoint, SerialEndpoints,
-    Size,
+    Ending, Machine as MoatMachine, MachineControl, MachineIo, MachineSpec, SerialEndpoint, Size,
 };
 
 use super::{ConsoleText, IommuConfig, Machine, MemoryDevice, VmConfig, VmError, console::Console};
@@ -33,15 +32,16 @@ impl Moat {
         // It is read once.
         let initrd = config.initrd_file()?;
         spec.initrd = initrd.as_ref().map(|file| file.path().to_owned());
-        let serial = SerialEndpoints {
+        let io = MachineIo {
             console: SerialEndpoint {
                 name: "the console",
                 input: None,
                 output: Box::new(console.clone()),
             },
             agent: serial(&theirs)?,
+            ..MachineIo::default()
         };
-        let machine = MoatMachine::start(spec, serial)?;
+        let machine = MoatMachine::start(spec, io)?;
         let control = machine.control();
         let (sender, ending) = mpsc::channel();
         let watcher = thread::spawn(move || {

@@ -1,6 +1,7 @@
 //! What is at a guest's ports and addresses, and the threads that work for it.
 
 pub mod buses;
+pub mod console_port;
 pub mod memory_device;
 pub mod pci;
 pub mod serial;

@@ -30,14 +30,6 @@ impl SerialEndpoint {
     }
 }
 
-/// The far ends of a machine's serial ports.
-pub struct SerialEndpoints {
-    /// That of ttyS0.
-    pub console: SerialEndpoint,
-    /// That of ttyS1, which serves before any virtio driver is loaded.
-    pub agent: SerialEndpoint,
-}
-
 /// Output on its way from the guest to the endpoint.
 #[derive(Default)]
 struct Pending {

@@ -187,10 +187,11 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread, which works while `devices` is open.
+    /// Starts a thread of this role, which works while `devices` is open.
     pub fn start(
+        role: Role,
         work: Vec<DeviceWork>,
-        watch: HaltWatch,
+        watch: Option<HaltWatch>,
         devices: &Arc<DeviceGate>,
         ending: Arc<EndingCell>,
     ) -> Result<Self, WorkerError> {
@@ -200,10 +201,12 @@ impl Worker {
         for work in work {
             events.add_subscriber(Box::new(Gated::new(work, devices)));
         }
-        events.add_subscriber(Box::new(Gated::new(watch, devices)));
+        if let Some(watch) = watch {
+            events.add_subscriber(Box::new(Gated::new(watch, devices)));
+        }
         let end = Stop { event: stop.try_clone()?, stopped: Arc::clone(&stopped) };
         events.add_subscriber(Box::new(end));
-        let thread = threads::spawn(Role::Worker, move || {
+        let thread = threads::spawn(role, move || {
             // A bug of ours shall end the machine, and not leave its guest waiting.
             let run = AssertUnwindSafe(|| {
                 while !stopped.load(Ordering::Relaxed) {
@@ -250,7 +253,8 @@ mod tests {
         let work = DeviceWork { doorbell: Arc::clone(&doorbell), process: Box::new(process) };
         let gate = Arc::new(VcpuGate::new(1));
         let watch = HaltWatch::new(gate, vec![Arc::default()], Arc::clone(&ending)).unwrap();
-        let worker = Worker::start(vec![work], watch, &devices, ending).unwrap();
+        let worker =
+            Worker::start(Role::Worker, vec![work], Some(watch), &devices, ending).unwrap();
         doorbell.signal();
         is_done.recv().unwrap();
         for _ in 0..100 {

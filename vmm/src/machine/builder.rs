@@ -1,5 +1,6 @@
 //! Building a machine: its parts in the order in which they need each other.
 
+use std::iter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -13,6 +14,8 @@ use devices::platform::{
 use devices::probe::Probe;
 use devices::serial::SerialPort;
 use devices::virtio::VirtioDevice;
+use devices::virtio::console::Console;
+use devices::virtio::fs::FileSystem;
 use devices::virtio::iommu::{Translations, VirtioIommu, VirtioIommuConfig};
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::{MmioTransport, PciTransport, Transport};
@@ -23,6 +26,7 @@ use vm_memory::{Address, GuestAddress, GuestMemoryMmap};
 use super::control::{MachineControl, Parts};
 use super::error::MachineError;
 use super::files::Files;
+use super::io::{MachineIo, SharedFiles};
 use super::pause::Pause;
 use super::running::Running;
 use super::spec::{MachineSpec, VirtioTransport};
@@ -33,6 +37,7 @@ use crate::arch::x86_64::layout::{self, gsi, port};
 use crate::arch::x86_64::machine_check::MachineChecks;
 use crate::arch::x86_64::registers::{self, UncachedMemory};
 use crate::board::buses::GuestBuses;
+use crate::board::console_port::ConsolePorts;
 use crate::board::memory_device::Enforcement;
 use crate::board::memory_device::{MemoryDevice, Surroundings};
 use crate::board::pci::{KvmDoorbell, KvmLine, KvmMessages, Pci, PciDevices, PciPlace};
@@ -58,6 +63,7 @@ pub struct Builder<'a> {
     spec: &'a MachineSpec,
     files: &'a mut Files,
     control: &'a MachineControl,
+    io: &'a MachineIo,
     /// Those of the console, and those of the agent.
     serial: &'a [SerialWires],
     vm: Arc<VmFd>,
@@ -76,6 +82,8 @@ pub struct Builder<'a> {
     /// Each with what rings for its DMA.
     probes: Vec<(Arc<EventSignal>, Arc<Mutex<Probe>>)>,
     work: Vec<DeviceWork>,
+    /// That of file systems, which may take as long as the host's files do.
+    file_work: Vec<DeviceWork>,
 }
 
 impl<'a> Builder<'a> {
@@ -83,11 +91,12 @@ impl<'a> Builder<'a> {
     pub fn new(
         spec: &'a MachineSpec,
         files: &'a mut Files,
+        io: &'a MachineIo,
         serial: &'a [SerialWires],
         control: &'a MachineControl,
     ) -> Result<Self, MachineError> {
         let kvm = kvm::open()?;
-        check(spec, &kvm)?;
+        check(spec, io, &kvm)?;
         let vm = Arc::new(kvm.create_vm().map_err(MachineError::kvm("KVM_CREATE_VM"))?);
         let mut cpuid = CpuidTemplate::new(&kvm, spec.cpus)?;
         check_address_space(ram_end(spec.memory.0), &cpuid)?;
@@ -121,12 +130,14 @@ impl<'a> Builder<'a> {
             iommu: None,
             probes: Vec::new(),
             work: Vec::new(),
+            file_work: Vec::new(),
             platform,
             cpuid,
             machine_checks,
             spec,
             files,
             control,
+            io,
             serial,
             vm,
         })
@@ -175,8 +186,19 @@ impl<'a> Builder<'a> {
         }
         let watch = HaltWatch::new(gate, halted, Arc::clone(&ending))
             .map_err(MachineError::host("cannot create a timer"))?;
-        let worker = Worker::start(self.work, watch, &pause.devices, Arc::clone(&ending))?;
-        let mut running = Running { pause, vcpus: Vec::new(), worker, _ram: ram };
+        let mut running = Running { pause, vcpus: Vec::new(), workers: Vec::new(), _ram: ram };
+        let work = iter::once((Role::Worker, self.work, Some(watch)));
+        let file_work = self.file_work.into_iter().map(|work| (Role::FileSystem, vec![work], None));
+        for (role, work, watch) in work.chain(file_work) {
+            let devices = &running.pause.devices;
+            match Worker::start(role, work, watch, devices, Arc::clone(&ending)) {
+                Ok(worker) => running.workers.push(worker),
+                Err(error) => {
+                    running.end();
+                    return Err(error.into());
+                }
+            }
+        }
         for vcpu in vcpus {
             match start(vcpu, Arc::clone(&ending)) {
                 Ok(thread) => running.vcpus.push(thread),
@@ -320,6 +342,17 @@ impl<'a> Builder<'a> {
             let transport = self.attach_virtio(device.device(), &dma, doorbell()?)?;
             device.attach(transport);
         }
+        if let Some(ConsolePorts { ports, doorbell }) = &self.io.console_ports {
+            let device = Console::new(ports.clone(), doorbell.clone())?;
+            self.attach_virtio(Arc::new(device), &dma.of("console0"), doorbell.clone())?;
+        }
+        for (index, SharedFiles { tag, server }) in self.io.file_systems.iter().enumerate() {
+            let device = Arc::new(FileSystem::new(tag, Arc::clone(server))?);
+            let doorbell = doorbell()?;
+            let transport =
+                self.attach(device, &dma.of(&format!("fs{index}")), doorbell.clone())?;
+            self.file_work.push(DeviceWork::queues(doorbell, transport));
+        }
         let random = std::fs::File::open("/dev/urandom")
             .map_err(MachineError::host("cannot open /dev/urandom"))?;
         self.attach_virtio(Arc::new(Rng::new(Box::new(random))), &dma.of("rng0"), doorbell()?)?;
@@ -332,11 +365,23 @@ impl<'a> Builder<'a> {
         dma: &DmaPath,
         doorbell: Arc<EventSignal>,
     ) -> Result<Arc<dyn Transport>, MachineError> {
+        let transport = self.attach(device, dma, doorbell.clone())?;
+        self.work.push(DeviceWork::queues(doorbell, transport.clone()));
+        Ok(transport)
+    }
+
+    /// Puts a virtio device where its driver finds it.
+    fn attach(
+        &mut self,
+        device: Arc<dyn VirtioDevice>,
+        dma: &DmaPath,
+        doorbell: Arc<EventSignal>,
+    ) -> Result<Arc<dyn Transport>, MachineError> {
         let on_pci = self.spec.transport == VirtioTransport::Pci;
         let transport: Arc<dyn Transport> = match self.platform.pci.filter(|_| on_pci) {
             None => self.attach_mmio(device, dma, &doorbell)?,
             Some(bridge) => {
-                let doorbell = KvmDoorbell::new(doorbell.clone(), Arc::clone(&self.vm), bridge);
+                let doorbell = KvmDoorbell::new(doorbell, Arc::clone(&self.vm), bridge);
                 let (transport, function) =
                     PciTransport::new(device, dma, self.messages(), Arc::new(doorbell))?;
                 let function = function.named(dma.device().to_owned());
@@ -344,7 +389,6 @@ impl<'a> Builder<'a> {
                 transport
             }
         };
-        self.work.push(DeviceWork::queues(doorbell, transport.clone()));
         Ok(transport)
     }
 
@@ -485,7 +529,7 @@ impl<'a> Builder<'a> {
 }
 
 /// What can be said of a machine before anything is made.
-fn check(spec: &MachineSpec, kvm: &Kvm) -> Result<(), MachineError> {
+fn check(spec: &MachineSpec, io: &MachineIo, kvm: &Kvm) -> Result<(), MachineError> {
     // Beyond 254, APIC ids do not fit the MADT's local APIC entries.
     let maximum = kvm.get_max_vcpus().min(254) as u32;
     if spec.cpus == 0 || spec.cpus > maximum {
@@ -497,7 +541,11 @@ fn check(spec: &MachineSpec, kvm: &Kvm) -> Result<(), MachineError> {
     }
     // One interrupt is the entropy device's, and one the IOMMU's. On PCI there is no such limit, and
     // the topology checks those that there are.
-    let maximum = gsi::VIRTIO_MMIO.len() - 1 - usize::from(spec.iommu.is_some());
+    let others = 1
+        + usize::from(spec.iommu.is_some())
+        + usize::from(io.console_ports.is_some())
+        + io.file_systems.len();
+    let maximum = gsi::VIRTIO_MMIO.len().saturating_sub(others);
     let requested = spec.virtio_mem.len();
     if spec.transport == VirtioTransport::Mmio && requested > maximum {
         return Err(MachineError::TooManyDevices { requested, maximum });

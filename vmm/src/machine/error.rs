@@ -1,5 +1,7 @@
 //! What can be wrong with a machine, or with what it is asked.
 
+use devices::virtio::console::ConsoleError;
+use devices::virtio::fs::InvalidTag;
 use devices::virtio::mem::ResizeError;
 use thiserror::Error;
 
@@ -36,6 +38,10 @@ pub enum MachineError {
          which has room for more"
     )]
     TooManyDevices { requested: usize, maximum: usize },
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
+    #[error(transparent)]
+    FileSystem(#[from] InvalidTag),
     #[error(transparent)]
     Memory(#[from] MemoryError),
     #[error(transparent)]

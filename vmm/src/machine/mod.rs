@@ -4,6 +4,7 @@ mod builder;
 mod control;
 mod error;
 mod files;
+mod io;
 mod memmap;
 mod pause;
 mod probe;
@@ -20,16 +21,18 @@ pub use devices::virtio::iommu::{EndpointStatus, IommuStatus};
 pub use devices::virtio::mem::RequestCounters;
 pub use error::{MachineError, NotRunning, ResizeRefused};
 pub use files::InitrdError;
+pub use io::{MachineIo, SharedFiles};
 pub use pause::PauseError;
 pub use probe::ProbeConfig;
 pub use spec::{IommuConfig, IommuKind, MachineSpec, OnReset, VirtioTransport};
 pub use status::{MachineStatus, Resizing, RunState};
 
+pub use crate::board::console_port::{ConsolePorts, PortReader, PortWriter};
 pub use crate::board::memory_device::{
     Enforcement, MemoryDeviceConfig, MemoryDeviceError, MemoryDeviceStatus,
 };
 pub use crate::board::pci::{PciFunctionStatus, PciPlace, PciRangeStatus, PciStatus};
-pub use crate::board::serial::{SerialEndpoint, SerialEndpoints};
+pub use crate::board::serial::SerialEndpoint;
 pub use crate::exit::Ending;
 
 use crate::board::serial::SerialWires;
@@ -44,6 +47,7 @@ use running::Running;
 pub struct Machine {
     spec: MachineSpec,
     files: Files,
+    io: MachineIo,
     serial: Vec<SerialWires>,
     control: MachineControl,
     running: Option<Running>,
@@ -51,20 +55,23 @@ pub struct Machine {
 
 impl Machine {
     /// Builds a machine and lets it run. A guest that resets it is attended to by [`Self::wait`].
-    pub fn start(spec: MachineSpec, serial: SerialEndpoints) -> Result<Self, MachineError> {
-        Self::start_with(spec, serial, MachineControl::default())
+    pub fn start(spec: MachineSpec, io: MachineIo) -> Result<Self, MachineError> {
+        Self::start_with(spec, io, MachineControl::default())
     }
 
     /// The same for a machine that `control` is for, by which it may be stopped while it starts.
     pub fn start_with(
         spec: MachineSpec,
-        serial: SerialEndpoints,
+        mut io: MachineIo,
         control: MachineControl,
     ) -> Result<Self, MachineError> {
         let files = Files::open(&spec, &control)?;
+        // Whose threads outlive a reset; the others are handed to each new device.
+        let serial_endpoints = [&mut io.console, &mut io.agent]
+            .map(|endpoint| std::mem::replace(endpoint, SerialEndpoint::null()));
         // From here on dropping the machine puts away what has been started.
-        let mut machine = Self { spec, files, serial: Vec::new(), control, running: None };
-        for endpoint in [serial.console, serial.agent] {
+        let mut machine = Self { spec, files, io, serial: Vec::new(), control, running: None };
+        for endpoint in serial_endpoints {
             let devices = Arc::clone(&machine.control.devices);
             let wires = SerialWires::start(endpoint, devices)
                 .map_err(MachineError::host("cannot start a serial port"))?;
@@ -79,7 +86,8 @@ impl Machine {
     }
 
     fn build(&mut self) -> Result<(), MachineError> {
-        let builder = Builder::new(&self.spec, &mut self.files, &self.serial, &self.control)?;
+        let builder =
+            Builder::new(&self.spec, &mut self.files, &self.io, &self.serial, &self.control)?;
         let built = builder.build();
         // Whatever it was that could not be made for the end of the machine.
         if self.control.ending.get() == Some(Ending::Stopped) {

@@ -14,8 +14,8 @@ pub struct Running {
     pub pause: Arc<Pause>,
     /// The vCPUs' threads.
     pub vcpus: Vec<JoinHandle<()>>,
-    /// The devices' thread.
-    pub worker: Worker,
+    /// The devices' threads.
+    pub workers: Vec<Worker>,
     /// Slots refer to this memory: it goes last.
     pub _ram: Vec<(HostMemory, SlotId)>,
 }
@@ -28,6 +28,6 @@ impl Running {
             // A panic there has been reported already, and there is nothing left to do.
             let _ = vcpu.join();
         }
-        self.worker.stop();
+        self.workers.into_iter().for_each(Worker::stop);
     }
 }

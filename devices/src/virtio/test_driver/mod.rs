@@ -229,6 +229,12 @@ impl TestDriver {
         }
     }
 
+    /// Works on another queue of the device from now on, and gives the one before.
+    pub fn switch_queue(&mut self, index: u16, queue: Virtqueue) -> Virtqueue {
+        self.index = index;
+        std::mem::replace(&mut self.queue, queue)
+    }
+
     /// What the machine's worker has of the device.
     pub fn transport(&self) -> Arc<dyn Transport> {
         Arc::clone(&self.transport)

@@ -302,10 +302,14 @@ fn identity(device_type: DeviceType) -> Identity {
 /// What a system without a driver may take the device for (PCI Code and ID Assignment, section 1).
 fn class_code(device_type: DeviceType) -> ClassCode {
     let (base, sub) = match device_type {
+        // Some communication controller.
+        DeviceType::Console => (0x07, 0x80),
         // Nothing that there is a class for.
         DeviceType::Entropy => (0x00, 0xff),
         // An IOMMU.
         DeviceType::Iommu => (0x08, 0x06),
+        // Some mass storage controller.
+        DeviceType::FileSystem => (0x01, 0x80),
         // RAM.
         DeviceType::Memory => (0x05, 0x00),
     };

@@ -14,6 +14,7 @@ mod frame;
 mod module_index;
 mod request;
 mod signal;
+mod workload;
 
 pub use action::{Action, OpenFlags, Protection, Sharing, Victim, Width};
 pub use answer::{Answer, End, Failure, HammerReport, IoctlReply, PollReport, Value, Verdict};
@@ -22,3 +23,6 @@ pub use frame::{FrameError, FrameReader, MAGIC, MAX_DATA, MAX_FRAME, write_frame
 pub use module_index::{ModuleEntry, ModuleIndex, ModuleIndexError, module_name};
 pub use request::{Command, FileId, Hello, Power, ProcessId, Request, VERSION};
 pub use signal::{Fault, Signal};
+pub use workload::{
+    Credentials, Instruction, Report, Root, Share, WORKLOAD_PATH, WindowSize, Workload, port,
+};

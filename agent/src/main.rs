@@ -16,6 +16,7 @@ mod serial;
 mod supervisor;
 mod sys;
 mod worker;
+mod workload;
 mod writing;
 
 use std::{
@@ -43,7 +44,12 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn run() -> anyhow::Result<Infallible> {
-    mount_file_systems()?;
+    mount_kernel_file_systems()?;
+    mount("tmpfs", "/tmp", "tmpfs", MountFlags::NOSUID, None)
+        .context("cannot mount tmpfs on /tmp")?;
+    if let Some(workload) = workload::find()? {
+        return workload::run(&workload);
+    }
     Supervisor::new(SerialPort::open()?)?.run()
 }
 
@@ -59,11 +65,9 @@ fn give_up(reason: impl std::fmt::Display) {
     }
 }
 
-fn mount_file_systems() -> anyhow::Result<()> {
+fn mount_kernel_file_systems() -> anyhow::Result<()> {
     let flags = MountFlags::NOSUID;
-    for (kind, target) in
-        [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/tmp")]
-    {
+    for (kind, target) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
         mount(kind, target, kind, flags, None)
             .with_context(|| format!("cannot mount {kind} on {target}"))?;
     }

@@ -1,13 +1,17 @@
 //! System calls that neither the standard library nor rustix offers safely.
 
 use std::{
-    ffi::CStr,
+    ffi::{CStr, CString},
     io, mem,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    process::Command,
     ptr,
 };
 
-use agent_protocol::{End, Signal};
+use agent_protocol::{Credentials, End, Signal};
 use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
 
 /// On which side of a fork(2) one is.
@@ -123,4 +127,42 @@ pub fn load_crash_kernel(
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Has a command become the leader of a session, with the terminal that is its standard input for its
+/// controlling one if it has one, take these credentials, and start in this directory.
+pub fn start_session_as(
+    command: &mut Command,
+    credentials: &Credentials,
+    directory: &[u8],
+    has_terminal: bool,
+) {
+    let Credentials { user, group, groups } = credentials.clone();
+    let directory = CString::new(directory);
+    let prepare = move || {
+        let directory = directory.as_deref().map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: setsid has no preconditions.
+        check(unsafe { libc::setsid() })?;
+        if has_terminal {
+            // SAFETY: standard input is open; the argument is a plain number.
+            check(unsafe { libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) })?;
+        }
+        // SAFETY: the length is that of the array.
+        check(unsafe { libc::setgroups(groups.len(), groups.as_ptr()) })?;
+        // SAFETY: setgid has no preconditions.
+        check(unsafe { libc::setgid(group) })?;
+        // SAFETY: setuid has no preconditions.
+        check(unsafe { libc::setuid(user) })?;
+        // With the rights of its user.
+        // SAFETY: the path is a string that lives as long as the closure.
+        check(unsafe { libc::chdir(directory.as_ptr()) }).map(drop)
+    };
+    // SAFETY: between fork and exec it makes system calls only: it neither allocates nor takes locks.
+    unsafe { command.pre_exec(prepare) };
+}
+
+/// kill(2) of all processes but this one, which is process 1.
+pub fn kill_all() -> io::Result<()> {
+    // SAFETY: kill has no preconditions.
+    check(unsafe { libc::kill(-1, libc::SIGKILL) }).map(drop)
 }

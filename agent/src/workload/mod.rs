@@ -1,0 +1,79 @@
+//! Runs one program with the host's files and streams, instead of doing what a host asks step by step.
+
+mod console;
+mod files;
+mod process;
+mod relay;
+
+use std::{convert::Infallible, fs, io, thread};
+
+use agent_protocol::{FrameReader, Instruction, Report, WORKLOAD_PATH, Workload, write_frame};
+use anyhow::{Context, anyhow};
+
+use self::{console::Console, process::Program};
+use crate::modules;
+
+/// The workload in the initramfs, if there is one.
+pub fn find() -> anyhow::Result<Option<Workload>> {
+    match fs::read(WORKLOAD_PATH) {
+        Ok(bytes) => {
+            let workload = postcard::from_bytes(&bytes);
+            workload.map(Some).with_context(|| format!("{WORKLOAD_PATH} is no workload"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read {WORKLOAD_PATH}")),
+    }
+}
+
+/// Runs a workload, reports how it ended, and then waits for the host to end the guest.
+pub fn run(workload: &Workload) -> anyhow::Result<Infallible> {
+    // Listened to before the modules can find any port.
+    let uevents = console::Uevents::listen()?;
+    for module in &workload.modules {
+        modules::load(module, "")
+            .map_err(|failure| anyhow!("cannot load module {module}: {failure:?}"))?;
+    }
+    let console = Console::open(uevents, workload.terminal.is_none())?;
+    let control = console.control.try_clone()?;
+    let report = match files::mount_all(workload) {
+        Err(error) => Report::NotReady(format!("{error:#}")),
+        Ok(()) => run_program(workload, console),
+    };
+    write_frame(&control, &report)?;
+    loop {
+        thread::park();
+    }
+}
+
+fn run_program(workload: &Workload, console: Console) -> Report {
+    let Console { control, stdin, stdout, stderr } = console;
+    let program = match Program::start(workload) {
+        Ok(program) => program,
+        Err(error) => {
+            let not_found = error.kind() == io::ErrorKind::NotFound;
+            return Report::NotStarted { not_found, reason: error.to_string() };
+        }
+    };
+    let (pid, terminal) = (program.pid, program.terminal());
+    // The host has ended if it cannot be told.
+    let _ = write_frame(&control, &Report::Started);
+    thread::spawn(move || {
+        let mut instructions = FrameReader::new(control);
+        while let Ok(instruction) = instructions.read::<Instruction>() {
+            process::carry_out(instruction, pid, terminal.as_ref());
+        }
+    });
+    let mut outputs = Vec::new();
+    if let Some(input) = program.input {
+        thread::spawn(move || relay::copy(stdin, input));
+    }
+    outputs.push(thread::spawn(move || relay::copy(program.output, stdout)));
+    if let (Some(errors), Some(stderr)) = (program.errors, stderr) {
+        outputs.push(thread::spawn(move || relay::copy(errors, stderr)));
+    }
+    let end = process::wait_for(pid);
+    // What the program left behind would keep its output open.
+    process::kill_all();
+    outputs.into_iter().for_each(|output| drop(output.join()));
+    Report::Ended(end)
+}

@@ -1,0 +1,44 @@
+//! Which kernel to run.
+
+use std::path::{Path, PathBuf};
+
+use rustix::system::uname;
+use testvm::kernel::{GuestKernel, KernelError};
+use thiserror::Error;
+
+/// A kernel that cannot be had.
+#[derive(Debug, Error)]
+pub enum KernelSourceError {
+    /// The host's own.
+    #[error("cannot take this host's kernel, {image}: {source}; name one with --kernel", image = image.display())]
+    Host {
+        /// Where it should be.
+        image: PathBuf,
+        /// Why it is not to be had.
+        source: KernelError,
+    },
+    /// The one that was asked for.
+    #[error(transparent)]
+    Asked(#[from] KernelError),
+}
+
+/// A kernel and its modules: a bzImage, and a directory of modules beside it if there is one; a directory
+/// with a bzImage and modules; or the host's own.
+pub fn find_kernel(
+    kernel: Option<&Path>,
+    modules: Option<&Path>,
+) -> Result<GuestKernel, KernelSourceError> {
+    match kernel {
+        None => host_kernel(),
+        Some(directory) if directory.is_dir() => Ok(GuestKernel::open(directory)?),
+        Some(image) => Ok(GuestKernel::from_image(image, modules)?),
+    }
+}
+
+fn host_kernel() -> Result<GuestKernel, KernelSourceError> {
+    let release = uname().release().to_string_lossy().into_owned();
+    let image = PathBuf::from(format!("/boot/vmlinuz-{release}"));
+    let modules = PathBuf::from(format!("/lib/modules/{release}"));
+    GuestKernel::from_image(&image, Some(&modules))
+        .map_err(|source| KernelSourceError::Host { image, source })
+}

@@ -1,0 +1,20 @@
+//! Runs a program in a virtual machine: on the host's files, with three streams, and gives back its exit
+//! status.
+//!
+//! The guest's root is a directory of the host, by virtio-fs and read-only, with a layer in the guest's
+//! memory over it. The streams are ports of a virtio console. [`Launch`] says what to run and where,
+//! [`Launch::run`] runs it, and [`Outcome`] says what came of it.
+
+mod console_log;
+mod files;
+mod kernel;
+mod outcome;
+mod run;
+mod streams;
+
+pub use console_log::ConsoleLog;
+pub use kernel::{KernelSourceError, find_kernel};
+pub use outcome::{Failure, Outcome};
+pub use run::{Launch, LaunchError, Share, Terminal};
+pub use shared_dir::Mode;
+pub use streams::Streams;

@@ -1,0 +1,337 @@
+//! Runs a program in a machine.
+
+use std::io::{self, ErrorKind, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use agent_protocol::{
+    Credentials, FrameReader, Instruction, Report, Root, WORKLOAD_PATH, WindowSize, Workload, port,
+    write_frame,
+};
+use shared_dir::{Descriptors, Mode, OpenError, SharedDirectory};
+use tempfile::NamedTempFile;
+use testvm::initramfs::Initramfs;
+use testvm::kernel::{GuestKernel, KernelError};
+use thiserror::Error;
+use vmm::threads::{self, Role};
+use vmm::{
+    ConsolePorts, Ending, Machine, MachineControl, MachineError, MachineIo, MachineSpec,
+    PortReader, SharedFiles, VirtioTransport,
+};
+
+use crate::ConsoleLog;
+use crate::files::FuseServer;
+use crate::outcome::{Failure, Outcome};
+use crate::streams::{Streams, copy};
+
+/// The tag of the file system that the guest's root is made of.
+const ROOT_TAG: &str = "root";
+
+/// A program to run, and where.
+pub struct Launch {
+    /// The kernel.
+    pub kernel: GuestKernel,
+    /// The machine, but for its kernel, its initramfs and, unless it has one, its command line.
+    pub spec: MachineSpec,
+    /// The directory of the host that is the guest's root.
+    pub root: PathBuf,
+    /// Further directories of the host.
+    pub shares: Vec<Share>,
+    /// The program and its arguments.
+    pub command: Vec<Vec<u8>>,
+    /// All of its environment.
+    pub environment: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Its working directory in the guest.
+    pub directory: Vec<u8>,
+    /// Who runs it.
+    pub credentials: Credentials,
+    /// Its terminal, if it has one.
+    pub terminal: Option<Terminal>,
+    /// The guest's host name.
+    pub host_name: String,
+    /// How long the guest may take to start the program.
+    pub boot_timeout: Duration,
+    /// How long the program may run.
+    pub timeout: Option<Duration>,
+}
+
+/// A directory of the host in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// On the host.
+    pub directory: PathBuf,
+    /// In the guest.
+    pub path: Vec<u8>,
+    /// What the guest may do to it.
+    pub mode: Mode,
+}
+
+/// A terminal of the program.
+pub struct Terminal {
+    /// Its size at first.
+    pub size: WindowSize,
+    /// Its size when it changes.
+    pub resizes: mpsc::Receiver<WindowSize>,
+}
+
+/// A program that cannot be run.
+#[derive(Debug, Error)]
+pub enum LaunchError {
+    /// The kernel lacks modules.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// A directory cannot be shared.
+    #[error(transparent)]
+    Share(#[from] OpenError),
+    /// The machine cannot be started.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The host lacks something.
+    #[error("cannot start the program's streams: {0}")]
+    Host(#[from] io::Error),
+}
+
+impl Launch {
+    /// Runs the program to its end, or as far as it gets. `control` ends it from outside.
+    pub fn run(
+        self,
+        streams: Streams,
+        mut machine_io: MachineIo,
+        log: &ConsoleLog,
+        control: MachineControl,
+    ) -> Result<Outcome, LaunchError> {
+        let names = [port::CONTROL, port::STDIN, port::STDOUT, port::STDERR];
+        let (ports, [agent, stdin, stdout, stderr]) = ConsolePorts::new(names)?;
+        machine_io.console_ports = Some(ports);
+        machine_io.file_systems = self.file_systems()?;
+        let mut initramfs = NamedTempFile::new()?;
+        initramfs.write_all(&self.initramfs()?)?;
+        let spec = MachineSpec {
+            kernel: self.kernel.image().to_owned(),
+            initrd: Some(initramfs.path().to_owned()),
+            cmdline: Some(command_line(&self.spec)),
+            ..self.spec
+        };
+        let machine = match Machine::start_with(spec, machine_io, control.clone()) {
+            Ok(machine) => machine,
+            Err(MachineError::Stopped) => return Ok(Outcome::Stopped),
+            Err(error) => return Err(error.into()),
+        };
+        drop(initramfs);
+
+        let progress = Progress::new(control.clone());
+        let Streams { mut input, output, errors } = streams;
+        let mut to_program = stdin.1;
+        // It waits for its input for as long as the process lives.
+        threads::spawn(Role::ProgramInput, move || copy(&mut input, &mut to_program))?;
+        let outputs =
+            [progress.clone().relay(stdout.0, output)?, progress.clone().relay(stderr.0, errors)?];
+        let (reports, mut instructions) = agent;
+        if let Some(Terminal { resizes, .. }) = self.terminal {
+            threads::spawn(Role::ProgramTerminal, move || {
+                for size in resizes {
+                    // The guest has ended if it cannot be told.
+                    let _ = write_frame(&mut instructions, &Instruction::Resize(size));
+                }
+            })?;
+        }
+        let (boot_timeout, timeout) = (self.boot_timeout, self.timeout);
+        let watching = progress.clone();
+        threads::spawn(Role::ProgramTimer, move || watching.watch(boot_timeout, timeout))?;
+        let hearing = progress.clone();
+        let hear = threads::spawn(Role::ProgramReports, move || hearing.hear(reports, outputs))?;
+
+        let ending = machine.wait();
+        // All threads that it waits for end with the machine's ports.
+        let _ = hear.join();
+        Ok(progress.outcome(ending, log))
+    }
+
+    fn file_systems(&self) -> Result<Vec<SharedFiles>, LaunchError> {
+        let descriptors = Descriptors::of_process();
+        let root = SharedDirectory::open(&self.root, Mode::ReadOnly, descriptors.clone())?;
+        let mut systems = vec![shared_files(ROOT_TAG.to_owned(), root)];
+        for (index, share) in self.shares.iter().enumerate() {
+            let directory =
+                SharedDirectory::open(&share.directory, share.mode, descriptors.clone())?;
+            systems.push(shared_files(share_tag(index), directory));
+        }
+        Ok(systems)
+    }
+
+    /// The agent, what it is to run, and the modules that it needs for that.
+    fn initramfs(&self) -> Result<Vec<u8>, KernelError> {
+        let bus = match self.spec.transport {
+            VirtioTransport::Mmio => "virtio_mmio",
+            VirtioTransport::Pci => "virtio_pci",
+        };
+        let modules = [bus, "virtio_console", "virtiofs", "overlay"];
+        let set = self.kernel.modules(&modules)?;
+        let workload = Workload {
+            modules: modules.map(str::to_owned).to_vec(),
+            root: Root::Shared(ROOT_TAG.to_owned()),
+            shares: self.shares.iter().enumerate().map(share_of).collect(),
+            command: self.command.clone(),
+            environment: self.environment.clone(),
+            directory: self.directory.clone(),
+            credentials: self.credentials.clone(),
+            terminal: self.terminal.as_ref().map(|terminal| terminal.size),
+            host_name: self.host_name.clone(),
+        };
+        let workload = postcard::to_allocvec(&workload).expect("it has nothing but plain data");
+        Ok(Initramfs::new().with_modules(set).with_file(WORKLOAD_PATH, workload).build())
+    }
+}
+
+/// What ends the machine after a panic, and keeps a console quiet that few read: each byte of it costs an
+/// exit of the guest.
+fn command_line(spec: &MachineSpec) -> String {
+    match &spec.cmdline {
+        Some(cmdline) => cmdline.clone(),
+        None => format!("{} quiet", spec.command_line()),
+    }
+}
+
+fn shared_files(tag: String, directory: SharedDirectory) -> SharedFiles {
+    SharedFiles { tag, server: Arc::new(FuseServer(directory)) }
+}
+
+fn share_tag(index: usize) -> String {
+    format!("share{index}")
+}
+
+fn share_of((index, share): (usize, &Share)) -> agent_protocol::Share {
+    agent_protocol::Share {
+        tag: share_tag(index),
+        path: share.path.clone(),
+        read_only: share.mode == Mode::ReadOnly,
+    }
+}
+
+/// How far the program is. Clones are the same.
+#[derive(Clone)]
+struct Progress {
+    state: Arc<(Mutex<State>, Condvar)>,
+    control: MachineControl,
+}
+
+#[derive(Default)]
+struct State {
+    is_started: bool,
+    /// The first one counts.
+    outcome: Option<Outcome>,
+    has_ended: bool,
+}
+
+impl Progress {
+    fn new(control: MachineControl) -> Self {
+        Self { state: Arc::default(), control }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what came of the program, unless something has already.
+    fn decide(&self, outcome: Outcome) {
+        self.lock().outcome.get_or_insert(outcome);
+    }
+
+    /// Likewise, and ends the machine.
+    fn end(&self, outcome: Outcome) {
+        self.decide(outcome);
+        self.control.stop();
+    }
+
+    /// Has a thread copy output. If nobody reads it any more the program ends.
+    fn relay(
+        self,
+        mut from: PortReader,
+        mut to: Box<dyn Write + Send>,
+    ) -> io::Result<JoinHandle<()>> {
+        threads::spawn(Role::ProgramOutput, move || match copy(&mut from, &mut to) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => self.end(Outcome::OutputClosed),
+            Err(error) => {
+                log::error!("cannot write the program's output: {error}");
+                self.end(Outcome::OutputClosed);
+            }
+        })
+    }
+
+    /// Takes what the agent reports. The machine ends once the program has, and its output is written.
+    fn hear(&self, reports: PortReader, outputs: [JoinHandle<()>; 2]) {
+        let mut reports = FrameReader::new(reports);
+        while let Ok(report) = reports.read::<Report>() {
+            match report {
+                Report::Started => {
+                    self.lock().is_started = true;
+                    self.state.1.notify_all();
+                }
+                Report::Ended(end) => {
+                    self.decide(Outcome::Ended(end));
+                    break;
+                }
+                Report::NotReady(reason) => {
+                    self.decide(Outcome::Failed(Failure::NotReady(reason)));
+                    self.control.stop();
+                    break;
+                }
+                Report::NotStarted { not_found, reason } => {
+                    self.decide(Outcome::Failed(match not_found {
+                        true => Failure::NotFound(reason),
+                        false => Failure::NotStarted(reason),
+                    }));
+                    self.control.stop();
+                    break;
+                }
+            }
+        }
+        outputs.into_iter().for_each(|output| drop(output.join()));
+        self.lock().has_ended = true;
+        self.state.1.notify_all();
+        self.control.stop();
+    }
+
+    /// Ends a program that takes too long.
+    fn watch(&self, boot_timeout: Duration, timeout: Option<Duration>) {
+        let started = self.wait(Some(Instant::now() + boot_timeout), |state| state.is_started);
+        if !started {
+            return self.end(Outcome::Failed(Failure::BootTimeout(boot_timeout)));
+        }
+        let deadline = timeout.map(|timeout| (timeout, Instant::now() + timeout));
+        if let Some((timeout, deadline)) = deadline
+            && !self.wait(Some(deadline), |_| false)
+        {
+            self.end(Outcome::Failed(Failure::Timeout(timeout)));
+        }
+    }
+
+    /// Waits until `is_so`, or the program has ended. False at the deadline.
+    fn wait(&self, deadline: Option<Instant>, is_so: impl Fn(&State) -> bool) -> bool {
+        let mut state = self.lock();
+        while !is_so(&state) && !state.has_ended && state.outcome.is_none() {
+            let left =
+                deadline.map_or(Duration::MAX, |it| it.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return false;
+            }
+            let wait = self.state.1.wait_timeout(state, left);
+            state = wait.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// What came of the program when its machine has ended.
+    fn outcome(&self, ending: Ending, log: &ConsoleLog) -> Outcome {
+        match (self.lock().outcome.clone(), ending) {
+            (Some(outcome), _) => outcome,
+            (None, Ending::Stopped) => Outcome::Stopped,
+            (None, Ending::Panic) => Outcome::Failed(Failure::Panicked),
+            (None, _) if log.has_panic() => Outcome::Failed(Failure::Panicked),
+            (None, ending) => Outcome::Failed(Failure::MachineEnded(ending)),
+        }
+    }
+}

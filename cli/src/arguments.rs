@@ -1,5 +1,6 @@
 //! The command line: commands, options and their help.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use checks::framework::Mitigation;
@@ -51,15 +52,26 @@ pub enum Command {
 
 #[derive(Args)]
 #[command(after_help = "\
+With a program, or without a kernel image, moat runs the program, or a shell, on this host's files and
+gives back its exit status. Without, it boots the kernel and stays with its console.
+
 Leave the console with Ctrl-A x, which ends the machine. Ctrl-A Ctrl-A sends a Ctrl-A.
 
 Exit codes: 0 the guest powered off, 10 reset, 11 halted, 12 triple fault, 13 kernel panic, 14 KVM
 could not run it on, 15 the machine failed, 16 an access to an unplugged block with on-violation=stop,
 128+N ended by signal N; 1 it could not start, 2 wrong usage.
 
+When a program is run the exit code is the program's, or 128+N if signal N ended it; and 127 there is no
+such program, 126 it cannot be started, 240 the guest's kernel panicked, 241 it did not start the program
+in time, 242 the program ran for too long, 243 the guest cannot run programs, 244 the guest ended by
+itself; 1 and 2 as above. A line on standard error says so if it is not the program's.
+
 A comma in a value, such as a path, is written twice: backing=file:/tmp/a,,b.
 
 Examples:
+  moat run -- make check
+  moat run --kernel bzImage --modules modules --memory 2G -- sh -c 'uname -r; exit 7'
+  moat run --share .,rw -- make
   moat run --kernel bzImage --initrd initramfs --cmdline 'console=ttyS0 quiet'
   moat run --kernel vmlinux --cpus 4 --memory 1G --virtio-mem size=8G,requested=1G
   moat run --kernel bzImage --serial file:console.log --api-socket /tmp/vm
@@ -67,9 +79,10 @@ Examples:
   moat run --kernel bzImage --transport pci --probe --iommu virtio
   moat run --kernel bzImage --initrd initramfs --serial2 unix:/tmp/test-channel")]
 pub struct RunArguments {
-    /// Kernel to boot: a bzImage or an ELF vmlinux
+    /// Kernel to boot: a bzImage or an ELF vmlinux; to run a program, also a directory with bzImage and
+    /// modules [default, to run a program: this host's own]
     #[arg(long, value_name = "PATH")]
-    pub kernel: PathBuf,
+    pub kernel: Option<PathBuf>,
     /// Initramfs to give it
     #[arg(long, value_name = "PATH")]
     pub initrd: Option<PathBuf>,
@@ -112,23 +125,105 @@ pub struct RunArguments {
     /// How to enter the kernel
     #[arg(long, default_value = "auto", value_parser = names::<BootProtocol>())]
     pub boot_protocol: BootProtocol,
-    /// Where the console goes: tty (this terminal), file:PATH or unix:PATH
-    #[arg(long, value_name = "TARGET", default_value = "tty")]
-    #[arg(value_parser = settings::parse_value::<SerialTarget>)]
-    pub serial: SerialTarget,
+    /// Where the console goes: tty (this terminal), file:PATH or unix:PATH [default: tty; nowhere when a
+    /// program is run, but for its end when that goes wrong]
+    #[arg(long, value_name = "TARGET", value_parser = settings::parse_value::<SerialTarget>)]
+    pub serial: Option<SerialTarget>,
     /// Where the guest's second serial port (ttyS1) goes, likewise; nowhere unless given
     #[arg(long, value_name = "TARGET", value_parser = settings::parse_value::<SerialTarget>)]
     pub serial2: Option<SerialTarget>,
     /// Socket on which `moat resize`, `status`, `pause` and `resume` reach the machine
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub program: ProgramArguments,
+}
+
+/// What to run in the guest.
+#[derive(Args)]
+#[command(next_help_heading = "To run a program")]
+pub struct ProgramArguments {
+    /// Directory of this host that is the guest's root. The guest may change what it sees, in its own
+    /// memory; the host's files stay as they are
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub root: PathBuf,
+    /// Share another directory with the guest, at the same path or at PATH: read-only, or with `rw` so that
+    /// the guest's changes are the host's
+    #[arg(long, value_name = "DIR[:PATH][,rw]", value_parser = ShareOption::parse)]
+    pub share: Vec<ShareOption>,
+    /// Modules for a kernel image: what `make modules_install` filled
+    #[arg(long, value_name = "DIR")]
+    pub modules: Option<PathBuf>,
+    /// The program's working directory in the guest [default: the current one, or / with --root]
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<PathBuf>,
+    /// Who runs the program, by name or number [default: who runs moat]
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    /// Give the program an environment variable, with a value or with the one that moat has. It has PATH,
+    /// HOME, USER, LOGNAME, SHELL, TERM, LANG, LC_ALL and TZ anyway
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<OsString>,
+    /// Seconds that the guest may take to start the program
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub boot_timeout: u32,
+    /// Seconds that the program may run [default: as long as it takes]
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u32>,
+    /// Have a shell run what standard input says
+    #[arg(long, conflicts_with = "command")]
+    pub script: bool,
+    /// Program to run in the guest, with its arguments [default: a shell]
+    #[arg(last = true, value_name = "COMMAND", conflicts_with = "initrd")]
+    pub command: Vec<OsString>,
+}
+
+/// A directory to share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShareOption {
+    pub directory: PathBuf,
+    pub path: PathBuf,
+    pub writable: bool,
+}
+
+impl ShareOption {
+    fn parse(text: &str) -> Result<Self, String> {
+        let (places, writable) = match text.strip_suffix(",rw") {
+            Some(places) => (places, true),
+            None => (text, false),
+        };
+        let (directory, path) = match places.split_once(':') {
+            Some((directory, path)) => (PathBuf::from(directory), Some(PathBuf::from(path))),
+            None => (PathBuf::from(places), None),
+        };
+        let directory = directory
+            .canonicalize()
+            .map_err(|error| format!("cannot share {}: {error}", directory.display()))?;
+        let path = path.unwrap_or_else(|| directory.clone());
+        if !path.is_absolute() {
+            return Err(format!(
+                "{} is no place in the guest: expected an absolute path, as in DIR:/mnt",
+                path.display()
+            ));
+        }
+        Ok(Self { directory, path, writable })
+    }
 }
 
 impl RunArguments {
+    /// Whether a program is to run, or a shell, and not just a kernel to boot: a kernel image by itself,
+    /// or with an initramfs, boots as it is.
+    pub fn has_program(&self) -> bool {
+        let ProgramArguments { command, script, modules, .. } = &self.program;
+        let is_image = self.kernel.as_ref().is_some_and(|kernel| !kernel.is_dir());
+        let asks = !command.is_empty() || *script || modules.is_some();
+        self.initrd.is_none() && (asks || !is_image)
+    }
+
     /// The machine that they describe.
     pub fn spec(&self) -> MachineSpec {
         MachineSpec {
-            kernel: self.kernel.clone(),
+            kernel: self.kernel.clone().unwrap_or_default(),
             initrd: self.initrd.clone(),
             cmdline: self.cmdline.clone(),
             symbols: self.symbols.clone(),

@@ -74,7 +74,7 @@ pub fn open(
 }
 
 /// The terminal's modes are the guest's while this lives.
-struct Terminal;
+pub struct Terminal;
 
 impl Drop for Terminal {
     fn drop(&mut self) {
@@ -83,7 +83,7 @@ impl Drop for Terminal {
 }
 
 /// Standard output, without a buffer.
-struct StandardOutput;
+pub struct StandardOutput;
 
 impl Write for StandardOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -96,7 +96,7 @@ impl Write for StandardOutput {
 }
 
 /// Standard input that is no terminal.
-struct StandardInput;
+pub struct StandardInput;
 
 impl Read for StandardInput {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -198,7 +198,7 @@ impl EscapeFilter {
 }
 
 /// Reads keys all the time, whether or not the guest does: those that are for us may be among them.
-fn read_keys(on_escape: Box<dyn Fn() + Send>) -> io::Result<QueueReader> {
+pub fn read_keys(on_escape: Box<dyn Fn() + Send>) -> io::Result<impl Read + Send + use<>> {
     let queue = InputQueue::new()?;
     let reader = QueueReader(Arc::clone(&queue));
     let mut filter = EscapeFilter::new(on_escape);

@@ -5,6 +5,7 @@ mod check;
 mod client;
 mod console;
 mod doctor;
+mod launch;
 mod messages;
 mod output;
 mod pause;

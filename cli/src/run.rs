@@ -8,17 +8,19 @@ use std::time::Duration;
 use anyhow::ensure;
 use vmm::api::ApiServer;
 use vmm::threads::{self, Role};
-use vmm::{
-    Ending, Machine, MachineControl, MachineError, MachineSpec, SerialEndpoint, SerialEndpoints,
-};
+use vmm::{Ending, Machine, MachineControl, MachineError, MachineIo, MachineSpec, SerialEndpoint};
 
-use crate::arguments::RunArguments;
+use crate::arguments::{RunArguments, SerialTarget};
 use crate::messages::tell;
-use crate::{console, signals};
+use crate::{console, launch, signals};
 
 pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
+    if arguments.has_program() {
+        return launch::run(arguments);
+    }
+    let serial = arguments.serial.clone().unwrap_or(SerialTarget::Tty);
     ensure!(
-        arguments.serial2.as_ref() != Some(&arguments.serial),
+        arguments.serial2.as_ref() != Some(&serial),
         "--serial and --serial2 name the same target; give each serial port its own"
     );
     // Before anything that may take long: from here on a signal ends it, and so does Ctrl-A x.
@@ -28,7 +30,7 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         let control = control.clone();
         Box::new(move || control.stop())
     };
-    let (console, wired) = console::open(&arguments.serial, on_escape())?;
+    let (console, wired) = console::open(&serial, on_escape())?;
     let (agent, wired2) = match &arguments.serial2 {
         Some(target) => {
             let (endpoint, wired) = console::open(target, on_escape())?;
@@ -40,8 +42,8 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         !wired2.as_ref().is_some_and(|wired2| wired.shares_file_with(wired2)),
         "--serial and --serial2 name the same file; give each serial port its own"
     );
-    let serial = SerialEndpoints { console, agent };
-    let ending = match start(arguments.spec(), serial, &control) {
+    let io = MachineIo { console, agent, ..MachineIo::default() };
+    let ending = match start(arguments.spec(), io, &control) {
         Ok(machine) => {
             let _api = match &arguments.api_socket {
                 Some(path) => {
@@ -73,17 +75,13 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
 }
 
 /// Starts the machine, and says how far it is where that takes long.
-fn start(
-    spec: MachineSpec,
-    serial: SerialEndpoints,
-    control: &MachineControl,
-) -> anyhow::Result<Machine> {
+fn start(spec: MachineSpec, io: MachineIo, control: &MachineControl) -> anyhow::Result<Machine> {
     thread::scope(|scope| {
         let (started, has_started) = mpsc::channel::<()>();
         threads::spawn_scoped(scope, Role::Progress, move || {
             report_progress(control, &has_started);
         })?;
-        let machine = Machine::start_with(spec, serial, control.clone());
+        let machine = Machine::start_with(spec, io, control.clone());
         drop(started);
         Ok(machine?)
     })

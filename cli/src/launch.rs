@@ -1,0 +1,267 @@
+//! `moat run -- COMMAND`.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use agent_protocol::{Credentials, WindowSize};
+use anyhow::{Context, bail, ensure};
+use launch::{ConsoleLog, Launch, Mode, Outcome, Share, Streams, Terminal, find_kernel};
+use rustix::process::{getgid, getgroups, getuid};
+use rustix::stdio;
+use rustix::termios::{isatty, tcgetwinsize};
+use signal_hook::consts::SIGWINCH;
+use signal_hook::iterator::Signals;
+use vmm::api::ApiServer;
+use vmm::threads::{self, Role};
+use vmm::{MachineControl, MachineIo, SerialEndpoint};
+
+use crate::arguments::{ProgramArguments, RunArguments, SerialTarget};
+use crate::messages::tell;
+use crate::{console, signals, streams, terminal};
+
+/// Lines of the guest's console that are shown when something has gone wrong.
+const CONSOLE_TAIL: usize = 30;
+
+/// Variables that a program has unless they are given otherwise.
+const ENVIRONMENT: [&str; 9] =
+    ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "LANG", "LC_ALL", "TZ"];
+
+pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
+    ensure!(
+        arguments.serial != Some(SerialTarget::Tty),
+        "--serial tty: the terminal is the program's; use file:PATH or unix:PATH"
+    );
+    ensure!(
+        arguments.serial2.is_none(),
+        "--serial2: nothing in the guest uses a second serial port when a program is run"
+    );
+    let control = MachineControl::default();
+    let received = signals::attend(control.clone())?;
+    let log = ConsoleLog::default();
+    let mut tee = Tee { log: log.clone(), copy: None };
+    let wired = match &arguments.serial {
+        Some(target) => {
+            let (endpoint, wired) = console::open(target, Box::new(|| {}))?;
+            tee.copy = Some(endpoint.output);
+            Some(wired)
+        }
+        None => None,
+    };
+    let io = MachineIo {
+        console: SerialEndpoint { name: "the console", input: None, output: Box::new(tee) },
+        ..MachineIo::default()
+    };
+    let has_terminal =
+        isatty(stdio::stdin()) && isatty(stdio::stdout()) && !arguments.program.script;
+    let launch = launch(arguments, has_terminal)?;
+    let _api = match &arguments.api_socket {
+        Some(path) => Some(ApiServer::start(path, control.clone())?),
+        None => None,
+    };
+    let (streams, raw) = open_streams(has_terminal, control.clone())?;
+    let outcome = launch.run(streams, io, &log, control)?;
+    drop((wired, raw));
+    if let Some(number) = received.number() {
+        tell(format_args!("ended by signal {number}"));
+        return Ok(ExitCode::from(signals::exit_code(number)));
+    }
+    say(&outcome, &log);
+    Ok(ExitCode::from(outcome.exit_status()))
+}
+
+/// Says why the exit code is not the program's, or that it is.
+fn say(outcome: &Outcome, log: &ConsoleLog) {
+    if let Outcome::Failed(failure) = outcome {
+        tell(failure);
+        let tail = log.tail(CONSOLE_TAIL);
+        if failure.concerns_the_guest() && !tail.is_empty() {
+            tell(format_args!("the guest's console ended with\n{tail}"));
+        }
+    } else if outcome.is_ambiguous() {
+        tell(format_args!("the program itself exited with status {}", outcome.exit_status()));
+    }
+}
+
+fn launch(arguments: &RunArguments, has_terminal: bool) -> anyhow::Result<Launch> {
+    let ProgramArguments { root, modules, cwd, user, boot_timeout, timeout, .. } =
+        &arguments.program;
+    let root = root
+        .canonicalize()
+        .with_context(|| format!("cannot take {} for the guest's root", root.display()))?;
+    let directory = match cwd {
+        Some(directory) => directory.clone(),
+        None if root == Path::new("/") => env::current_dir().context("no current directory")?,
+        None => PathBuf::from("/"),
+    };
+    let share = |option: &crate::arguments::ShareOption| Share {
+        directory: option.directory.clone(),
+        path: option.path.as_os_str().as_bytes().to_vec(),
+        mode: if option.writable { Mode::ReadWrite } else { Mode::ReadOnly },
+    };
+    let shares = arguments.program.share.iter().map(share).collect();
+    Ok(Launch {
+        kernel: find_kernel(arguments.kernel.as_deref(), modules.as_deref())?,
+        spec: arguments.spec(),
+        shares,
+        command: command(&arguments.program),
+        environment: environment(&arguments.program.env)?,
+        directory: directory.into_os_string().into_vec(),
+        credentials: match user {
+            Some(user) => credentials_of(user, &root)?,
+            None => own_credentials()?,
+        },
+        terminal: if has_terminal { Some(open_terminal()?) } else { None },
+        host_name: "moat".to_owned(),
+        boot_timeout: Duration::from_secs((*boot_timeout).into()),
+        timeout: timeout.map(|seconds| Duration::from_secs(seconds.into())),
+        root,
+    })
+}
+
+fn command(program: &ProgramArguments) -> Vec<Vec<u8>> {
+    let bytes = |text: &OsString| text.clone().into_vec();
+    match program.command.as_slice() {
+        [] if program.script => vec![b"/bin/sh".to_vec()],
+        [] => vec![env::var_os("SHELL").map_or(b"/bin/sh".to_vec(), OsString::into_vec)],
+        command => command.iter().map(bytes).collect(),
+    }
+}
+
+fn environment(asked: &[OsString]) -> anyhow::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let own = |name: &OsStr| Some((name.as_bytes().to_vec(), env::var_os(name)?.into_vec()));
+    let mut environment: Vec<_> =
+        ENVIRONMENT.into_iter().filter_map(|name| own(OsStr::new(name))).collect();
+    for variable in asked {
+        let bytes = variable.as_bytes();
+        let (name, value) = match bytes.iter().position(|byte| *byte == b'=') {
+            Some(0) => bail!("--env {}: a variable has a name", variable.display()),
+            Some(at) => (bytes[..at].to_vec(), bytes[at + 1..].to_vec()),
+            None => own(variable).with_context(|| {
+                format!("--env {}: moat has no such variable", variable.display())
+            })?,
+        };
+        environment.retain(|(known, _)| *known != name);
+        environment.push((name, value));
+    }
+    Ok(environment)
+}
+
+fn own_credentials() -> anyhow::Result<Credentials> {
+    let groups = getgroups().context("cannot tell this process's groups")?;
+    Ok(Credentials {
+        user: getuid().as_raw(),
+        group: getgid().as_raw(),
+        groups: groups.into_iter().map(|group| group.as_raw()).collect(),
+    })
+}
+
+/// A user by name or number, as the guest's root knows it.
+fn credentials_of(user: &str, root: &Path) -> anyhow::Result<Credentials> {
+    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
+    let passwd = read("etc/passwd");
+    let entry = passwd
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| matches!(fields[..], [name, _, id, _, ..] if name == user || id == user));
+    let number = |field: &str| field.parse::<u32>().ok();
+    match entry.as_deref() {
+        Some([name, _, id, group, ..]) => {
+            let is_member = |line: &&str| {
+                line.rsplit(':')
+                    .next()
+                    .is_some_and(|members| members.split(',').any(|it| it == *name))
+            };
+            let group_file = read("etc/group");
+            let groups = group_file.lines().filter(is_member);
+            let groups = groups.filter_map(|line| number(line.split(':').nth(2)?)).collect();
+            match (number(id), number(group)) {
+                (Some(user), Some(group)) => Ok(Credentials { user, group, groups }),
+                _ => {
+                    bail!("--user {user}: its line in {}/etc/passwd has no numbers", root.display())
+                }
+            }
+        }
+        _ => match number(user) {
+            Some(id) => Ok(Credentials { user: id, group: id, groups: Vec::new() }),
+            None => bail!("--user {user}: there is no such user in {}/etc/passwd", root.display()),
+        },
+    }
+}
+
+/// This terminal's size, now and whenever it changes.
+fn open_terminal() -> anyhow::Result<Terminal> {
+    let (sender, resizes) = mpsc::channel();
+    let mut signals = Signals::new([SIGWINCH]).context("cannot watch the terminal's size")?;
+    threads::spawn(Role::ProgramTerminal, move || {
+        for _ in signals.forever() {
+            if sender.send(window_size()).is_err() {
+                break;
+            }
+        }
+    })?;
+    Ok(Terminal { size: window_size(), resizes })
+}
+
+fn window_size() -> WindowSize {
+    // A terminal that does not know has the size that most had.
+    tcgetwinsize(stdio::stdout()).ok().filter(|size| size.ws_row > 0 && size.ws_col > 0).map_or(
+        WindowSize { rows: 24, columns: 80 },
+        |size| WindowSize { rows: size.ws_row, columns: size.ws_col },
+    )
+}
+
+/// Standard input, output and error. The terminal's modes are the program's while the second lives.
+fn open_streams(
+    has_terminal: bool,
+    control: MachineControl,
+) -> anyhow::Result<(Streams, Option<console::Terminal>)> {
+    let (output, errors) = (Box::new(console::StandardOutput), Box::new(StandardError));
+    if !has_terminal {
+        let input = Box::new(console::StandardInput);
+        return Ok((Streams { input, output, errors }, None));
+    }
+    terminal::attach()?;
+    let input: Box<dyn Read + Send> =
+        Box::new(console::read_keys(Box::new(move || control.stop()))?);
+    Ok((Streams { input, output, errors }, Some(console::Terminal)))
+}
+
+/// Standard error, without a buffer.
+struct StandardError;
+
+impl Write for StandardError {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        streams::write(&stdio::stderr(), bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes to a log, and to a copy of it if there is one.
+struct Tee {
+    log: ConsoleLog,
+    copy: Option<Box<dyn Write + Send>>,
+}
+
+impl Write for Tee {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = match &mut self.copy {
+            Some(copy) => copy.write(bytes)?,
+            None => bytes.len(),
+        };
+        self.log.write(&bytes[..written])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.copy.as_mut().map_or(Ok(()), Write::flush)
+    }
+}

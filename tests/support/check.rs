@@ -6,17 +6,38 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use serde_json::Value;
 use tempfile::NamedTempFile;
 
 /// Runs `moat check` on a kernel that scripts/guest-kernel has made.
 pub fn check(kernel: &str, arguments: &[&str]) -> Output {
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/kernels");
-    Command::new(env!("CARGO_BIN_EXE_moat"))
+    let output = Command::new(env!("CARGO_BIN_EXE_moat"))
         .args(["check", "--json", "--kernel"])
         .arg(kernels.join(kernel))
         .args(arguments)
         .output()
-        .unwrap()
+        .unwrap();
+    note_times(kernel, &report(&output));
+    output
+}
+
+/// Writes how long each boot and each scenario took to where scripts/test looks for it.
+fn note_times(kernel: &str, report: &Value) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/test-output");
+    let vmm = report["vmm"].as_str().unwrap();
+    let line = |what: &Value, milliseconds: &Value| {
+        let seconds = milliseconds.as_f64().unwrap() / 1000.0;
+        format!("{seconds:8.1} s  {kernel} on {vmm}: {}\n", what.as_str().unwrap())
+    };
+    let guests = report["guests"].as_array().unwrap().iter();
+    let boots = guests.map(|guest| line(&guest["profile"], &guest["boot_milliseconds"]));
+    let scenarios = report["scenarios"].as_array().unwrap().iter();
+    let scenarios = scenarios.map(|scenario| line(&scenario["id"], &scenario["milliseconds"]));
+    let lines: String =
+        boots.map(|line| line.replace('\n', " guest boots\n")).chain(scenarios).collect();
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(directory.join(format!("check-{kernel}-{vmm}.times")), lines).unwrap();
 }
 
 /// The scenarios of a report with this verdict.
@@ -26,10 +47,15 @@ pub fn with_verdict(output: &Output, verdict: &str) -> Vec<String> {
     of_verdict.map(|scenario| scenario["id"].as_str().unwrap().to_owned()).collect()
 }
 
-fn scenarios(output: &Output) -> Vec<serde_json::Value> {
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout)
+fn scenarios(output: &Output) -> Vec<Value> {
+    report(output)["scenarios"].as_array().unwrap().clone()
+}
+
+/// The report on a kernel.
+fn report(output: &Output) -> Value {
+    let report: Value = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
-    report["kernels"][0]["scenarios"].as_array().unwrap().clone()
+    report["kernels"][0].clone()
 }
 
 /// A report's scenarios are those of tests/expected/KERNEL.txt, each with its verdict and with as many
@@ -56,7 +82,7 @@ pub fn assert_as_listed(kernel: &str, output: &Output) {
 }
 
 /// What came of a scenario: `P1 passed, 14 observations`.
-fn line(scenario: &serde_json::Value) -> String {
+fn line(scenario: &Value) -> String {
     let (id, verdict) = (scenario["id"].as_str().unwrap(), scenario["verdict"].as_str().unwrap());
     let observations = scenario["observations"].as_array().unwrap();
     let made = observations.iter().filter(|it| it["judgement"]["kind"] != "unasked").count();

@@ -50,15 +50,13 @@ fn assert_fails(command: &mut Command, status: i32, reason: &str) {
 
 #[test]
 fn a_program_runs_on_every_kernel_and_each_transport() {
-    for name in KERNELS {
-        for transport in ["mmio", "pci"] {
-            let arguments = ["--transport", transport, "--", "uname", "-r"];
-            let output = run_on(name, &arguments).output().unwrap();
-            let message = text(&output.stderr);
-            assert_eq!(output.status.code(), Some(0), "{name} on {transport}: {message}");
-            assert_eq!(text(&output.stdout).trim_end(), kernel(name).release(), "{transport}");
-            assert_eq!(message, "", "{name} on {transport}");
-        }
+    for (name, transport) in KERNELS.into_iter().zip(["mmio", "pci", "pci", "mmio"]) {
+        let arguments = ["--transport", transport, "--", "uname", "-r"];
+        let output = run_on(name, &arguments).output().unwrap();
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{name} on {transport}: {message}");
+        assert_eq!(text(&output.stdout).trim_end(), kernel(name).release(), "{transport}");
+        assert_eq!(message, "", "{name} on {transport}");
     }
 }
 
@@ -107,7 +105,7 @@ fn what_cannot_be_started_is_said_before_anything_starts() {
         assert_fails(&mut run(&arguments), status, reason);
     }
     // A kernel of ours has no virtio-fs.
-    assert_fails(&mut run_on("protected", &["--", "true"]), 1, "virtiofs");
+    assert_fails(&mut run_on("protected", &["--", "true"]), 1, "turn it on");
 }
 
 #[test]

@@ -141,7 +141,9 @@ impl Launch {
         let watching = progress.clone();
         threads::spawn(Role::ProgramTimer, move || watching.watch(boot_timeout, timeout))?;
         let hearing = progress.clone();
-        let hear = threads::spawn(Role::ProgramReports, move || hearing.hear(reports, outputs))?;
+        let program = String::from_utf8_lossy(&self.command[0]).into_owned();
+        let hear =
+            threads::spawn(Role::ProgramReports, move || hearing.hear(reports, outputs, program))?;
 
         let ending = machine.wait();
         // All threads that it waits for end with the machine's ports.
@@ -167,10 +169,16 @@ impl Launch {
             VirtioTransport::Mmio => "virtio_mmio",
             VirtioTransport::Pci => "virtio_pci",
         };
-        let modules = [bus, "virtio_console", "virtiofs", "overlay"];
+        // Devices behind an IOMMU have to wait for its driver.
+        let iommu = self.spec.iommu.map(|_| "virtio_iommu");
+        let modules: Vec<_> = [bus]
+            .into_iter()
+            .chain(iommu)
+            .chain(["virtio_console", "virtiofs", "overlay"])
+            .collect();
         let set = self.kernel.modules(&modules)?;
         let workload = Workload {
-            modules: modules.map(str::to_owned).to_vec(),
+            modules: modules.into_iter().map(str::to_owned).collect(),
             root: Root::Shared(ROOT_TAG.to_owned()),
             shares: self.shares.iter().enumerate().map(share_of).collect(),
             command: self.command.clone(),
@@ -262,32 +270,28 @@ impl Progress {
     }
 
     /// Takes what the agent reports. The machine ends once the program has, and its output is written.
-    fn hear(&self, reports: PortReader, outputs: [JoinHandle<()>; 2]) {
+    fn hear(&self, reports: PortReader, outputs: [JoinHandle<()>; 2], program: String) {
         let mut reports = FrameReader::new(reports);
+        // Only the first report is followed by another.
         while let Ok(report) = reports.read::<Report>() {
-            match report {
+            self.decide(match report {
                 Report::Started => {
                     self.lock().is_started = true;
                     self.state.1.notify_all();
+                    continue;
                 }
-                Report::Ended(end) => {
-                    self.decide(Outcome::Ended(end));
-                    break;
+                Report::Ended(end) => Outcome::Ended(end),
+                Report::NotReady(reason) => Outcome::Failed(Failure::NotReady(reason)),
+                Report::NotStarted { not_found: true, .. } => {
+                    Outcome::Failed(Failure::NotFound(program))
                 }
-                Report::NotReady(reason) => {
-                    self.decide(Outcome::Failed(Failure::NotReady(reason)));
-                    self.control.stop();
-                    break;
-                }
-                Report::NotStarted { not_found, reason } => {
-                    self.decide(Outcome::Failed(match not_found {
-                        true => Failure::NotFound(reason),
-                        false => Failure::NotStarted(reason),
-                    }));
-                    self.control.stop();
-                    break;
-                }
-            }
+                Report::NotStarted { reason, .. } => Outcome::Failed(Failure::NotStarted(reason)),
+            });
+            break;
+        }
+        // A program that ran has closed its output; if none did, nothing will.
+        if !self.lock().is_started {
+            self.control.stop();
         }
         outputs.into_iter().for_each(|output| drop(output.join()));
         self.lock().has_ended = true;

@@ -80,7 +80,7 @@ fn the_exit_status_is_the_programs() {
 
 #[test]
 fn what_is_not_the_programs_doing_has_statuses_of_its_own() {
-    assert_fails(&mut run(&["--", "no-such-program"]), 127, "no such program");
+    assert_fails(&mut run(&["--", "no-such-program"]), 127, "there is no program");
     assert_fails(&mut run(&["--", "/etc/passwd"]), 126, "cannot start the program");
     assert_fails(&mut run(&["--cwd", "/no/such", "--", "true"]), 126, "working directory");
     let panic = "echo c >/proc/sysrq-trigger";

@@ -84,7 +84,7 @@ pub struct RunArguments {
     #[arg(long, value_name = "PATH")]
     pub kernel: Option<PathBuf>,
     /// Initramfs to give it
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", requires = "kernel")]
     pub initrd: Option<PathBuf>,
     /// Kernel command line [default: console=ttyS0 panic=-1, and pci=off where there is no PCI]
     #[arg(long, value_name = "STRING")]

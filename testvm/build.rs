@@ -1,4 +1,4 @@
-//! Builds the agent, so that testvm carries it: a user of `moat` has one binary and nothing to find.
+//! Builds the agent, so that testvm contains it, and `moat` is a single binary.
 
 use std::{
     env, fs,
@@ -23,7 +23,7 @@ fn main() {
     cargo.arg("--target-dir").arg(&target);
     // Static, because a guest has no libraries; only here, because proc macros cannot be.
     cargo.args(["--", "-C", "target-feature=+crt-static"]);
-    // What concerns how testvm is built (clippy, sanitizers, coverage) does not concern the agent.
+    // The agent is built without clippy, sanitizers or coverage, however testvm is built.
     for variable in [
         "CARGO_BUILD_TARGET",
         "CARGO_ENCODED_RUSTFLAGS",

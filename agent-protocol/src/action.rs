@@ -1,4 +1,4 @@
-//! What a process in the guest can do for lab.
+//! What a process in the guest can do for the host.
 
 use std::{fmt, ops::BitOr};
 
@@ -85,7 +85,7 @@ pub enum Action {
     },
     /// munmap(2) of a whole mapping.
     Unmap(u64),
-    /// One load; answers with what it gave.
+    /// One load; answers with the value.
     Peek {
         /// The mapping.
         mapping: u64,
@@ -94,7 +94,7 @@ pub enum Action {
         /// How wide.
         width: Width,
         /// Who makes the access.
-        victim: Victim,
+        accessor: Accessor,
     },
     /// One store.
     Poke {
@@ -107,16 +107,16 @@ pub enum Action {
         /// What to store; what exceeds the width is ignored.
         value: u64,
         /// Who makes the access.
-        victim: Victim,
+        accessor: Accessor,
     },
     /// Fill a mapping with a pattern of addresses and the seed.
     Fill {
         /// The mapping.
         mapping: u64,
-        /// Tells one filling from the next.
+        /// Makes each pattern different from the one before.
         seed: u64,
     },
-    /// Compare a mapping with the pattern; answers with a verdict.
+    /// Compare a mapping with the pattern; answers with a report.
     Verify {
         /// The mapping.
         mapping: u64,
@@ -133,7 +133,7 @@ pub enum Action {
     /// Stop them; answers with their report.
     StopHammer,
     /// Fork a child that loads from a mapping, which it inherits, again and again until it is
-    /// stopped or dies of it. Answered when it is at work.
+    /// stopped or a fault kills it. Answered when the first load has been made.
     StartPolling {
         /// The mapping.
         mapping: u64,
@@ -166,8 +166,7 @@ pub enum Action {
         /// What.
         data: Vec<u8>,
     },
-    /// Start to write a file as [`WriteFile`](Self::WriteFile) does, which may take as long as it
-    /// likes.
+    /// Start to write a file as [`WriteFile`](Self::WriteFile) does, without a limit of time.
     StartWrite {
         /// Which.
         path: String,
@@ -238,14 +237,14 @@ impl fmt::Display for Action {
             ),
             Self::Map { file: None, length, .. } => write!(f, "allocate {length:#x} bytes"),
             Self::Unmap(mapping) => write!(f, "unmap mapping {mapping:#x}"),
-            Self::Peek { mapping, offset, width, victim } => write!(
+            Self::Peek { mapping, offset, width, accessor } => write!(
                 f,
-                "load {} bytes at {offset:#x} of mapping {mapping:#x} in {victim}",
+                "load {} bytes at {offset:#x} of mapping {mapping:#x} in {accessor}",
                 width.bytes()
             ),
-            Self::Poke { mapping, offset, width, value, victim } => write!(
+            Self::Poke { mapping, offset, width, value, accessor } => write!(
                 f,
-                "store {value:#x}, {} bytes, at {offset:#x} of mapping {mapping:#x} in {victim}",
+                "store {value:#x}, {} bytes, at {offset:#x} of mapping {mapping:#x} in {accessor}",
                 width.bytes()
             ),
             Self::Fill { mapping, seed } => {
@@ -306,11 +305,11 @@ impl OpenFlags {
     pub const WRONLY: Self = Self(0o1);
     /// To read and to write.
     pub const RDWR: Self = Self(0o2);
-    /// Make it if it is not there.
+    /// Create it if it does not exist.
     pub const CREAT: Self = Self(0o100);
-    /// Empty it first.
+    /// Truncate it first.
     pub const TRUNC: Self = Self(0o1000);
-    /// Never wait.
+    /// Fail with EAGAIN instead of waiting.
     pub const NONBLOCK: Self = Self(0o4000);
     /// For `/dev/mem`: map uncached.
     pub const SYNC: Self = Self(0o4010000);
@@ -342,17 +341,17 @@ pub enum Sharing {
     Private,
 }
 
-/// Who makes a memory access, and so who dies if it raises a signal.
+/// Which process makes a memory access, and is ended if it raises a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Victim {
-    /// A child forked for it. The process and its mappings live on and can be asked again.
+pub enum Accessor {
+    /// A child forked for it. The process keeps running, with its mappings.
     Child,
     /// The process itself. Needed where fork(2) fails, as with copied pages of a private mapping
     /// of device memory, and where the child would get a copy of its own.
     Process,
 }
 
-impl fmt::Display for Victim {
+impl fmt::Display for Accessor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Child => "a child",

@@ -11,35 +11,35 @@ use crate::{Errno, Fault, Signal};
 pub struct Answer {
     /// The request's id.
     pub id: u32,
-    /// What came of it.
+    /// Its result.
     pub result: Result<Value, Failure>,
 }
 
-/// What a request that worked gives back.
+/// The result of a request that worked.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Value {
     /// Nothing but the fact that it worked.
     Done,
-    /// A process id, a file, an address, a count, or what a register or memory held.
+    /// A process id, a file, an address, a count, or the value of a register or of memory.
     Word(u64),
-    /// What a file or a device held.
+    /// The contents of a file or a device's registers.
     Bytes(Vec<u8>),
     /// The entries of a directory, sorted.
     Names(Vec<String>),
     /// What a verification found.
-    Verdict(Verdict),
+    Pattern(PatternReport),
     /// What a hammer did.
     Hammer(HammerReport),
-    /// What an ioctl gave.
+    /// What an ioctl returned.
     Reply(IoctlReply),
-    /// How far a polling child came.
+    /// What a polling child did.
     Polling(PollReport),
 }
 
 macro_rules! value_kinds {
     ($($variant:ident => $kind:ty,)*) => {
         $(
-            /// Gives back a value of another kind.
+            /// The error is the value, if it is of another kind.
             impl TryFrom<Value> for $kind {
                 type Error = Value;
 
@@ -58,13 +58,13 @@ value_kinds! {
     Word => u64,
     Bytes => Vec<u8>,
     Names => Vec<String>,
-    Verdict => Verdict,
+    Pattern => PatternReport,
     Hammer => HammerReport,
     Reply => IoctlReply,
     Polling => PollReport,
 }
 
-/// Gives back a value that is more than nothing.
+/// The error is the value, if it is not [`Value::Done`].
 impl TryFrom<Value> for () {
     type Error = Value;
 
@@ -73,17 +73,17 @@ impl TryFrom<Value> for () {
     }
 }
 
-/// Why a request gave nothing back.
+/// Why a request failed.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Failure {
     /// The system call's error number.
     Errno(Errno),
-    /// The access raised this signal, and whoever made it died of it.
+    /// The access raised this signal, which ended the process that made it.
     Fault(Fault),
-    /// Whoever was to do it (the process, or the child that it forked for a memory access) had
-    /// ended, or ended meanwhile, for another reason.
+    /// The process that was asked, or the child that it forked for a memory access, has ended for
+    /// another reason.
     Ended(End),
-    /// The request makes no sense, as this sentence says: a mistake of lab's, not of the guest's.
+    /// The request makes no sense, for this reason: a mistake of the host's program, not of the guest's.
     Refused(String),
 }
 
@@ -114,9 +114,9 @@ impl fmt::Display for End {
     }
 }
 
-/// What became of a mapping that was filled with a pattern.
+/// Whether a mapping still holds the pattern that it was filled with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Verdict {
+pub struct PatternReport {
     /// How many 8-byte words no longer hold the pattern.
     pub wrong_words: u64,
     /// The address of the first of them.
@@ -132,7 +132,7 @@ pub struct HammerReport {
     pub wrong_words: u64,
 }
 
-/// What an ioctl gave whose argument points to bytes.
+/// The result of an ioctl whose argument points to bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IoctlReply {
     /// What it returned.
@@ -141,11 +141,11 @@ pub struct IoctlReply {
     pub data: Vec<u8>,
 }
 
-/// How far a polling child came.
+/// What a polling child did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PollReport {
-    /// How many of its loads gave something.
+    /// How many of its loads succeeded.
     pub accesses: u64,
-    /// What the last one died of; nothing if the child lived until it was stopped.
+    /// The fault that ended it; none if it ran until it was stopped.
     pub fault: Option<Fault>,
 }

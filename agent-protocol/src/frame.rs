@@ -1,7 +1,7 @@
 //! Messages on a byte stream: a little-endian `u32` length, then that many bytes of postcard.
 //!
 //! There is no checksum. An emulated serial port may lose a byte but never alters one, and a lost
-//! byte leaves the reader waiting for the end of a frame until its caller's deadline says so.
+//! byte leaves the reader waiting for the end of a frame until its caller's deadline.
 
 use std::io::{self, Read, Write};
 
@@ -22,19 +22,19 @@ const LENGTH_SIZE: usize = size_of::<u32>();
 /// Why a frame could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
-    /// The other end is gone.
+    /// The other end was closed.
     #[error("the other end of the agent's channel was closed")]
     Closed,
-    /// The agent said hello again where an answer was expected.
-    #[error("the guest restarted: its agent said hello again")]
+    /// The agent sent its greeting again where an answer was expected.
+    #[error("the guest restarted: its agent sent its greeting again")]
     Restarted,
-    /// A length that no honest sender writes.
+    /// A length that no correct sender writes.
     #[error("a frame of {0} bytes is above the limit of {MAX_FRAME}: the stream is out of step")]
     TooLong(usize),
     /// The bytes are not the expected message.
     #[error("a frame does not hold the expected message")]
     Malformed(#[source] postcard::Error),
-    /// The stream itself failed; a deadline shows up here as `WouldBlock` or `TimedOut`.
+    /// The stream itself failed; a deadline that has passed is `WouldBlock` or `TimedOut`.
     #[error("the agent's channel failed")]
     Io(#[from] io::Error),
 }

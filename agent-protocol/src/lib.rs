@@ -1,11 +1,11 @@
-//! What lab (on the host) and agent (in the guest) say to each other.
+//! The protocol between a program on the host and the agent in the guest.
 //!
-//! They talk over a byte stream: `/dev/ttyS1` in the guest, a Unix stream on the host. A serial
-//! port needs no driver module, so the conversation starts before any virtio driver is loaded.
+//! It runs over a byte stream: `/dev/ttyS1` in the guest, a Unix stream on the host. A serial
+//! port needs no driver module, so the agent can be used before any virtio driver is loaded.
 //!
-//! The agent opens it with [`MAGIC`] and a [`Hello`]. From then on lab sends [`Request`]s and the
+//! The agent first sends [`MAGIC`] and a [`Hello`]. From then on the host sends [`Request`]s and the
 //! agent sends one [`Answer`] to each, carrying the request's id. Answers may come out of order: a
-//! process in the guest that is stuck in the kernel delays its own answers and nobody else's.
+//! process in the guest that is stuck in the kernel delays only its own answers.
 
 mod action;
 mod answer;
@@ -16,8 +16,10 @@ mod request;
 mod signal;
 mod workload;
 
-pub use action::{Action, OpenFlags, Protection, Sharing, Victim, Width};
-pub use answer::{Answer, End, Failure, HammerReport, IoctlReply, PollReport, Value, Verdict};
+pub use action::{Accessor, Action, OpenFlags, Protection, Sharing, Width};
+pub use answer::{
+    Answer, End, Failure, HammerReport, IoctlReply, PatternReport, PollReport, Value,
+};
 pub use errno::Errno;
 pub use frame::{FrameError, FrameReader, MAGIC, MAX_DATA, MAX_FRAME, write_frame};
 pub use module_index::{ModuleEntry, ModuleIndex, ModuleIndexError, module_name};

@@ -1,4 +1,4 @@
-//! The list of the modules in an initramfs, `/modules/index`: lab writes it, the agent reads it.
+//! The list of the modules in an initramfs, `/modules/index`: written on the host, read by the agent.
 //!
 //! One line a module: its name, a colon, and in load order the names of the modules that must be
 //! loaded before it; `built-in` instead where the kernel holds the module already.
@@ -11,7 +11,7 @@ const BUILT_IN: &str = "built-in";
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModuleIndex(pub BTreeMap<String, ModuleEntry>);
 
-/// What must be done to have a module.
+/// How to load a module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModuleEntry {
     /// Nothing: the kernel was built with it.
@@ -23,9 +23,9 @@ pub enum ModuleEntry {
     },
 }
 
-/// A line that is not of the index's form.
+/// A line that cannot be parsed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the module index has a line without a colon: {0:?}")]
+#[error("invalid line {0:?} in the module index: expected NAME: built-in, or NAME: MODULE...")]
 pub struct ModuleIndexError(String);
 
 /// The name that the kernel uses for a module: dashes and underscores are the same.
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lab_writes_the_agent_reads() {
+    fn an_index_is_parsed_as_it_was_written() {
         let loadable = |names: &[&str]| ModuleEntry::Loadable {
             dependencies: names.iter().map(|&name| name.to_owned()).collect(),
         };
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_another_form_is_named() {
+    fn the_error_names_a_line_that_cannot_be_parsed() {
         let error = "virtio_mem\n".parse::<ModuleIndex>().unwrap_err();
         assert!(error.to_string().contains("virtio_mem"));
     }

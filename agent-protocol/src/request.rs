@@ -1,4 +1,4 @@
-//! What lab asks of the agent.
+//! What the host asks of the agent.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Action;
 
-/// Raised whenever a message changes.
+/// The protocol's version, raised whenever a message changes.
 pub const VERSION: u16 = 4;
 
 /// The agent's first message, after [`MAGIC`](crate::MAGIC).

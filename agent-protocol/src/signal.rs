@@ -1,4 +1,4 @@
-//! Signals, and what the kernel says about a memory access that raised one.
+//! Signals, and what the kernel reports about a memory access that raised one.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ pub struct Signal(pub i32);
 impl Signal {
     /// An illegal instruction.
     pub const SIGILL: Self = Self(4);
-    /// The program gave up, for instance in a panic.
+    /// The program aborted, for instance in a panic.
     pub const SIGABRT: Self = Self(6);
     /// Memory that is mapped but cannot be reached.
     pub const SIGBUS: Self = Self(7);
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_reads_like_the_kernel_would_say_it() {
+    fn a_fault_is_shown_by_signal_name_code_and_address() {
         let fault = Fault { signal: Signal::SIGBUS, code: 2, address: 0x7f00_0000_1000 };
         assert_eq!(fault.to_string(), "SIGBUS code 2 at 0x7f0000001000");
         assert_eq!(Signal(64).to_string(), "signal 64");

@@ -1,4 +1,4 @@
-//! A program to run in a guest, and what host and agent tell each other about it.
+//! A program to run in a guest, and the messages about it between host and agent.
 //!
 //! A [`Workload`] is in the guest's initramfs, at [`WORKLOAD_PATH`]. Where the agent finds one it runs it,
 //! with a virtio console's ports for streams; see [`port`].
@@ -61,7 +61,7 @@ pub struct Share {
     pub tag: String,
     /// Where to mount it.
     pub path: Vec<u8>,
-    /// Whether the guest may not change it. The host sees to that too.
+    /// Whether the guest may not change it. The host enforces that too.
     pub read_only: bool,
 }
 
@@ -85,7 +85,7 @@ pub struct WindowSize {
     pub columns: u16,
 }
 
-/// What the agent tells about a workload.
+/// What the agent reports about a workload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Report {
     /// The program runs.
@@ -96,14 +96,14 @@ pub enum Report {
     NotReady(String),
     /// The guest could run programs, but not this one.
     NotStarted {
-        /// Whether there is no such program.
+        /// Whether the program does not exist.
         not_found: bool,
-        /// What the kernel said.
+        /// The kernel's error.
         reason: String,
     },
 }
 
-/// What the host tells the agent about a workload.
+/// What the host asks the agent to do with a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Instruction {
     /// The terminal's size has changed.

@@ -14,7 +14,7 @@ use agent_protocol::{Failure, Width};
 use rustix::pipe::pipe;
 
 use crate::{
-    fault::{self, Report},
+    fault::{self, AccessReport},
     sys::{self, Fork},
 };
 
@@ -90,9 +90,9 @@ pub fn in_child(access: impl FnOnce() -> u64) -> Result<u64, Failure> {
         Fork::Parent(child) => {
             drop(pipe);
             let end = sys::wait(child)?;
-            match Report::read(File::from(reports), end) {
-                Some(Report::Value(value)) => Ok(value),
-                Some(Report::Fault(fault)) => Err(Failure::Fault(fault)),
+            match AccessReport::read(File::from(reports), end) {
+                Some(AccessReport::Value(value)) => Ok(value),
+                Some(AccessReport::Fault(fault)) => Err(Failure::Fault(fault)),
                 None => Err(Failure::Ended(end)),
             }
         }
@@ -101,6 +101,6 @@ pub fn in_child(access: impl FnOnce() -> u64) -> Result<u64, Failure> {
 
 fn report(pipe: &OwnedFd, access: impl FnOnce() -> u64) -> ! {
     fault::redirect(pipe);
-    Report::Value(access()).write(pipe.as_raw_fd());
+    AccessReport::Value(access()).write(pipe.as_raw_fd());
     sys::exit(0)
 }

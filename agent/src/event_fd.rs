@@ -1,4 +1,4 @@
-//! eventfd(2): a counter of events that a file stands for. VFIO signals interrupts by them.
+//! eventfd(2): a file that counts events. VFIO signals interrupts by them.
 
 use std::{
     fs::File,
@@ -18,12 +18,12 @@ pub fn signal(mut file: &File) -> io::Result<()> {
     file.write_all(&1_u64.to_ne_bytes())
 }
 
-/// How many events it has counted since it was last asked. Waits for one if there are none.
+/// How many events it has counted since the last call. Waits for one if there are none.
 pub fn take(mut file: &File, milliseconds: u16) -> io::Result<u64> {
     let milliseconds = i64::from(milliseconds);
-    let patience =
+    let timeout =
         Timespec { tv_sec: milliseconds / 1000, tv_nsec: milliseconds % 1000 * 1_000_000 };
-    if poll(&mut [PollFd::new(file, PollFlags::IN)], Some(&patience))? == 0 {
+    if poll(&mut [PollFd::new(file, PollFlags::IN)], Some(&timeout))? == 0 {
         return Ok(0);
     }
     let mut count = [0; 8];

@@ -1,8 +1,8 @@
 //! Signals that memory accesses raise, reported before they end the process.
 //!
-//! The handler writes what the kernel said about the fault to a pipe and returns. It is installed
+//! The handler writes what the kernel reports about the fault to a pipe and returns. It is installed
 //! for one signal only, so the same instruction then faults again and the process really dies of
-//! it: whoever holds the other end of the pipe compares the report with how the process ended.
+//! it: the process at the other end of the pipe compares the report with how this one ended.
 
 use std::{
     io::{self, Read},
@@ -48,29 +48,29 @@ extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut 
     // SAFETY: both signals of this handler fill in si_addr.
     let address = unsafe { info.si_addr() } as u64;
     let fault = Fault { signal: Signal(signal), code: info.si_code, address };
-    Report::Fault(fault).write(PIPE.load(Ordering::Relaxed));
+    AccessReport::Fault(fault).write(PIPE.load(Ordering::Relaxed));
 }
 
-/// What came of a memory access that somebody else made.
+/// The result of a memory access that another process made.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Report {
-    /// What it gave.
+pub enum AccessReport {
+    /// The value loaded.
     Value(u64),
     /// It faulted.
     Fault(Fault),
 }
 
-impl Report {
+impl AccessReport {
     /// Sends it; allowed in a signal handler.
     pub fn write(&self, pipe: RawFd) {
         let bytes = self.encode();
-        // SAFETY: the buffer is as long as it says. A pipe that is closed by now makes the write
+        // SAFETY: the buffer is REPORT_SIZE bytes long. A pipe that is closed by now makes the write
         // fail, and the access unreported.
         unsafe { libc::write(pipe, bytes.as_ptr().cast(), REPORT_SIZE) };
     }
 
-    /// Takes it out of the pipe, whole because the pipe takes it whole. Nothing where there is
-    /// none, or where it does not fit how the process ended.
+    /// Reads it from the pipe, which takes and gives it as a whole. None if there is none, or if it
+    /// does not fit how the process ended.
     pub fn read(mut pipe: impl Read, end: End) -> Option<Self> {
         let mut bytes = [0; REPORT_SIZE];
         if pipe.read(&mut bytes).ok()? != REPORT_SIZE {
@@ -114,20 +114,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_survives_the_pipe() {
+    fn a_report_is_decoded_as_it_was_encoded() {
         let fault = Fault { signal: Signal::SIGBUS, code: -6, address: u64::MAX };
-        for report in [Report::Value(u64::MAX), Report::Value(0), Report::Fault(fault)] {
-            assert_eq!(Report::decode(&report.encode()), report);
+        for report in
+            [AccessReport::Value(u64::MAX), AccessReport::Value(0), AccessReport::Fault(fault)]
+        {
+            assert_eq!(AccessReport::decode(&report.encode()), report);
         }
     }
 
     #[test]
-    fn a_report_counts_only_if_the_process_ended_so() {
-        let fault = Report::Fault(Fault { signal: Signal::SIGBUS, code: 2, address: 0x1000 });
+    fn a_report_counts_only_if_it_fits_how_the_process_ended() {
+        let fault = AccessReport::Fault(Fault { signal: Signal::SIGBUS, code: 2, address: 0x1000 });
         let bytes = fault.encode();
-        assert_eq!(Report::read(&bytes[..], End::Killed(Signal::SIGBUS)), Some(fault));
-        assert_eq!(Report::read(&bytes[..], End::Killed(Signal::SIGKILL)), None);
-        assert_eq!(Report::read(&bytes[..], End::Exited(0)), None);
-        assert_eq!(Report::read(&[][..], End::Killed(Signal::SIGBUS)), None);
+        assert_eq!(AccessReport::read(&bytes[..], End::Killed(Signal::SIGBUS)), Some(fault));
+        assert_eq!(AccessReport::read(&bytes[..], End::Killed(Signal::SIGKILL)), None);
+        assert_eq!(AccessReport::read(&bytes[..], End::Exited(0)), None);
+        assert_eq!(AccessReport::read(&[][..], End::Killed(Signal::SIGBUS)), None);
     }
 }

@@ -68,13 +68,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hammer_on_sound_memory_finds_nothing_wrong() {
+    fn a_hammer_on_working_memory_finds_nothing_wrong() {
         let report = Hammer::start(2, 1 << 16).unwrap().stop().unwrap();
         assert_eq!(report.wrong_words, 0);
     }
 
     #[test]
-    fn memory_that_cannot_be_had_is_an_error() {
+    fn memory_that_cannot_be_allocated_is_an_error() {
         let error = Hammer::start(1, u64::MAX).err().unwrap();
         assert_eq!(error.raw_os_error(), Some(libc::ENOMEM));
     }

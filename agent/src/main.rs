@@ -1,6 +1,6 @@
-//! The agent: the static program that is /init in a guest and does what lab asks of it.
+//! The agent: the static program that is /init in a guest and does what the host asks of it.
 //!
-//! Process 1 mounts what a guest needs, opens the serial port to lab and then only passes
+//! Process 1 mounts what a guest needs, opens the serial port to the host and then only passes
 //! messages: whatever may die of a signal or get stuck in the kernel is done by workers, processes
 //! that it forks on request and that keep their own files and mappings.
 
@@ -53,8 +53,8 @@ fn run() -> anyhow::Result<Infallible> {
     Supervisor::new(SerialPort::open()?)?.run()
 }
 
-/// Says why on the console. Process 1 then powers off, because a kernel whose process 1 ends says
-/// little and may hang; a worker just ends.
+/// Prints the reason on the console. Process 1 then powers off, because a kernel whose process 1 ends
+/// reports little and may hang; a worker just ends.
 fn give_up(reason: impl std::fmt::Display) {
     let _ = writeln!(io::stderr(), "agent: {reason}");
     if !getpid().is_init() {

@@ -1,6 +1,6 @@
-//! Mappings that a worker holds for lab.
+//! The mappings of a worker.
 //!
-//! Their memory is only touched by the accesses of this module: no Rust reference ever points into
+//! Their memory is only accessed by the functions of this module: no Rust reference ever points into
 //! it, and it may stop being accessible at any time.
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
     ptr,
 };
 
-use agent_protocol::{Failure, Protection, Sharing, Verdict, Width};
+use agent_protocol::{Failure, PatternReport, Protection, Sharing, Width};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use crate::access;
@@ -59,7 +59,7 @@ impl Mapping {
         self.address
     }
 
-    /// Gives it back.
+    /// munmap(2).
     pub fn unmap(self) -> io::Result<()> {
         // SAFETY: the range is a mapping of ours, into which no reference points.
         unsafe { munmap(self.address as *mut _, self.length as usize) }.map_err(io::Error::from)
@@ -70,8 +70,8 @@ impl Mapping {
         self.range(offset, width.bytes()).map(|address| Cell { address, width })
     }
 
-    /// pread(2) into it. Not with a slice: the memory may be inaccessible, which is for the kernel
-    /// to find out.
+    /// pread(2) into it. Not with a slice: the memory may be inaccessible, which the kernel
+    /// then reports.
     pub fn read_from(
         &self,
         file: BorrowedFd<'_>,
@@ -87,7 +87,7 @@ impl Mapping {
         u64::try_from(count).map_err(|_| io::Error::last_os_error().into())
     }
 
-    /// Writes a pattern that tells every word from every other and one seed from the next.
+    /// Writes a pattern in which every word differs, and which differs from seed to seed.
     pub fn fill(&self, seed: u64) {
         for word in self.words() {
             word.store(pattern(word.address, seed));
@@ -95,15 +95,15 @@ impl Mapping {
     }
 
     /// Looks for words that no longer hold the pattern.
-    pub fn verify(&self, seed: u64) -> Verdict {
-        let mut verdict = Verdict { wrong_words: 0, first_wrong: None };
+    pub fn verify(&self, seed: u64) -> PatternReport {
+        let mut report = PatternReport { wrong_words: 0, first_wrong: None };
         for word in self.words() {
             if word.load() != pattern(word.address, seed) {
-                verdict.wrong_words += 1;
-                verdict.first_wrong.get_or_insert(word.address);
+                report.wrong_words += 1;
+                report.first_wrong.get_or_insert(word.address);
             }
         }
-        verdict
+        report
     }
 
     fn words(&self) -> impl Iterator<Item = Cell> {
@@ -177,10 +177,10 @@ mod tests {
     fn verification_finds_what_changed() {
         let mapping = anonymous(1 << 16);
         mapping.fill(7);
-        assert_eq!(mapping.verify(7), Verdict { wrong_words: 0, first_wrong: None });
+        assert_eq!(mapping.verify(7), PatternReport { wrong_words: 0, first_wrong: None });
         mapping.cell(4096, Width::Byte).unwrap().store(!pattern(mapping.address() + 4096, 7));
         let first_wrong = Some(mapping.address() + 4096);
-        assert_eq!(mapping.verify(7), Verdict { wrong_words: 1, first_wrong });
+        assert_eq!(mapping.verify(7), PatternReport { wrong_words: 1, first_wrong });
         assert_eq!(mapping.verify(8).wrong_words, (1 << 16) / 8);
         mapping.unmap().unwrap();
     }

@@ -1,4 +1,4 @@
-//! Kernel modules, from the initramfs that lab built.
+//! Kernel modules, from the initramfs.
 
 use std::{
     ffi::CString,
@@ -9,12 +9,12 @@ use std::{
 use agent_protocol::{Failure, ModuleEntry, ModuleIndex, ModuleIndexError, module_name};
 use rustix::system::{delete_module, finit_module};
 
-/// Loads a module after those that it needs. One that is loaded already is EEXIST, as insmod has
-/// it; one that is built in is there, which is all that was asked for.
+/// Loads a module after those that it needs. One that is loaded already is EEXIST, as with
+/// insmod; for one that is built in there is nothing to do.
 pub fn load(name: &str, parameters: &str) -> Result<(), Failure> {
     let name = module_name(name);
     match index()?.0.get(&name) {
-        None => Err(Failure::Refused(format!("there is no module {name} in the initramfs"))),
+        None => Err(Failure::Refused(format!("the initramfs has no module {name}"))),
         Some(ModuleEntry::BuiltIn) => Ok(()),
         Some(ModuleEntry::Loadable { dependencies }) => {
             for dependency in dependencies {
@@ -27,7 +27,7 @@ pub fn load(name: &str, parameters: &str) -> Result<(), Failure> {
 
 fn index() -> Result<ModuleIndex, Failure> {
     let text = fs::read_to_string("/modules/index")
-        .map_err(|_| Failure::Refused("there are no modules in the initramfs".to_owned()))?;
+        .map_err(|_| Failure::Refused("the initramfs has no modules".to_owned()))?;
     text.parse().map_err(|error: ModuleIndexError| Failure::Refused(error.to_string()))
 }
 

@@ -1,5 +1,5 @@
-//! A child that loads from a mapping until it is stopped, or dies of it: somebody who uses a device's
-//! registers, and does not know that a driver comes.
+//! A child that loads from a mapping until it is stopped or a fault ends it: a program that uses a
+//! device's registers while a driver claims the device.
 
 use std::{fs::File, io, os::fd::AsRawFd};
 
@@ -11,12 +11,12 @@ use rustix::{
 };
 
 use crate::{
-    fault::{self, Report},
+    fault::{self, AccessReport},
     mapping::{Cell, Mapping},
     sys::{self, Fork},
 };
 
-/// The child at work.
+/// The running child.
 pub struct Polling {
     child: Pid,
     reports: File,
@@ -26,9 +26,9 @@ pub struct Polling {
 /// Memory that both processes see.
 struct Shared {
     memory: Mapping,
-    /// How many loads have given something.
+    /// How many loads have succeeded.
     accesses: Cell,
-    /// Not zero: the next load shall be the last.
+    /// Not zero: the next load is the last.
     stop: Cell,
 }
 
@@ -39,7 +39,7 @@ impl Shared {
         Ok(Self { memory, accesses, stop })
     }
 
-    /// Stopped, the child makes one more load: what it gives is as things are then.
+    /// Once stopped, the child makes one more load, which shows the state at that time.
     fn poll(&self, cell: Cell) {
         loop {
             let is_last = self.stop.load() != 0;
@@ -53,19 +53,19 @@ impl Shared {
 }
 
 impl Polling {
-    /// Forks the child, which inherits all mappings, and waits until it is at work.
+    /// Forks the child, which inherits all mappings, and waits for its first load.
     pub fn start(cell: Cell) -> Result<Self, Failure> {
         let shared = Shared::new()?;
         let (reports, pipe) = pipe().map_err(io::Error::from)?;
         match sys::fork()? {
             Fork::Child => {
-                // It must not go on when the process that would stop it has ended.
+                // It must not outlive the process that would stop it.
                 if set_parent_process_death_signal(Some(Signal::KILL)).is_err() {
                     sys::exit(1);
                 }
                 fault::redirect(&pipe);
                 shared.poll(cell);
-                Report::Value(0).write(pipe.as_raw_fd());
+                AccessReport::Value(0).write(pipe.as_raw_fd());
                 sys::exit(0)
             }
             Fork::Parent(child) => {
@@ -77,7 +77,7 @@ impl Polling {
         }
     }
 
-    /// Until the first load has given something, or has killed the child.
+    /// Waits until the first load has succeeded, or has killed the child.
     fn wait_for_work(&self) -> io::Result<()> {
         let moment = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
         while self.shared.accesses.load() == 0 {
@@ -90,15 +90,15 @@ impl Polling {
         Ok(())
     }
 
-    /// Stops the child, if it lives, after at least one more load.
+    /// Stops the child, if it still runs, after at least one more load.
     pub fn stop(self) -> Result<PollReport, Failure> {
         self.shared.stop.store(1);
         let end = sys::wait(self.child)?;
         let accesses = self.shared.accesses.load();
         self.shared.memory.unmap()?;
-        match Report::read(self.reports, end) {
-            Some(Report::Value(_)) => Ok(PollReport { accesses, fault: None }),
-            Some(Report::Fault(fault)) => Ok(PollReport { accesses, fault: Some(fault) }),
+        match AccessReport::read(self.reports, end) {
+            Some(AccessReport::Value(_)) => Ok(PollReport { accesses, fault: None }),
+            Some(AccessReport::Fault(fault)) => Ok(PollReport { accesses, fault: Some(fault) }),
             None => Err(Failure::Ended(end)),
         }
     }
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_child_on_sound_memory_polls_until_it_is_stopped() {
+    fn a_child_on_working_memory_polls_until_it_is_stopped() {
         let memory = Mapping::new(None, 0, 4096, Protection::Read, Sharing::Private).unwrap();
         let polling = Polling::start(memory.cell(0, Width::Long).unwrap()).unwrap();
         let report = polling.stop().unwrap();

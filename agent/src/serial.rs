@@ -1,4 +1,4 @@
-//! The serial port to lab.
+//! The serial port to the host.
 
 use std::{
     fs::File,
@@ -26,7 +26,7 @@ pub struct SerialPort {
 }
 
 impl SerialPort {
-    /// Opens the port and says hello.
+    /// Opens the port and sends the greeting.
     pub fn open() -> anyhow::Result<Self> {
         let open = || -> Result<Self, FrameError> {
             let port = open()?;
@@ -34,7 +34,7 @@ impl SerialPort {
             Ok(port)
         };
         open().with_context(|| {
-            format!("cannot say hello on {PATH}: give the machine a second serial port")
+            format!("cannot send to the host over {PATH}: give the machine a second serial port")
         })
     }
 
@@ -44,7 +44,7 @@ impl SerialPort {
         write_frame(&self.answers, &Hello { version: VERSION, kernel_release })
     }
 
-    /// For poll(2): a request may be there.
+    /// For poll(2): readable when a request may have come.
     pub fn poll_fd(&self) -> PollFd<'_> {
         PollFd::from_borrowed_fd(self.requests.stream().as_fd(), PollFlags::IN)
     }

@@ -1,7 +1,7 @@
-//! Process 1: passes requests to workers and their answers back, and waits for what has ended.
+//! Process 1: passes requests to workers and their answers back, and reaps what has ended.
 //!
-//! It never waits for a worker. One that is stuck in the kernel just does not answer; one that dies
-//! is answered for.
+//! It never waits for a worker. One that is stuck in the kernel just does not answer; for one that dies
+//! process 1 answers.
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +26,7 @@ use rustix::{
 };
 
 use crate::{
-    fault::Report,
+    fault::AccessReport,
     serial::SerialPort,
     sys::{self, Fork},
     worker,
@@ -34,7 +34,7 @@ use crate::{
 
 /// Process 1's state.
 pub struct Supervisor {
-    lab: SerialPort,
+    serial: SerialPort,
     child_signals: OwnedFd,
     workers: BTreeMap<ProcessId, WorkerHandle>,
     ended: BTreeMap<ProcessId, End>,
@@ -56,34 +56,34 @@ enum Asked {
     Nothing,
     /// This request, which it will answer.
     Request(u32),
-    /// This request, but it closed its socket: it is about to end.
-    Hopeless(u32),
+    /// This request, but it has closed its socket: it is about to end.
+    Closed(u32),
 }
 
 impl Supervisor {
     /// Serves this port.
-    pub fn new(lab: SerialPort) -> anyhow::Result<Self> {
+    pub fn new(serial: SerialPort) -> anyhow::Result<Self> {
         let child_signals = sys::child_signals()?;
-        Ok(Self { lab, child_signals, workers: BTreeMap::new(), ended: BTreeMap::new() })
+        Ok(Self { serial, child_signals, workers: BTreeMap::new(), ended: BTreeMap::new() })
     }
 
     /// Serves until the guest ends.
     pub fn run(mut self) -> anyhow::Result<Infallible> {
         loop {
-            for id in self.wait_for_news()? {
+            for id in self.wait_for_events()? {
                 self.pass_answer(id)?;
             }
             self.reap()?;
-            while let Some(Request { id, command }) = self.lab.request()? {
+            while let Some(Request { id, command }) = self.serial.request()? {
                 self.execute(id, command)?;
             }
         }
     }
 
-    /// Sleeps until there is something to do; gives the workers that have answered.
-    fn wait_for_news(&self) -> io::Result<Vec<ProcessId>> {
+    /// Sleeps until there is something to do; returns the workers that have answered.
+    fn wait_for_events(&self) -> io::Result<Vec<ProcessId>> {
         let asked: Vec<_> = self.workers.iter().filter(|(_, worker)| worker.is_asked()).collect();
-        let mut fds = vec![self.lab.poll_fd(), PollFd::new(&self.child_signals, PollFlags::IN)];
+        let mut fds = vec![self.serial.poll_fd(), PollFd::new(&self.child_signals, PollFlags::IN)];
         let sources = fds.len();
         fds.extend(asked.iter().map(|(_, worker)| worker.poll_fd()));
         match poll(&mut fds, None) {
@@ -115,7 +115,7 @@ impl Supervisor {
             },
             Command::Power(power) => {
                 self.answer(id, Ok(Value::Done))?;
-                self.lab.drain()?;
+                self.serial.drain()?;
                 Ok(end_guest(power)?)
             }
         }
@@ -151,7 +151,7 @@ impl Supervisor {
         // Its socket is empty, so this does not wait unless it is about to die and then fails.
         worker.asked = match write_frame(worker.socket.stream(), action) {
             Ok(()) => Asked::Request(id),
-            Err(_) => Asked::Hopeless(id),
+            Err(_) => Asked::Closed(id),
         };
         Ok(())
     }
@@ -160,7 +160,7 @@ impl Supervisor {
         match self.workers.get_mut(&process) {
             Some(worker) => Ok(worker),
             None => Err(self.ended.get(&process).map_or_else(
-                || Failure::Refused(format!("there is no {process}")),
+                || Failure::Refused(format!("{process} does not exist")),
                 |end| Failure::Ended(*end),
             )),
         }
@@ -173,7 +173,7 @@ impl Supervisor {
         }
     }
 
-    /// Takes leave of every child that has ended: workers, and orphans that they left.
+    /// Reaps every child that has ended: workers, and orphans that they left.
     fn reap(&mut self) -> anyhow::Result<()> {
         loop {
             match wait(WaitOptions::NOHANG) {
@@ -196,9 +196,9 @@ impl Supervisor {
         {
             self.answer(id, result)?;
         }
-        if let Asked::Request(id) | Asked::Hopeless(id) = worker.asked {
-            let failure = match Report::read(&worker.faults, end) {
-                Some(Report::Fault(fault)) => Failure::Fault(fault),
+        if let Asked::Request(id) | Asked::Closed(id) = worker.asked {
+            let failure = match AccessReport::read(&worker.faults, end) {
+                Some(AccessReport::Fault(fault)) => Failure::Fault(fault),
                 _ => Failure::Ended(end),
             };
             self.answer(id, Err(failure))?;
@@ -210,7 +210,7 @@ impl Supervisor {
     }
 
     fn answer(&self, id: u32, result: Result<Value, Failure>) -> anyhow::Result<()> {
-        Ok(self.lab.answer(&Answer { id, result })?)
+        Ok(self.serial.answer(&Answer { id, result })?)
     }
 }
 
@@ -232,7 +232,7 @@ impl WorkerHandle {
     fn take_answer(&mut self) -> Option<(u32, Result<Value, Failure>)> {
         let Asked::Request(id) = self.asked else { return None };
         let answer = self.socket.read().ok();
-        self.asked = if answer.is_some() { Asked::Nothing } else { Asked::Hopeless(id) };
+        self.asked = if answer.is_some() { Asked::Nothing } else { Asked::Closed(id) };
         Some((id, answer?))
     }
 }
@@ -241,7 +241,7 @@ fn process_id(pid: Pid) -> ProcessId {
     ProcessId(pid.as_raw_pid() as u32)
 }
 
-/// Forgets signals about children: what they say is found out by asking.
+/// Drops signals about children: wait(2) finds out which have ended.
 fn drain(child_signals: &OwnedFd) -> io::Result<()> {
     let mut signals = [0; 1024];
     match rustix::io::read(child_signals, &mut signals) {

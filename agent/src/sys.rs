@@ -14,7 +14,7 @@ use std::{
 use agent_protocol::{Credentials, End, Signal};
 use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
 
-/// On which side of a fork(2) one is.
+/// In which process fork(2) has returned.
 pub enum Fork {
     /// In the process that asked for it.
     Parent(Pid),
@@ -50,7 +50,7 @@ pub fn wait(pid: Pid) -> io::Result<End> {
     }
 }
 
-/// What a wait status says of a process that is not stopped but gone.
+/// How a process ended, by its wait status.
 pub fn end(status: WaitStatus) -> End {
     match status.terminating_signal() {
         Some(signal) => End::Killed(Signal(signal)),
@@ -69,7 +69,7 @@ pub fn child_signals() -> io::Result<OwnedFd> {
     // SAFETY: the set is a live local; -1 asks for a new descriptor.
     let fd =
         check(unsafe { libc::signalfd(-1, &signals, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })?;
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the descriptor is new, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -88,7 +88,7 @@ pub fn exchange(file: BorrowedFd<'_>, request: u32, data: &mut Vec<u8>) -> io::R
     let length = data.len();
     data.resize(length.max(PAGE), 0);
     // SAFETY: the descriptor is open. The kernel writes where the argument points, and no request
-    // that lab makes writes more than a page.
+    // that the host's programs make writes more than a page.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), request.into(), data.as_mut_ptr()) };
     data.truncate(length);
     check(result).map(|value| value as u64)
@@ -99,8 +99,8 @@ pub fn adopt(descriptor: u32) -> io::Result<OwnedFd> {
     let descriptor = descriptor as libc::c_int;
     // SAFETY: fcntl finds out whether the descriptor is open; the flag is a plain number.
     check(unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) })?;
-    // SAFETY: it is open, and nobody else's: an ioctl of this process gave it, and lab keeps each
-    // once.
+    // SAFETY: it is open, and nothing else owns it: an ioctl of this process returned it, and a worker
+    // adopts each only once.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 

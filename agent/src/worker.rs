@@ -1,5 +1,5 @@
-//! A worker: a process that does what lab asks of it, one thing after the other, and holds the
-//! files, mappings and threads that come of it until it ends.
+//! A worker: a process that does what the host asks of it, one thing after the other, and holds the
+//! resulting files, mappings and threads until it ends.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use std::{
 };
 
 use agent_protocol::{
-    Action, Failure, FileId, FrameReader, IoctlReply, MAX_DATA, OpenFlags, Value, Victim,
+    Accessor, Action, Failure, FileId, FrameReader, IoctlReply, MAX_DATA, OpenFlags, Value,
     write_frame,
 };
 use rustix::fs::{Mode, OFlags};
@@ -97,13 +97,13 @@ impl Worker {
                 self.mappings.remove(&address).ok_or_else(|| no_mapping(address))?.unmap()?;
                 Value::Done
             }
-            Action::Peek { mapping, offset, width, victim } => {
+            Action::Peek { mapping, offset, width, accessor } => {
                 let cell = self.mapping(mapping)?.cell(offset, width)?;
-                Value::Word(attempt(victim, || cell.load())?)
+                Value::Word(attempt(accessor, || cell.load())?)
             }
-            Action::Poke { mapping, offset, width, value, victim } => {
+            Action::Poke { mapping, offset, width, value, accessor } => {
                 let cell = self.mapping(mapping)?.cell(offset, width)?;
-                attempt(victim, || {
+                attempt(accessor, || {
                     cell.store(value);
                     0
                 })?;
@@ -113,7 +113,7 @@ impl Worker {
                 self.mapping(mapping)?.fill(seed);
                 Value::Done
             }
-            Action::Verify { mapping, seed } => Value::Verdict(self.mapping(mapping)?.verify(seed)),
+            Action::Verify { mapping, seed } => Value::Pattern(self.mapping(mapping)?.verify(seed)),
             Action::StartHammer { threads, bytes } => {
                 if self.hammer.is_some() {
                     return Err(refused("this process has a hammer already"));
@@ -122,7 +122,8 @@ impl Worker {
                 Value::Done
             }
             Action::StopHammer => {
-                let hammer = self.hammer.take().ok_or_else(|| refused("there is no hammer"))?;
+                let hammer =
+                    self.hammer.take().ok_or_else(|| refused("this process has no hammer"))?;
                 Value::Hammer(hammer.stop()?)
             }
             Action::StartPolling { mapping, offset, width } => {
@@ -134,7 +135,8 @@ impl Worker {
                 Value::Done
             }
             Action::StopPolling => {
-                let polling = self.polling.take().ok_or_else(|| refused("no child polls"))?;
+                let polling =
+                    self.polling.take().ok_or_else(|| refused("no child of this process polls"))?;
                 Value::Polling(polling.stop()?)
             }
             Action::CreateEventFd => Value::Word(self.keep(event_fd::create()?)),
@@ -155,7 +157,8 @@ impl Worker {
                 Value::Done
             }
             Action::FinishWrite { milliseconds } => {
-                let writing = self.writing.as_ref().ok_or_else(|| refused("nothing is written"))?;
+                let writing =
+                    self.writing.as_ref().ok_or_else(|| refused("this process is not writing"))?;
                 let written = writing.wait(Duration::from_millis(milliseconds.into()));
                 if written.is_some() {
                     self.writing = None;
@@ -209,10 +212,10 @@ impl Worker {
     }
 }
 
-fn attempt(victim: Victim, access: impl FnOnce() -> u64) -> Result<u64, Failure> {
-    match victim {
-        Victim::Child => access::in_child(access),
-        Victim::Process => Ok(access()),
+fn attempt(accessor: Accessor, access: impl FnOnce() -> u64) -> Result<u64, Failure> {
+    match accessor {
+        Accessor::Child => access::in_child(access),
+        Accessor::Process => Ok(access()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! A write(2) that may take long: the kernel has somebody else do something first.
+//! A write(2) that may take long, as the kernel waits for other processes first.
 
 use std::{
     fs::File,
@@ -14,7 +14,7 @@ pub fn write_file(path: &str, data: &[u8]) -> io::Result<u64> {
     Ok(file.write(data)? as u64)
 }
 
-/// Somebody who writes.
+/// A thread that writes.
 pub struct Writing(Receiver<io::Result<u64>>);
 
 impl Writing {
@@ -22,15 +22,15 @@ impl Writing {
     pub fn start(path: String, data: Vec<u8>) -> io::Result<Self> {
         let (sender, written) = mpsc::channel();
         thread::Builder::new().name("writing".to_owned()).spawn(move || {
-            // Nobody may care any more.
+            // The result may not be wanted any more.
             let _ = sender.send(write_file(&path, &data));
         })?;
         Ok(Self(written))
     }
 
-    /// What came of it, if it ends within this time.
-    pub fn wait(&self, patience: Duration) -> Option<io::Result<u64>> {
-        match self.0.recv_timeout(patience) {
+    /// Its result, if it ends within this time.
+    pub fn wait(&self, timeout: Duration) -> Option<io::Result<u64>> {
+        match self.0.recv_timeout(timeout) {
             Ok(written) => Some(written),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => {
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_write_that_fails_says_why() {
+    fn a_write_that_fails_reports_the_error() {
         let writing = Writing::start("/proc/none".to_owned(), vec![0]).unwrap();
         let error = writing.wait(Duration::from_secs(60)).unwrap().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);

@@ -14,7 +14,7 @@ use bare_metal::{
 };
 
 use tempfile::TempDir;
-use testvm::vm::{self, Machine, VmConfig};
+use testvm::vm::{self, RunningMachine, VmConfig};
 use vmm::MemoryDeviceConfig;
 
 use crate::monitor::{Guests, Monitor};
@@ -26,7 +26,7 @@ const START: Duration = Duration::from_secs(120);
 pub struct BareMetalVm {
     pub program: Program,
     pub driver: Driver,
-    _machine: Box<dyn Machine>,
+    _machine: Box<dyn RunningMachine>,
     _directory: TempDir,
 }
 

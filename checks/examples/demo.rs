@@ -1,5 +1,5 @@
-//! What scripts/demo shows: a guest gets memory and gives it back, and nobody but its kernel may touch
-//! it; then all checks. Arguments: directories of guest kernels, the first for the first part.
+//! What scripts/demo shows: a guest gets memory and gives it back, and no program in it may access that
+//! memory; then all checks. Arguments: directories of guest kernels, the first for the first part.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use checks::report::{KernelRecord, Report, Verdict};
 use checks::runner::{self, Progress, Settings};
 use checks::suites;
-use testvm::guest::{Errno, Observe, OpenFlags, Protection as Access, Sharing};
+use testvm::guest::{Errno, Observe, OpenFlags, Protection, Sharing};
 use testvm::kernel::GuestKernel;
 use testvm::vm::{ADDED_MEMORY, BUS, DRIVER, Vm, VmConfig, VmError, Vmm};
 use vmm::{MemoryDeviceConfig, VirtioTransport};
@@ -64,7 +64,10 @@ fn grow_and_shrink(kernel: &GuestKernel) -> Result<(), AnyError> {
         region.start,
         region.end - 1
     )?;
-    let counters = || vm.counters().ok_or(VmError::Absent("monitor that counts"));
+    let counters = || {
+        vm.counters()
+            .ok_or(VmError::Absent("counters: its monitor does not count accesses and requests"))
+    };
     let show = |when: &str| -> Result<(), AnyError> {
         let mut out = io::stdout();
         let total = vm.guest.meminfo()?.total() / MIB;
@@ -80,7 +83,7 @@ fn grow_and_shrink(kernel: &GuestKernel) -> Result<(), AnyError> {
     };
     let process = vm.guest.spawn()?;
     let dev_mem = process.open("/dev/mem", OpenFlags::RDWR)?;
-    let map = || dev_mem.mmap(region.start, 4096, Access::Read, Sharing::Shared).outcome();
+    let map = || dev_mem.mmap(region.start, 4096, Protection::Read, Sharing::Shared).outcome();
     show("before")?;
     writeln!(out, "/dev/mem  before the driver owns the region, mmap of it: {}", allowed(&map()?))?;
     vm.start_driver()?;
@@ -110,15 +113,15 @@ fn allowed<T>(outcome: &testvm::guest::Outcome<T>) -> &'static str {
     }
 }
 
-/// What the scenarios are about whose ids start so.
-const SUBJECTS: [(&str, &str); 4] = [
+/// The series of scenario ids, and what each is about.
+const SERIES: [(&str, &str); 4] = [
     ("VM", "virtio-mem: the region is its driver's, plugged or not"),
-    ("P", "PCI: what a driver claims, nobody else keeps mapped"),
-    ("F", "VFIO: what does not decode, its user does not reach"),
-    ("G", "IOMMU groups: the kernel's or user space's, never both"),
+    ("P", "PCI: a BAR that a driver claims is unmapped everywhere else"),
+    ("F", "VFIO: a BAR that is not decoded cannot be accessed"),
+    ("G", "IOMMU groups: owned by the kernel or by user space, never by both"),
 ];
 
-/// Every scenario on every kernel: a line for each subject, and what did not pass.
+/// Every scenario on every kernel: a line for each series, and which did not pass.
 fn checks(kernels: &[GuestKernel]) -> Result<bool, AnyError> {
     let mut out = io::stdout();
     let scenarios = suites::select(&[])?;
@@ -132,12 +135,12 @@ fn checks(kernels: &[GuestKernel]) -> Result<bool, AnyError> {
     let report = Report { lacking: vec![], kernels: kernels.iter().map(run).collect() };
     for kernel in &report.kernels {
         writeln!(out, "checks    Linux {}", kernel.release)?;
-        for (subject, title) in SUBJECTS {
-            let about = kernel.scenarios.iter().filter(|one| is_about(one.scenario.id, subject));
+        for (series, title) in SERIES {
+            let about = kernel.scenarios.iter().filter(|one| is_about(one.scenario.id, series));
             let (passed, other): (Vec<_>, Vec<_>) =
                 about.partition(|one| one.verdict(&[]) == Verdict::Passed);
             let all = passed.len() + other.len();
-            writeln!(out, "  {subject:<6}  {:>2} of {all:>2}  {title}", passed.len())?;
+            writeln!(out, "  {series:<6}  {:>2} of {all:>2}  {title}", passed.len())?;
         }
         for (reason, ids) in shortfalls(kernel) {
             writeln!(out, "          {}: {reason}", ids.join(" "))?;
@@ -153,11 +156,11 @@ fn checks(kernels: &[GuestKernel]) -> Result<bool, AnyError> {
     Ok(report.holds())
 }
 
-fn is_about(id: &str, subject: &str) -> bool {
-    id.trim_end_matches(|character: char| character.is_ascii_digit()) == subject
+fn is_about(id: &str, series: &str) -> bool {
+    id.trim_end_matches(|character: char| character.is_ascii_digit()) == series
 }
 
-/// What did not pass, by the reason.
+/// Scenarios that did not pass, by the reason.
 fn shortfalls(kernel: &KernelRecord) -> BTreeMap<String, Vec<&'static str>> {
     let mut by_reason: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for one in &kernel.scenarios {

@@ -1,4 +1,4 @@
-//! The catalogue of checks: what a Linux guest must do with device memory, and what it was seen to do.
+//! The catalogue of checks: what a Linux guest must do with device memory, and reports of what it did.
 
 pub mod framework;
 pub mod report;

@@ -29,7 +29,7 @@ pub struct Settings {
 pub enum Progress<'a> {
     /// A guest is started for these scenarios.
     Booting(&'a GuestKernel, Vmm, Profile, &'a [&'static Scenario]),
-    /// A scenario is done with, all its guests included.
+    /// A scenario has been run in all its guests.
     Finished(&'a ScenarioRecord),
 }
 
@@ -66,7 +66,7 @@ pub fn run(
     }
 }
 
-/// A record of nothing yet, but for what the kernel or the monitor lacks.
+/// A record without observations; skipped if the kernel or the monitor lacks something.
 fn blank_record(scenario: &'static Scenario, kernel: &GuestKernel, vmm: Vmm) -> ScenarioRecord {
     let missing = scenario.requires.iter().find_map(|needed| needed.missing_in(kernel, vmm));
     let unfinished = missing.map(Unfinished::Skipped);
@@ -128,12 +128,12 @@ impl Run<'_> {
         }
     }
 
-    /// Runs cases in a guest, and in another one those that a case leaves over by ending its guest. If
-    /// a guest is lost, or does not end well, no result of its cases is to be trusted.
+    /// Runs cases in a guest; if one of them ends the guest, the remaining ones in another. If a guest is
+    /// lost, or does not power off, none of its cases' results is trusted.
     fn run_in_guests(&mut self, profile: Profile, mut cases: Vec<GuestCase>) {
         while !cases.is_empty() {
             let done = self.run_in_guest(profile, &mut cases).unwrap_or_else(|trouble| {
-                self.lose(profile, &cases, *trouble);
+                self.record_lost_guest(profile, &cases, *trouble);
                 cases.len()
             });
             for case in cases.drain(..done) {
@@ -144,16 +144,16 @@ impl Run<'_> {
         }
     }
 
-    fn lose(&mut self, profile: Profile, cases: &[GuestCase], trouble: Trouble) {
+    fn record_lost_guest(&mut self, profile: Profile, cases: &[GuestCase], trouble: Trouble) {
         let unfinished = match trouble.at_boot {
             true => Unfinished::NotAsked(format!("the {profile} guest did not boot: {trouble}")),
             false => Unfinished::Failed(format!("the {profile} guest was lost: {trouble}")),
         };
         for case in cases {
-            self.leave(case.record, unfinished.clone());
+            self.mark_unfinished(case.record, unfinished.clone());
         }
         if trouble.at_boot && self.guests.is_empty() {
-            self.leave_all_guests(&format!(
+            self.mark_all_unfinished(&format!(
                 "no guest was tried after the {profile} guest did not boot: {trouble}"
             ));
         }
@@ -161,7 +161,7 @@ impl Run<'_> {
         self.lost_guests.push(LostGuest { profile, error, console });
     }
 
-    /// Returns for how many cases this guest will do.
+    /// Returns how many of the cases were run.
     fn run_in_guest(
         &mut self,
         profile: Profile,
@@ -170,7 +170,7 @@ impl Run<'_> {
         let Settings { vmm, vcpus } = self.settings;
         let required = cases.iter().flat_map(|case| case.scenario.requires);
         let modules: Vec<_> = required.flat_map(|it| it.modules(self.kernel, vmm)).collect();
-        // What requires a module that is missing is skipped.
+        // Scenarios that need a missing module have been skipped.
         let machine = profile.machine(vmm, self.kernel, &modules)?;
         let start = Instant::now();
         let vm = Vm::boot(&VmConfig { vcpus, ..machine })?;
@@ -197,34 +197,34 @@ impl Run<'_> {
                 Ok(Some(rest)) => remaining.push((case, rest)),
                 Ok(None) => {}
                 Err(error @ VmError::Died) => {
-                    self.note(profile, vm, case, &error);
+                    self.record_console(profile, vm, case, &error);
                     for (other, _) in remaining {
                         let why = format!("{} ended its guest", case.scenario.id);
-                        self.leave(other.record, Unfinished::Failed(why));
+                        self.mark_unfinished(other.record, Unfinished::Failed(why));
                     }
                     return Ok(place + 1);
                 }
-                Err(error) => self.survive(profile, vm, case, error)?,
+                Err(error) => self.fail_case(profile, vm, case, error)?,
             }
         }
         if !remaining.is_empty() {
             vm.load_driver()?;
         }
         for (case, rest) in remaining {
-            case.recorder.whenever();
+            case.recorder.clear_state();
             let start = Instant::now();
             let result = rest(vm, &mut case.recorder);
             case.duration += start.elapsed();
             if let Err(error) = result {
-                self.survive(profile, vm, case, error)?;
+                self.fail_case(profile, vm, case, error)?;
             }
         }
         vm.power_off()?;
         Ok(all)
     }
 
-    /// An error in a case is that case's, unless the guest is lost.
-    fn survive(
+    /// Marks a case that had an error as failed, unless the guest is lost.
+    fn fail_case(
         &mut self,
         profile: Profile,
         vm: &Vm,
@@ -236,34 +236,34 @@ impl Run<'_> {
         }
         let error = Box::<Trouble>::from(error);
         let why = format!("in the {profile} guest: {error}");
-        self.leave(case.record, Unfinished::Failed(why));
-        self.note(profile, vm, case, &error);
+        self.mark_unfinished(case.record, Unfinished::Failed(why));
+        self.record_console(profile, vm, case, &error);
         Ok(())
     }
 
     /// Keeps the end of the guest's console.
-    fn note(&mut self, profile: Profile, vm: &Vm, case: &GuestCase, error: &dyn Display) {
+    fn record_console(&mut self, profile: Profile, vm: &Vm, case: &GuestCase, error: &dyn Display) {
         let (error, console) = (format!("{}: {error}", case.scenario.id), vm.console().tail());
         self.lost_guests.push(LostGuest { profile, error, console });
     }
 
-    /// Leaves everything that would be asked in a guest.
-    fn leave_all_guests(&mut self, why: &str) {
+    /// Marks everything that would be run in a guest.
+    fn mark_all_unfinished(&mut self, why: &str) {
         for record in 0..self.records.len() {
             let cases = self.records[record].scenario.cases;
             if cases.iter().any(|case| !matches!(case, Case::OfKernel(_))) {
-                self.leave(record, Unfinished::NotAsked(why.to_owned()));
+                self.mark_unfinished(record, Unfinished::NotAsked(why.to_owned()));
             }
         }
     }
 
-    /// A kernel that has died in its first guest would in the others.
+    /// A kernel that has crashed in its first guest would crash in the others, too.
     fn may_boot(&self) -> bool {
         !self.guests.is_empty() || self.lost_guests.is_empty()
     }
 
     /// The first reason counts.
-    fn leave(&mut self, record: usize, why: Unfinished) {
+    fn mark_unfinished(&mut self, record: usize, why: Unfinished) {
         self.records[record].unfinished.get_or_insert(why);
     }
 }

@@ -1,6 +1,6 @@
 //! Runs a command in a host that QEMU emulates, where this machine's own KVM cannot run guests.
 //!
-//! One static program with two roles: started by scripts/kvm-host it starts QEMU and passes the command's
+//! One static program with two roles: started by scripts/kvm-host it starts QEMU and passes on the command's
 //! streams; as /init of the emulated host it runs the command. They talk over a virtio-serial port.
 
 mod guest;
@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use rustix::process::getpid;
 
-/// The exit status that says: the emulated host failed, and nothing is known about the command.
+/// The exit status if the emulated host failed, and nothing is known about the command.
 const HOST_FAILED: u8 = 125;
 
 fn main() -> ExitCode {

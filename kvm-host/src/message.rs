@@ -1,4 +1,4 @@
-//! What the two sides say to each other, in the frames of `agent_protocol`.
+//! The messages between the two sides, in the frames of `agent_protocol`.
 //!
 //! These are not the requests of `agent_protocol`: the agent does one small thing a request, while here
 //! three streams flow at the same time for as long as a command runs.

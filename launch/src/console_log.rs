@@ -1,10 +1,10 @@
-//! What the guest's kernel has said last.
+//! The end of the guest's console output.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Keeps the end of what is written to it. Clones are the same.
+/// Keeps the end of what is written to it. Clones share it.
 #[derive(Clone, Default)]
 pub struct ConsoleLog(Arc<Mutex<VecDeque<u8>>>);
 
@@ -20,7 +20,7 @@ impl ConsoleLog {
         lines[lines.len().saturating_sub(count)..].join("\n")
     }
 
-    /// Whether the kernel has said that it panicked.
+    /// Whether the kernel has printed that it panicked.
     pub fn has_panic(&self) -> bool {
         self.tail(usize::MAX).contains("Kernel panic - not syncing")
     }

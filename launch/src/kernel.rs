@@ -6,15 +6,15 @@ use rustix::system::uname;
 use testvm::kernel::{GuestKernel, KernelError};
 use thiserror::Error;
 
-/// A kernel that cannot be had.
+/// Why a kernel cannot be used.
 #[derive(Debug, Error)]
 pub enum KernelSourceError {
     /// The host's own.
-    #[error("cannot take this host's kernel, {image}: {source}; name one with --kernel", image = image.display())]
+    #[error("cannot use this host's kernel, {image}: {source}; name one with --kernel", image = image.display())]
     Host {
         /// Where it should be.
         image: PathBuf,
-        /// Why it is not to be had.
+        /// Why it cannot be used.
         source: KernelError,
     },
     /// The one that was asked for.

@@ -1,9 +1,9 @@
-//! Runs a program in a virtual machine: on the host's files, with three streams, and gives back its exit
+//! Runs a program in a virtual machine: on the host's files, with three streams, and returns its exit
 //! status.
 //!
 //! The guest's root is a directory of the host, by virtio-fs and read-only, with a layer in the guest's
-//! memory over it. The streams are ports of a virtio console. [`Launch`] says what to run and where,
-//! [`Launch::run`] runs it, and [`Outcome`] says what came of it.
+//! memory over it. The streams are ports of a virtio console. [`Launch`] describes what to run and
+//! where, [`Launch::run`] runs it, and [`Outcome`] is the result.
 
 mod console_log;
 mod files;

@@ -1,4 +1,4 @@
-//! What came of a program, and the exit status that says so.
+//! The result of a program, and moat's exit status for it.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,14 +6,14 @@ use std::time::Duration;
 use agent_protocol::End;
 use vmm::Ending;
 
-/// What came of a program.
+/// The result of a program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// It ran to its end.
     Ended(End),
-    /// Nobody reads its standard output any more, which ends it as SIGPIPE would.
+    /// The reader of its standard output is gone, which ends the program as SIGPIPE would.
     OutputClosed,
-    /// Whoever ran moat has ended it.
+    /// It was ended from outside, by the user of moat.
     Stopped,
     /// It did not run to its end.
     Failed(Failure),
@@ -22,13 +22,13 @@ pub enum Outcome {
 /// Why a program did not run to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// There is no such program in the guest.
+    /// The program does not exist in the guest.
     NotFound(String),
     /// The guest could not start it.
     NotStarted(String),
     /// The guest's kernel panicked.
     Panicked,
-    /// The guest did not get so far as to start it in this time.
+    /// The guest did not start it within this time.
     BootTimeout(Duration),
     /// It ran for longer than this.
     Timeout(Duration),
@@ -64,7 +64,7 @@ impl Failure {
     /// The exit statuses of failures that no shell has a status for.
     pub const STATUSES: std::ops::RangeInclusive<u8> = 240..=244;
 
-    /// As shells have it where they have one, and else one of [`Self::STATUSES`].
+    /// The same as in shells where they have one, and else one of [`Self::STATUSES`].
     pub fn exit_status(&self) -> u8 {
         match self {
             Self::NotFound(_) => 127,
@@ -77,7 +77,7 @@ impl Failure {
         }
     }
 
-    /// Whether the guest's console may say more about it.
+    /// Whether the guest's console may show more about it.
     pub fn concerns_the_guest(&self) -> bool {
         !matches!(self, Self::NotFound(_) | Self::NotStarted(_) | Self::Timeout(_))
     }

@@ -76,7 +76,7 @@ pub struct Terminal {
     pub resizes: mpsc::Receiver<WindowSize>,
 }
 
-/// A program that cannot be run.
+/// Why a program cannot be run.
 #[derive(Debug, Error)]
 pub enum LaunchError {
     /// The kernel lacks modules.
@@ -94,7 +94,7 @@ pub enum LaunchError {
 }
 
 impl Launch {
-    /// Runs the program to its end, or as far as it gets. `control` ends it from outside.
+    /// Runs the program until it ends or fails. `control` ends it from outside.
     pub fn run(
         self,
         streams: Streams,
@@ -124,7 +124,7 @@ impl Launch {
         let progress = Progress::new(control.clone());
         let Streams { mut input, output, errors } = streams;
         let mut to_program = stdin.1;
-        // It waits for its input for as long as the process lives.
+        // This thread waits for input until the process ends.
         threads::spawn(Role::ProgramInput, move || copy(&mut input, &mut to_program))?;
         let outputs =
             [progress.clone().relay(stdout.0, output)?, progress.clone().relay(stderr.0, errors)?];
@@ -132,7 +132,7 @@ impl Launch {
         if let Some(Terminal { resizes, .. }) = self.terminal {
             threads::spawn(Role::ProgramTerminal, move || {
                 for size in resizes {
-                    // The guest has ended if it cannot be told.
+                    // Fails only if the guest has ended.
                     let _ = write_frame(&mut instructions, &Instruction::Resize(size));
                 }
             })?;
@@ -140,14 +140,15 @@ impl Launch {
         let (boot_timeout, timeout) = (self.boot_timeout, self.timeout);
         let watching = progress.clone();
         threads::spawn(Role::ProgramTimer, move || watching.watch(boot_timeout, timeout))?;
-        let hearing = progress.clone();
+        let receiving = progress.clone();
         let program = String::from_utf8_lossy(&self.command[0]).into_owned();
-        let hear =
-            threads::spawn(Role::ProgramReports, move || hearing.hear(reports, outputs, program))?;
+        let receiver = threads::spawn(Role::ProgramReports, move || {
+            receiving.receive_reports(reports, outputs, program)
+        })?;
 
         let ending = machine.wait();
-        // All threads that it waits for end with the machine's ports.
-        let _ = hear.join();
+        // It waits for threads that end with the machine's ports.
+        let _ = receiver.join();
         Ok(progress.outcome(ending, log))
     }
 
@@ -193,8 +194,8 @@ impl Launch {
     }
 }
 
-/// What ends the machine after a panic, and keeps a console quiet that few read: each byte of it costs an
-/// exit of the guest.
+/// The kernel's command line: it ends the machine after a panic, and prints little on the console, because
+/// each byte costs an exit of the guest.
 fn command_line(spec: &MachineSpec) -> String {
     match &spec.cmdline {
         Some(cmdline) => cmdline.clone(),
@@ -218,7 +219,7 @@ fn share_of((index, share): (usize, &Share)) -> agent_protocol::Share {
     }
 }
 
-/// How far the program is. Clones are the same.
+/// How far the program is. Clones share it.
 #[derive(Clone)]
 struct Progress {
     state: Arc<(Mutex<State>, Condvar)>,
@@ -242,7 +243,7 @@ impl Progress {
         self.state.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes what came of the program, unless something has already.
+    /// Sets the program's result, unless it has one already.
     fn decide(&self, outcome: Outcome) {
         self.lock().outcome.get_or_insert(outcome);
     }
@@ -253,7 +254,7 @@ impl Progress {
         self.control.stop();
     }
 
-    /// Has a thread copy output. If nobody reads it any more the program ends.
+    /// Starts a thread that copies output. The program ends if the reader is gone.
     fn relay(
         self,
         mut from: PortReader,
@@ -269,8 +270,8 @@ impl Progress {
         })
     }
 
-    /// Takes what the agent reports. The machine ends once the program has, and its output is written.
-    fn hear(&self, reports: PortReader, outputs: [JoinHandle<()>; 2], program: String) {
+    /// Handles the agent's reports. The machine ends once the program has, and its output is written.
+    fn receive_reports(&self, reports: PortReader, outputs: [JoinHandle<()>; 2], program: String) {
         let mut reports = FrameReader::new(reports);
         // Only the first report is followed by another.
         while let Ok(report) = reports.read::<Report>() {
@@ -328,7 +329,7 @@ impl Progress {
         true
     }
 
-    /// What came of the program when its machine has ended.
+    /// The program's result when its machine has ended.
     fn outcome(&self, ending: Ending, log: &ConsoleLog) -> Outcome {
         match (self.lock().outcome.clone(), ending) {
             (Some(outcome), _) => outcome,

@@ -62,7 +62,7 @@ impl SharedDirectory {
             chmodat(CWD, node.descriptor.path(), mode, AtFlags::empty())?;
         }
         if valid.intersects(Valid::UID | Valid::GID) {
-            // The ID of all ones means no change to the host, and nobody to the guest.
+            // The ID of all ones means "no change" to the host; for the guest it is not a valid ID.
             let id = |which, id: u32| match valid.contains(which) {
                 true if id == u32::MAX => Err(Errno::INVAL),
                 is_wanted => Ok(is_wanted.then_some(id)),

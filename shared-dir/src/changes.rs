@@ -76,7 +76,7 @@ impl SharedDirectory {
         let status = Status::of(&file)?;
         let mode = FileMode::from_raw_mode(status.0.stx_mode.into());
         let is_complete = mode.contains(wanted & FileMode::from_bits_truncate(0o777));
-        // Somebody on the host may have put another file there.
+        // A process on the host may have put another file there.
         let is_ours = status.0.stx_uid == owner(request.header.uid);
         if is_complete || !is_ours || has_default_acl(directory) {
             return Ok(());

@@ -1,7 +1,7 @@
 //! On whose behalf a thread works.
 //!
-//! File-system IDs and capabilities belong to a thread, so what is set here is seen by nobody else, and
-//! taken back before the call ends.
+//! File-system IDs and capabilities belong to a thread, so what is set here does not affect other
+//! threads, and is reset before the call ends.
 
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};

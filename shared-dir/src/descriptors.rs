@@ -27,7 +27,7 @@ pub(crate) enum Purpose {
     File,
     /// The same, but with files below it.
     Directory,
-    /// There is no other way.
+    /// What must have a descriptor.
     Required,
 }
 
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_can_do_without_leaves_something_to_what_cannot() {
+    fn purposes_that_need_no_descriptor_leave_some_to_those_that_do() {
         let descriptors = Descriptors::at_most(4);
         let take = |purpose| descriptors.permit(purpose);
         let file = (take(Purpose::File), take(Purpose::File));

@@ -83,7 +83,7 @@ impl SharedDirectory {
         Ok(Reply::Bytes(entries))
     }
 
-    /// What READDIRPLUS says of an entry: nothing of `.`, `..`, and what cannot be looked up (any more).
+    /// What READDIRPLUS returns for an entry: nothing for `.`, `..`, and what cannot be looked up (any more).
     fn entry_of_listed(&self, parent: Parent<'_>, name: &CStr) -> EntryOut {
         match name.to_bytes() {
             b"." | b".." => EntryOut::default(),
@@ -98,7 +98,7 @@ impl SharedDirectory {
             ino: self.inodes.number(device, entry.ino()),
             off: entry.next_entry_cookie(),
             namelen: name.len() as u32,
-            // A d_type is the part of the mode that says the type.
+            // A d_type is the file type's part of the mode.
             kind: entry.file_type().as_raw_mode() >> 12,
         };
         entries.extend(header.as_bytes());

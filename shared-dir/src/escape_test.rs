@@ -172,7 +172,7 @@ fn a_race_with_the_host_leads_nowhere_else() {
 }
 
 #[test]
-fn special_files_are_shown_and_never_opened() {
+fn device_nodes_fifos_and_sockets_are_shown_and_never_opened() {
     let guest = guest();
     rustix::fs::mkfifoat(CWD, guest.path("fifo"), FileMode::RWXU).unwrap();
     let _listener = UnixListener::bind(guest.path("socket")).unwrap();

@@ -54,7 +54,7 @@ fn a_handle_does_only_what_it_was_opened_for() {
     let writer = guest.open(file, libc::O_WRONLY | libc::O_APPEND).unwrap();
     assert_eq!(guest.write(reader, 0, b"x").unwrap_err(), Errno::BADF);
     assert_eq!(guest.read(writer, 0, 1).unwrap_err(), Errno::BADF);
-    // The guest says where to append.
+    // The guest sends the offset at which to append.
     guest.write(writer, 0, b"FI").unwrap();
     assert_eq!(guest.read(reader, 0, 9).unwrap(), b"FIle");
     guest.open(file, libc::O_WRONLY | libc::O_TRUNC).unwrap();
@@ -155,7 +155,7 @@ fn what_is_made_belongs_to_the_guests_user_where_that_can_be() {
     let mut guest = guest();
     (guest.uid, guest.gid) = (1234, 5678);
     let expected = if is_root() { (1234, 5678) } else { own };
-    // Nobody but this process's user may write here; the guest's kernel has seen to that.
+    // Only this process's user may write here; the guest's kernel has checked that.
     fs::set_permissions(guest.path(""), fs::Permissions::from_mode(0o700)).unwrap();
     let mknod = MknodIn { mode: libc::S_IFREG | 0o666, ..MknodIn::default() };
     guest.create(ROOT, "created", libc::O_RDWR, 0o666).unwrap();
@@ -167,7 +167,7 @@ fn what_is_made_belongs_to_the_guests_user_where_that_can_be() {
         assert_eq!((status.uid(), status.gid()), expected, "{name}");
         assert_eq!(guest.find(name).unwrap().attr.uid, expected.0);
     }
-    // This thread is itself again.
+    // This thread has its own IDs again.
     fs::write(guest.path("own"), "").unwrap();
     assert_eq!(fs::metadata(guest.path("own")).unwrap().uid(), own.0);
 }
@@ -203,7 +203,7 @@ fn an_id_that_is_none_makes_nothing() {
 }
 
 #[test]
-fn set_user_id_bits_go_when_the_guest_says_so() {
+fn set_user_id_bits_are_cleared_when_the_guest_asks_for_it() {
     let guest = guest();
     let (file, fh) = open(&guest);
     let set_bits = || {
@@ -258,8 +258,8 @@ fn attributes_are_set_and_shown() {
     let odd = SetAttrIn { mtimensec: u32::MAX, ..wanted };
     assert_eq!(guest.set(file, Valid::MTIME, odd).unwrap().mtimensec, 999_999_999);
     let owner = Valid::UID | Valid::GID;
-    let nobody = SetAttrIn { uid: u32::MAX, gid: 1, ..wanted };
-    assert_eq!(guest.set(file, owner, nobody).unwrap_err(), Errno::INVAL);
+    let no_user = SetAttrIn { uid: u32::MAX, gid: 1, ..wanted };
+    assert_eq!(guest.set(file, owner, no_user).unwrap_err(), Errno::INVAL);
     let chown = guest.set(file, owner, SetAttrIn { uid: 1234, gid: 5678, ..wanted });
     match is_root() {
         true => assert_eq!(chown.map(|attr| (attr.uid, attr.gid)).unwrap(), (1234, 5678)),

@@ -24,9 +24,9 @@ use crate::wire::{
 /// Bytes that one COPY_FILE_RANGE copies at most. Linux's caller goes on by itself.
 const MOST_COPIED: usize = 64 << 20;
 
-/// How the host shall open a file that the guest opens with `flags`.
+/// How the host opens a file that the guest opens with `flags`.
 ///
-/// O_APPEND is the guest's business, which knows the end of the file and says where to write: with it,
+/// O_APPEND is left to the guest, which knows the end of the file and sends the offset to write at: with it,
 /// Linux would append whatever the guest writes back from a mapping. O_DIRECT wants an alignment that
 /// the guest's buffers need not have.
 fn open_flags(flags: u32) -> OFlags {

@@ -22,7 +22,7 @@ pub struct Handle {
 pub struct OpenDirectory {
     pub device: u64,
     pub is_boundary: bool,
-    /// Held by whoever uses the position in it.
+    /// Held while the position in it is used.
     pub position: Mutex<()>,
 }
 

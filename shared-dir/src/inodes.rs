@@ -23,7 +23,7 @@ pub fn open_node(directory: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
     openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// What the host says of a file.
+/// A file's attributes on the host.
 pub struct Status(pub Statx);
 
 impl Status {

@@ -10,7 +10,7 @@
 //! stays the same file whatever is renamed around it, and symbolic links are handed to the guest and
 //! never followed. Only regular files and directories are opened; device nodes, FIFOs and sockets are
 //! only shown. No path is ever opened but the share's own at the start and `/proc/self/fd/N` of a
-//! descriptor at hand. If somebody on the host moves a directory out of the share, a guest that has used
+//! descriptor at hand. If a process on the host moves a directory out of the share, a guest that has used
 //! it keeps what it holds, as a process on the host would, and has no way up from there.
 //!
 //! What is mounted below the share belongs to it, but for interfaces of the host's kernel (proc, sysfs
@@ -21,7 +21,7 @@
 //!
 //! # Owners
 //! IDs are the host's, on both sides. Where moat is root, what the guest creates belongs to the user and
-//! group that asked; whoever is root in the guest of a writable share may then do what root may in that
+//! group that asked; root in the guest of a writable share may then do what root may in that
 //! directory (but make device nodes), so share with guests that are trusted with that. Where moat is
 //! another user, files belong to that user, and the host refuses other owners with `EPERM`. Access is
 //! checked by the guest's kernel, by mode bits, and by the host's for moat's user. There, as for any

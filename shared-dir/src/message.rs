@@ -70,7 +70,7 @@ pub(crate) fn read_file(
     slices: &[VolatileSlice<'_>],
 ) -> io::Result<usize> {
     move_all(offset, slices, |buffers, offset| {
-        // SAFETY: the buffers are memory that `slices` keeps mapped and that everybody may write at any
+        // SAFETY: the buffers are memory that `slices` keeps mapped and that the guest may write at any
         // time, as a VolatileSlice is. There are at most MOST_SLICES of them.
         unsafe { libc::preadv(file.as_raw_fd(), buffers.as_ptr(), buffers.len() as i32, offset) }
     })
@@ -148,7 +148,7 @@ impl Buffers {
         Self { request: RefCell::new(request), reply: RefCell::new(vec![0; reply_room]) }
     }
 
-    /// The reply, of which only as much was written as [`SharedDirectory::handle`] says.
+    /// The reply, of which as many bytes are valid as [`SharedDirectory::handle`] returned.
     ///
     /// [`SharedDirectory::handle`]: crate::SharedDirectory::handle
     pub fn into_reply(self) -> Vec<u8> {

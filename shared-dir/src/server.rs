@@ -49,7 +49,7 @@ pub enum OpenError {
     NoProc,
 }
 
-/// A directory of the host that a guest uses. The crate's documentation says what that guest can reach.
+/// A directory of the host that a guest uses. The crate's documentation lists what that guest can reach.
 pub struct SharedDirectory {
     pub(crate) mode: Mode,
     pub(crate) inodes: Inodes,
@@ -260,7 +260,7 @@ impl SharedDirectory {
         let InitIn { major, minor, max_readahead, flags } = request.take()?;
         let ours = InitOut { major: MAJOR, minor: MINOR, ..InitOut::default() };
         if major > MAJOR {
-            // The guest shall try again with our version.
+            // The guest tries again with our version.
             return Reply::of(ours);
         }
         if major < MAJOR || minor < OLDEST_MINOR {
@@ -289,9 +289,9 @@ impl SharedDirectory {
     }
 }
 
-/// A file that grows beyond RLIMIT_FSIZE shall be `EFBIG` for the guest, not the end of this process.
+/// A file that grows beyond RLIMIT_FSIZE is to be `EFBIG` for the guest, not the end of this process.
 fn ignore_file_size_signal() {
-    // SAFETY: SIG_IGN is no handler that could run, and nobody else in this process sets one for
+    // SAFETY: with SIG_IGN no code of ours runs, and nothing else in this process sets a handler for
     // SIGXFSZ.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
@@ -311,7 +311,7 @@ fn send(message: &dyn Message, unique: u64, reply: Result<Reply, Errno>) -> usiz
     reply.extend(bytes);
     match message::write(message, 0, &reply) {
         Ok(()) => length,
-        // There is no room even for an error, or it is gone.
+        // The reply has no room even for an error, or its memory is gone.
         Err(_) => 0,
     }
 }

@@ -121,7 +121,7 @@ fn directories_are_removed_when_they_are_empty() {
 }
 
 #[test]
-fn the_host_says_how_full_it_is() {
+fn statfs_reports_the_hosts_file_system() {
     let guest = guest();
     let out: StatfsOut = parse(guest.call(Opcode::Statfs, ROOT, &[]).unwrap());
     assert!(out.blocks >= out.bfree && out.bsize > 0 && out.namelen >= 255);
@@ -218,7 +218,7 @@ mod without_descriptors {
     }
 
     #[test]
-    fn a_directory_as_deep_as_nobody_names_is_an_error() {
+    fn a_node_below_too_many_directories_is_an_error() {
         let guest = guest();
         let mut node = ROOT;
         let mut result = Ok(());

@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The one major version.
 pub const MAJOR: u32 = 7;
-/// What we speak: all that is used here is in it. The flags say the rest.
+/// The minor version used here. Flags select features within it.
 pub const MINOR: u32 = 33;
 /// Linux 5.4, the first with virtio-fs.
 pub const OLDEST_MINOR: u32 = 31;
@@ -224,7 +224,7 @@ impl Opcode {
 }
 
 bitflags! {
-    /// FUSE_INIT flags that we accept where the guest offers them. The crate's documentation says why
+    /// FUSE_INIT flags that we accept where the guest offers them. The crate's documentation explains why
     /// others are missing.
     #[derive(Debug, Clone, Copy)]
     pub struct InitFlags: u32 {

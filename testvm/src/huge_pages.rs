@@ -5,7 +5,7 @@ use std::{fs, io, path::PathBuf};
 
 use vmm::memory::backing::HugePageSize;
 
-/// Why there is no such pool.
+/// Why a pool of huge pages cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum PoolError {
     /// The kernel has none of this size.
@@ -14,7 +14,7 @@ pub enum PoolError {
     /// Changing its size takes root.
     #[error("no pool of huge pages of {0} can be made: {1}")]
     Resize(HugePageSize, #[source] io::Error),
-    /// Memory is scarce, or scattered.
+    /// Memory is scarce or fragmented.
     #[error("this host does not give {1} huge pages of {0}")]
     TooFew(HugePageSize, u64),
 }
@@ -46,12 +46,12 @@ impl HugePagePool {
 
 impl Drop for HugePagePool {
     fn drop(&mut self) {
-        // Where it could not change there is nothing to take back.
+        // Fails where it could not be changed before either.
         let _ = self.resize(self.before);
     }
 }
 
-/// How many pages of this size are in use on this host, by whomever.
+/// How many pages of this size are in use on this host, by any process.
 pub fn pages_in_use(size: HugePageSize) -> io::Result<u64> {
     Ok(read(size, "nr_hugepages")? - read(size, "free_hugepages")?)
 }

@@ -1,5 +1,5 @@
 //! Linux guests with our agent in them, on moat or on QEMU: kernels, initramfs, monitors, and the client of
-//! the agent. The one harness of checks, tests and benchmarks.
+//! the agent. The test harness that checks, tests and benchmarks share.
 
 pub mod guest;
 pub mod huge_pages;

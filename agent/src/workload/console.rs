@@ -26,7 +26,7 @@ pub struct Console {
 
 impl Console {
     /// Opens the ports, after waiting for them to appear: a driver finds its devices, and learns of their
-    /// ports, in its own time. Whether there is one for standard error is for the caller to know.
+    /// ports, some time after it is loaded. The caller knows whether there is one for standard error.
     pub fn open(uevents: Uevents, with_stderr: bool) -> anyhow::Result<Self> {
         let open = |name| {
             let path = uevents.wait_for(|| find(name)).context("cannot wait for ports")?;
@@ -52,7 +52,7 @@ fn find(name: &str) -> Option<PathBuf> {
     Some(Path::new("/dev").join(path.file_name()?))
 }
 
-/// What the kernel says about devices that appear or change.
+/// The kernel's messages about devices that appear or change.
 pub struct Uevents(OwnedFd);
 
 impl Uevents {
@@ -72,7 +72,7 @@ impl Uevents {
         open().context("cannot listen to the kernel's uevents")
     }
 
-    /// What `find` finds, which is asked at every event.
+    /// Calls `find` at every event until it finds something.
     fn wait_for<T>(&self, find: impl Fn() -> Option<T>) -> io::Result<T> {
         loop {
             if let Some(found) = find() {

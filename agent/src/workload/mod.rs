@@ -18,7 +18,9 @@ pub fn find() -> anyhow::Result<Option<Workload>> {
     match fs::read(WORKLOAD_PATH) {
         Ok(bytes) => {
             let workload = postcard::from_bytes(&bytes);
-            workload.map(Some).with_context(|| format!("{WORKLOAD_PATH} is no workload"))
+            workload
+                .map(Some)
+                .with_context(|| format!("cannot decode the workload in {WORKLOAD_PATH}"))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("cannot read {WORKLOAD_PATH}")),
@@ -27,7 +29,7 @@ pub fn find() -> anyhow::Result<Option<Workload>> {
 
 /// Runs a workload, reports how it ended, and then waits for the host to end the guest.
 pub fn run(workload: &Workload) -> anyhow::Result<Infallible> {
-    // Listened to before the modules can find any port.
+    // Before the modules can find any port.
     let uevents = console::Uevents::listen()?;
     for module in &workload.modules {
         modules::load(module, "")
@@ -55,7 +57,7 @@ fn run_program(workload: &Workload, console: Console) -> Report {
         }
     };
     let (pid, terminal) = (program.pid, program.terminal());
-    // The host has ended if it cannot be told.
+    // Fails only if the host's end is closed, and then the guest ends too.
     let _ = write_frame(&control, &Report::Started);
     thread::spawn(move || {
         let mut instructions = FrameReader::new(control);

@@ -34,7 +34,7 @@ impl Program {
     /// Starts a workload's program.
     pub fn start(workload: &Workload) -> io::Result<Self> {
         if !Path::new(OsStr::from_bytes(&workload.directory)).is_dir() {
-            return Err(io::Error::other("there is no such working directory in the guest"));
+            return Err(io::Error::other("its working directory does not exist in the guest"));
         }
         let mut arguments = workload.command.iter().map(|bytes| OsStr::from_bytes(bytes));
         let program = arguments.next().ok_or(io::ErrorKind::InvalidInput)?;
@@ -99,7 +99,7 @@ fn set_size(terminal: &File, size: WindowSize) -> io::Result<()> {
     Ok(tcsetwinsize(terminal, size)?)
 }
 
-/// Does what the host says. A program that has ended meanwhile, or is not to be signalled, is left alone.
+/// Does what the host asks for. Errors are ignored: the program may have ended meanwhile.
 pub fn carry_out(instruction: Instruction, pid: Pid, terminal: Option<&File>) {
     let _ = match (instruction, terminal) {
         (Instruction::Resize(size), Some(terminal)) => set_size(terminal, size),
@@ -111,7 +111,7 @@ pub fn carry_out(instruction: Instruction, pid: Pid, terminal: Option<&File>) {
     };
 }
 
-/// Waits for a process, and meanwhile for all that nobody else waits for.
+/// Waits for a process, and meanwhile reaps all others that end.
 pub fn wait_for(pid: Pid) -> End {
     loop {
         match wait(WaitOptions::empty()) {

@@ -10,7 +10,7 @@ pub fn copy(mut from: File, mut to: File) {
     let mut buffer = vec![0; 64 << 10];
     loop {
         match from.read(&mut buffer) {
-            // A terminal that nobody has open any more reads as EIO.
+            // A terminal that no process has open any more reads as EIO.
             Ok(0) => return,
             Ok(length) => {
                 if to.write_all(&buffer[..length]).is_err() {

@@ -1,18 +1,18 @@
-//! What is expected of a kernel that has certain mitigations, and of one that has not.
+//! What is expected of a kernel with certain mitigations, and of one without.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Finding, Mitigation};
 
-/// What is expected to come of something that is tried.
+/// The expected result of something that is tried.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expected {
-    /// On a kernel that has what protects.
+    /// On a kernel with the mitigations.
     pub finding: Finding,
-    /// On one that lacks some of it.
+    /// On one that lacks some of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unprotected: Option<Unprotected>,
-    /// On every kernel that we know, although it should not be so.
+    /// On every kernel that we know, although it should be `finding`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub known_gap: Option<Finding>,
 }
@@ -22,12 +22,12 @@ pub struct Expected {
 pub struct Unprotected {
     /// Any of these.
     pub without: Vec<Mitigation>,
-    /// None where anything may come of it.
+    /// None where any result is accepted.
     pub finding: Option<Finding>,
 }
 
 impl Expected {
-    /// What comes of it on a kernel that lacks the mitigation, in place of [`Finding::Done`].
+    /// The result on a kernel that lacks the mitigation, in place of [`Finding::Done`].
     pub fn otherwise(mut self, finding: impl Into<Finding>) -> Self {
         if let Some(unprotected) = &mut self.unprotected {
             unprotected.finding = Some(finding.into());
@@ -35,7 +35,7 @@ impl Expected {
         self
     }
 
-    /// On a kernel that lacks the mitigation anything may come of it.
+    /// On a kernel that lacks the mitigation any result is accepted.
     pub fn otherwise_anything(mut self) -> Self {
         if let Some(unprotected) = &mut self.unprotected {
             unprotected.finding = None;
@@ -43,7 +43,7 @@ impl Expected {
         self
     }
 
-    /// What comes of it on every kernel that we know, although it should not.
+    /// The result on every kernel that we know, although it is a gap in the protection.
     pub fn except_for_known_gap(mut self, finding: impl Into<Finding>) -> Self {
         self.known_gap = Some(finding.into());
         self

@@ -1,4 +1,4 @@
-//! What comes of something that is tried.
+//! The result of something that is tried.
 
 use std::fmt;
 
@@ -8,10 +8,10 @@ use testvm::guest::{
     VfioGroup,
 };
 
-/// What comes of something that is tried.
+/// The result of something that is tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
-    /// It works. Expected, it leaves open what is read.
+    /// It works. As an expectation it accepts any value read.
     Done,
     /// It works, and this is read.
     Read(u64),
@@ -95,7 +95,7 @@ impl<T: Into<Self>> From<Outcome<T>> for Finding {
     }
 }
 
-/// What the last access came to.
+/// The result of the last access.
 impl From<Polled> for Finding {
     fn from(polled: Polled) -> Self {
         polled.death.map_or(Self::Done, Self::Denied)
@@ -130,44 +130,44 @@ macro_rules! read {
 
 read!(u8 u16 u32 u64);
 
-/// Whatever a finding can be made of: something asked of the guest, or a fact.
-pub trait Observe {
+/// What a finding can be made of: the result of a request to the guest, or a fact.
+pub trait IntoFinding {
     /// The finding, unless there was none because the guest did not answer.
-    fn observe(self) -> Result<Finding, GuestError>;
+    fn into_finding(self) -> Result<Finding, GuestError>;
 }
 
-impl<T> Observe for Result<T, GuestError>
+impl<T> IntoFinding for Result<T, GuestError>
 where
     Finding: From<T>,
 {
-    fn observe(self) -> Result<Finding, GuestError> {
+    fn into_finding(self) -> Result<Finding, GuestError> {
         Ok(self.outcome()?.into())
     }
 }
 
-impl<T> Observe for Outcome<T>
+impl<T> IntoFinding for Outcome<T>
 where
     Finding: From<T>,
 {
-    fn observe(self) -> Result<Finding, GuestError> {
+    fn into_finding(self) -> Result<Finding, GuestError> {
         Ok(self.into())
     }
 }
 
-impl Observe for Finding {
-    fn observe(self) -> Result<Finding, GuestError> {
+impl IntoFinding for Finding {
+    fn into_finding(self) -> Result<Finding, GuestError> {
         Ok(self)
     }
 }
 
-impl Observe for &str {
-    fn observe(self) -> Result<Finding, GuestError> {
+impl IntoFinding for &str {
+    fn into_finding(self) -> Result<Finding, GuestError> {
         Ok(self.into())
     }
 }
 
-impl Observe for String {
-    fn observe(self) -> Result<Finding, GuestError> {
+impl IntoFinding for String {
+    fn into_finding(self) -> Result<Finding, GuestError> {
         Ok(self.into())
     }
 }
@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_works_leaves_open_what_is_read() {
+    fn an_expected_ok_accepts_any_value_read() {
         assert!(Finding::from(0xaa_u8).satisfies(&Finding::Done));
         assert!(Finding::from(0xaa_u8).satisfies(&0xaa_u64.into()));
         assert!(!Finding::from(0xaa_u8).satisfies(&0xab_u8.into()));
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_denial_is_satisfied_by_the_same_one_only() {
+    fn an_expected_denial_accepts_only_the_same_denial() {
         let sigbus = Finding::from(Denial::SIGBUS);
         assert!(sigbus.satisfies(&Denial::SIGBUS.into()));
         assert!(!sigbus.satisfies(&Errno::EPERM.into()) && !Finding::Done.satisfies(&sigbus));
@@ -193,12 +193,12 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_does_not_answer_is_no_finding() {
+    fn a_guest_that_does_not_answer_is_an_error_and_not_a_finding() {
         let asked = "mmap /dev/mem".to_owned();
         let denial = Errno::EPERM.into();
         let denied: Result<(), _> = Err(GuestError::Denied { asked: asked.clone(), denial });
-        assert_eq!(denied.observe().unwrap().to_string(), "EPERM");
+        assert_eq!(denied.into_finding().unwrap().to_string(), "EPERM");
         let lost: Result<u32, _> = Err(GuestError::OtherAnswer { asked });
-        assert!(lost.observe().is_err());
+        assert!(lost.into_finding().is_err());
     }
 }

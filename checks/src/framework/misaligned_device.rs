@@ -1,12 +1,12 @@
 //! A device whose registers neither start nor end on a page boundary.
 //!
-//! No monitor has it: it is RAM that the kernel is told to leave alone, which an ACPI table in the
-//! initramfs declares to be the registers of a virtio-mmio device. Whoever writes them there has a device
-//! as far as the driver can tell.
+//! No monitor has it: it is RAM that the kernel does not use, which an ACPI table in the initramfs
+//! declares to be the registers of a virtio-mmio device. To the driver it looks like a device once a
+//! program in the guest has written the registers' values there.
 
 use acpi_tables::{Aml, aml, sdt::Sdt};
 
-/// The kernel's parameter by which it leaves 16 KiB of RAM alone.
+/// The kernel's parameter that reserves 16 KiB of RAM.
 pub const PARAMETERS: &str = "memmap=16K$0x10000000";
 
 /// The first of its pages.

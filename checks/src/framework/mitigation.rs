@@ -1,4 +1,4 @@
-//! What protects device memory, and what a kernel may be without.
+//! The kernel's protections of device memory, each of which a kernel may lack.
 
 use std::{fmt, str::FromStr};
 
@@ -88,9 +88,9 @@ impl fmt::Display for Mitigation {
     }
 }
 
-/// A name that no mitigation has.
+/// The name of a mitigation that does not exist.
 #[derive(Debug, thiserror::Error)]
-#[error("there is no mitigation {0}")]
+#[error("unknown mitigation {0}: expected one of {names}", names = Mitigation::ALL.map(Mitigation::name).join(", "))]
 pub struct UnknownMitigation(String);
 
 impl FromStr for Mitigation {
@@ -112,6 +112,7 @@ mod tests {
             assert_eq!(mitigation.name().parse::<Mitigation>().unwrap(), mitigation);
             assert_eq!(serde_json::to_value(mitigation).unwrap(), mitigation.name());
         }
-        assert!("everything".parse::<Mitigation>().is_err());
+        let error = "everything".parse::<Mitigation>().unwrap_err().to_string();
+        assert!(error.contains("everything: expected one of io-strict-devmem, "), "{error}");
     }
 }

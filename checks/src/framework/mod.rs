@@ -12,7 +12,7 @@ mod requirement;
 mod scenario;
 
 pub use expected::{Expect, Expected};
-pub use finding::{Finding, Observe};
+pub use finding::{Finding, IntoFinding};
 pub use mitigation::{Mitigation, UnknownMitigation};
 pub use observation::{Judgement, Kind, Observation, Role};
 pub use profile::Profile;

@@ -1,4 +1,4 @@
-//! One thing that was tried, and what follows from what came of it.
+//! One thing that was tried, and how its result is judged.
 
 use std::borrow::Cow;
 
@@ -15,9 +15,9 @@ pub struct Observation {
     pub role: Role,
     /// What was tried, and in which state.
     pub tried: String,
-    /// What should come of it.
+    /// The expected result.
     pub expected: Expected,
-    /// What came of it.
+    /// The result.
     pub observed: Finding,
 }
 
@@ -27,9 +27,9 @@ pub struct Observation {
 pub enum Role {
     /// It shows that there is protection.
     Check,
-    /// It shows that the check can fail: the same thing where there is no protection comes out otherwise.
+    /// It shows that the check can fail: without protection the same attempt has another result.
     Control,
-    /// It was not made: the monitor does not tell, or there is no such thing in this guest.
+    /// It was not made: the monitor does not count it, or this guest does not have what it needs.
     Unasked,
 }
 
@@ -39,29 +39,29 @@ pub enum Role {
 pub enum Kind {
     /// The protection is there.
     Check,
-    /// Where the protection is not, the outcome differs: so the check can fail.
+    /// Without the protection the result differs: so the check can fail.
     Control,
     /// A check on a kernel that is known to lack the mitigation: it has to fail, and does.
     UnprotectedControl,
     /// The protection should be there, and is not: every kernel that we know has this gap.
     KnownGap,
-    /// It was not made, or anything may come of it on this kernel.
+    /// It was not made, or any result is accepted on this kernel.
     Unasked,
 }
 
-/// What follows from an observation.
+/// How an observation is judged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Judgement<'a> {
     /// What it is for.
     pub kind: Kind,
     /// What is expected of this kernel.
     pub expected: Cow<'a, Finding>,
-    /// Whether that is what came of it.
+    /// Whether that was the result.
     pub holds: bool,
 }
 
 impl Observation {
-    /// What follows from it for a kernel that is expected to lack these mitigations.
+    /// Judges it for a kernel that is expected to lack these mitigations.
     pub fn judge(&self, lacking: &[Mitigation]) -> Judgement<'_> {
         let Expected { finding, unprotected, known_gap } = &self.expected;
         let is_lacking = |without: &[Mitigation]| without.iter().any(|it| lacking.contains(it));
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_gap_is_told_from_a_closed_one_and_from_a_surprise() {
+    fn a_known_gap_differs_from_a_closed_one_and_from_another_result() {
         let expected = Expected::from(Denial::SIGBUS).except_for_known_gap(Finding::Done);
         for (observed, kind, holds) in [
             (Finding::Done, Kind::KnownGap, true),

@@ -16,26 +16,26 @@ use super::misaligned_device;
 /// Bytes of the virtio-mem region.
 const REGION_SIZE: u64 = 1024 * MIB;
 
-/// A guest: how its kernel is started, and what its virtio-mem device requests at first.
+/// A guest: its kernel's parameters, its devices, and what its virtio-mem device requests at first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Profile {
-    /// As most kernels run. What becomes of added memory is the kernel's own default.
+    /// No parameters. Added memory is used as by the kernel's own default.
     Plain,
     /// The checks of I/O memory relaxed. Added memory is for the kernel, and may stay for good.
     Relaxed,
-    /// Added memory is for what can be moved away, so that it can be unplugged.
+    /// Added memory is in ZONE_MOVABLE, so that it can be unplugged.
     Movable,
-    /// Added memory waits for somebody to bring it online.
+    /// Added memory stays offline until user space brings it online.
     Offline,
-    /// Nobody may change the running kernel.
+    /// Lockdown: user space may not change the running kernel.
     Lockdown,
     /// A BAR may be anywhere, over the virtio-mem region too, and nothing is plugged.
-    Overlaid,
+    BarOverRegion,
     /// Likewise, with memory plugged, and the checks of I/O memory relaxed.
-    OverlaidRelaxed,
+    BarOverRegionRelaxed,
     /// There is an IOMMU, and it is in use.
     Iommu,
-    /// Likewise, and nothing keeps a device from raising interrupts that are not its own.
+    /// Likewise, without interrupt remapping: a device can raise any interrupt.
     IommuWithoutRemapping,
     /// A device has registers that do not start on a page boundary.
     Misaligned,
@@ -49,8 +49,8 @@ impl Profile {
         Self::Movable,
         Self::Offline,
         Self::Lockdown,
-        Self::Overlaid,
-        Self::OverlaidRelaxed,
+        Self::BarOverRegion,
+        Self::BarOverRegionRelaxed,
         Self::Iommu,
         Self::IommuWithoutRemapping,
         Self::Misaligned,
@@ -64,8 +64,8 @@ impl Profile {
             Self::Movable => "movable",
             Self::Offline => "offline",
             Self::Lockdown => "lockdown",
-            Self::Overlaid => "overlaid",
-            Self::OverlaidRelaxed => "overlaid, relaxed",
+            Self::BarOverRegion => "BAR over region",
+            Self::BarOverRegionRelaxed => "BAR over region, relaxed",
             Self::Iommu => "IOMMU",
             Self::IommuWithoutRemapping => "IOMMU, no remapping",
             Self::Misaligned => "misaligned",
@@ -76,8 +76,8 @@ impl Profile {
     pub fn parameters(self) -> &'static str {
         match self {
             Self::Plain => "",
-            Self::Overlaid => "pci=nocrs",
-            Self::OverlaidRelaxed => "pci=nocrs iomem=relaxed",
+            Self::BarOverRegion => "pci=nocrs",
+            Self::BarOverRegionRelaxed => "pci=nocrs iomem=relaxed",
             Self::Relaxed => "iomem=relaxed memhp_default_state=online_kernel",
             Self::Movable => "memhp_default_state=online_movable",
             Self::Offline => "memhp_default_state=offline",
@@ -107,7 +107,7 @@ impl Profile {
         match self {
             // So that VM6, which comes first there, sees a region in which nothing ever was, and
             // VM9 a claim of the driver's that holds no memory yet.
-            Self::Offline | Self::Overlaid => 0,
+            Self::Offline | Self::BarOverRegion => 0,
             _ => 256 * MIB,
         }
     }
@@ -150,7 +150,7 @@ impl Profile {
         let idle = ProbeConfig::default();
         match self {
             // A BAR as large as the virtio-mem region.
-            Self::Overlaid | Self::OverlaidRelaxed => {
+            Self::BarOverRegion | Self::BarOverRegionRelaxed => {
                 vec![ProbeConfig { memory: REGION_SIZE as u32, ..idle }]
             }
             Self::Iommu | Self::IommuWithoutRemapping => {
@@ -185,6 +185,6 @@ impl<'de> Deserialize<'de> for Profile {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
         let found = Self::ALL.into_iter().find(|profile| profile.name() == name);
-        found.ok_or_else(|| D::Error::custom(format!("there is no guest {name}")))
+        found.ok_or_else(|| D::Error::custom(format!("unknown guest {name}")))
     }
 }

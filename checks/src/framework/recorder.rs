@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use testvm::vm::VmError;
 
-use super::{Expected, Finding, Observation, Observe, Profile, Role};
+use super::{Expected, Finding, IntoFinding, Observation, Profile, Role};
 
 /// Records what a case observes, in the order in which it does.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Nothing yet, of a guest, or of a kernel's configuration.
+    /// An empty record of a guest, or of a kernel's configuration.
     pub fn new(profile: Option<Profile>) -> Self {
         Self { profile, state: String::new(), observations: Vec::new() }
     }
@@ -25,34 +25,35 @@ impl Recorder {
         self.profile.is_some_and(|profile| profile.parameters().contains("iomem=relaxed"))
     }
 
-    /// In which state everything is tried from now on, until this is called again.
+    /// The state in which everything is tried from now on, until this is called again.
     pub fn when(&mut self, state: impl Display) {
         self.state = state.to_string();
     }
 
-    /// From now on there is nothing to say of the state.
-    pub fn whenever(&mut self) {
+    /// From now on no state is recorded.
+    pub fn clear_state(&mut self) {
         self.state.clear();
     }
 
-    /// What a protected kernel does.
+    /// Records what a protected kernel should do.
     pub fn check(
         &mut self,
         tried: impl Display,
         expected: impl Into<Expected>,
-        observed: impl Observe,
+        observed: impl IntoFinding,
     ) -> Result<(), VmError> {
-        let observed = observed.observe()?;
+        let observed = observed.into_finding()?;
         self.add(Role::Check, tried, expected.into(), observed);
         Ok(())
     }
 
-    /// What a kernel does that looks at claims. With `iomem=relaxed` none does, and each is its own control.
+    /// Records what a kernel that checks claims should do. With `iomem=relaxed` no kernel does, and the same
+    /// attempt is a control.
     pub fn check_claim(
         &mut self,
         tried: impl Display,
         expected: impl Into<Expected>,
-        observed: impl Observe,
+        observed: impl IntoFinding,
     ) -> Result<(), VmError> {
         let expected = expected.into();
         if !self.is_relaxed() {
@@ -64,19 +65,19 @@ impl Recorder {
         }
     }
 
-    /// What shows that a check can fail: the same thing where there is no protection.
+    /// Records what shows that a check can fail: the same attempt without protection.
     pub fn control(
         &mut self,
         tried: impl Display,
         expected: impl Into<Finding>,
-        observed: impl Observe,
+        observed: impl IntoFinding,
     ) -> Result<(), VmError> {
-        let observed = observed.observe()?;
+        let observed = observed.into_finding()?;
         self.add(Role::Control, tried, expected.into().into(), observed);
         Ok(())
     }
 
-    /// What a monitor counts, where it does; there is nothing to be held against one that does not.
+    /// Records what a monitor counts; one that does not count is not judged.
     pub fn check_count(
         &mut self,
         tried: impl Display,
@@ -89,7 +90,7 @@ impl Recorder {
         }
     }
 
-    /// What this guest cannot be asked, and why not.
+    /// Records what cannot be tried in this guest, and why.
     pub fn unasked(
         &mut self,
         tried: impl Display,
@@ -147,14 +148,14 @@ mod tests {
         t.when("claimed");
         t.check("mmap", Errno::EPERM, denied(Errno::EPERM)).unwrap();
         t.check("read", Denial::SIGBUS, denied(Denial::SIGBUS)).unwrap();
-        t.whenever();
+        t.clear_state();
         t.check("mmap", Finding::Done, Ok(())).unwrap();
         let tried: Vec<_> = t.into_observations().into_iter().map(|seen| seen.tried).collect();
         assert_eq!(tried, ["mmap", "claimed: mmap", "claimed: read", "mmap"]);
     }
 
     #[test]
-    fn what_nobody_counts_is_not_held_against_anybody() {
+    fn what_the_monitor_does_not_count_is_not_judged() {
         for (counted, kind, holds) in [
             (Some(0), Kind::Check, true),
             (Some(1), Kind::Check, false),

@@ -5,11 +5,11 @@ use testvm::{
     vm::{BUS, DRIVER, Feature, IOMMU_DRIVER, Iommu, Vmm},
 };
 
-/// What a kernel, or the monitor that runs it, must have for a scenario. Of a kernel that came without
-/// its configuration all is believed that only the configuration tells.
+/// What a kernel, or the monitor that runs it, must have for a scenario. A kernel that came without its
+/// configuration is taken to have what only the configuration shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Requirement {
-    /// The driver as a module: it must be absent at first, and come when it is called.
+    /// The virtio-mem driver as a module: cases start before it is loaded.
     Driver,
     /// /dev/mem.
     DevMem,
@@ -37,12 +37,12 @@ pub enum Requirement {
     Vfio,
     /// VFIO by files of functions and iommufd, besides groups and containers.
     Iommufd,
-    /// Something that not every monitor has.
+    /// A feature that not every monitor has.
     Monitor(Feature),
 }
 
 impl Requirement {
-    /// The modules that it is.
+    /// The modules that provide it.
     pub fn modules(self, kernel: &GuestKernel, vmm: Vmm) -> Vec<&'static str> {
         match self {
             Self::Driver => vec![BUS, DRIVER],
@@ -62,7 +62,7 @@ impl Requirement {
         }
     }
 
-    /// Why a kernel, or the monitor that runs it, does not have it.
+    /// Why a kernel, or the monitor that runs it, does not have it, if so.
     pub fn missing_in(self, kernel: &GuestKernel, vmm: Vmm) -> Option<String> {
         let off = |symbol: &str| {
             let is_off = kernel.config().is_some_and(|config| !config.is_on(symbol));
@@ -74,7 +74,7 @@ impl Requirement {
         };
         match self {
             Self::Driver if kernel.has_built_in(DRIVER) => Some(format!(
-                "{DRIVER} is built into this kernel, so there is no time before it: make it a module"
+                "{DRIVER} is built into this kernel, but the case starts before it is loaded: make it a module"
             )),
             Self::Iommu if vmm.iommu() == Iommu::Intel => off("INTEL_IOMMU"),
             Self::Driver
@@ -97,8 +97,8 @@ impl Requirement {
             Self::PageFlags => off("PROC_PAGE_MONITOR"),
             Self::Lockdown => off("SECURITY_LOCKDOWN_LSM"),
             Self::OtherConfigs => kernel.other_configs().is_empty().then(|| {
-                "its directory has no kconfig/ with configurations that the same source takes with \
-                 other settings"
+                "its directory has no kconfig/ with the configurations that other settings of the same \
+                 source lead to"
                     .to_owned()
             }),
         }
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_off_is_named() {
+    fn the_reason_names_what_is_off() {
         let kernel = kernel("CONFIG_DEVMEM=y\n", "");
         assert_eq!(Requirement::DevMem.missing_in(&kernel, Vmm::Moat), None);
         for (requirement, named) in [
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_built_in_driver_will_not_do() {
+    fn a_built_in_driver_is_not_enough() {
         let kernel = kernel("", "virtio/virtio_mem.ko\nvirtio/virtio_mmio.ko\n");
         let why = Requirement::Driver.missing_in(&kernel, Vmm::Moat).unwrap();
         assert!(why.contains("make it a module"), "{why}");

@@ -7,15 +7,15 @@ use testvm::{
 
 use super::{Profile, Recorder, Requirement};
 
-/// Something that a kernel must do, and how one finds out whether it does.
+/// Something that a kernel must do, and the cases that check whether it does.
 pub struct Scenario {
     /// Its name in reports and on command lines.
     pub id: &'static str,
-    /// What holds where it passes.
+    /// What the kernel does if it passes.
     pub title: &'static str,
     /// What a kernel, or its monitor, must have for it.
     pub requires: &'static [Requirement],
-    /// How one finds out.
+    /// How that is checked.
     pub cases: &'static [Case],
 }
 
@@ -26,7 +26,7 @@ pub enum Case {
     InGuest(Profile, fn(&Vm, &mut Recorder) -> CaseResult),
     /// In a guest, which it does not leave as it found it, and so it comes last.
     Last(Profile, fn(&Vm, &mut Recorder) -> CaseResult),
-    /// In what is known about a kernel.
+    /// In no guest: it looks at the kernel's configurations.
     OfKernel(fn(&GuestKernel, &mut Recorder) -> Result<(), VmError>),
 }
 
@@ -37,7 +37,7 @@ pub type CaseResult = Result<Option<AfterLoad>, VmError>;
 /// What remains of a case once the driver has been loaded.
 pub type AfterLoad = Box<dyn FnOnce(&Vm, &mut Recorder) -> Result<(), VmError>>;
 
-/// The case goes on so once the driver has been loaded.
+/// What the case does once the driver has been loaded.
 pub fn after_load(
     rest: impl FnOnce(&Vm, &mut Recorder) -> Result<(), VmError> + 'static,
 ) -> CaseResult {

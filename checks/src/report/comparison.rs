@@ -1,4 +1,4 @@
-//! Where guests of two monitors differ that run the same kernel: one of the monitors is wrong then.
+//! Differences between the guests of two monitors with the same kernel: one of the monitors is wrong then.
 
 use serde::Serialize;
 
@@ -21,27 +21,27 @@ pub struct Comparison {
 pub struct ScenarioComparison {
     /// Which.
     pub id: &'static str,
-    /// What came of it.
+    /// Its verdicts.
     pub verdicts: [Verdict; 2],
-    /// How many things both have tried.
+    /// How many observations both have made.
     pub compared: usize,
-    /// Those of which something else came.
+    /// Those with different results.
     pub differences: Vec<Difference>,
 }
 
-/// Something of which two things came.
+/// An observation with two results.
 #[derive(Debug, Serialize)]
 pub struct Difference {
     /// In which guest.
     pub profile: Option<Profile>,
     /// What was tried.
     pub tried: String,
-    /// What came of it.
+    /// The results.
     pub observed: [Finding; 2],
 }
 
 impl Comparison {
-    /// Of what was observed on the same kernel.
+    /// Compares what was observed on the same kernel.
     pub fn of(one: &KernelRecord, other: &KernelRecord, lacking: &[Mitigation]) -> Self {
         let pairs = one.scenarios.iter().zip(&other.scenarios);
         Self {
@@ -53,7 +53,7 @@ impl Comparison {
         }
     }
 
-    /// Whether there is no difference.
+    /// Whether there are no differences.
     pub fn agrees(&self) -> bool {
         self.scenarios.iter().all(|scenario| scenario.differences.is_empty())
     }
@@ -88,7 +88,7 @@ impl ScenarioComparison {
     }
 }
 
-/// Two devices need not read the same.
+/// Registers of two monitors' devices may have different values.
 fn is_alike(one: &Finding, other: &Finding) -> bool {
     let is_ok = |finding: &Finding| matches!(finding, Finding::Done | Finding::Read(_));
     one == other || (is_ok(one) && is_ok(other))

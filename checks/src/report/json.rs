@@ -1,4 +1,4 @@
-//! A report as JSON: what was observed, and beside it what follows from it. Only the former is read back.
+//! A report as JSON: what was observed, and how it is judged. Only the former is read back.
 
 use std::path::Path;
 
@@ -60,7 +60,7 @@ struct RecordedReport {
 }
 
 impl Report {
-    /// What was observed, and what follows from it.
+    /// The report as JSON.
     pub fn to_json(&self) -> String {
         let judged = JudgedReport {
             holds: self.holds(),
@@ -69,10 +69,10 @@ impl Report {
             kernels: self.kernels.iter().map(|kernel| judge(kernel, &self.lacking)).collect(),
             comparisons: self.comparisons(),
         };
-        serde_json::to_string_pretty(&judged).expect("a report has nothing that JSON has not")
+        serde_json::to_string_pretty(&judged).expect("every value of a report has a form in JSON")
     }
 
-    /// What was observed, out of a report that [`Self::to_json`] made.
+    /// Reads a report that [`Self::to_json`] made.
     pub fn from_json(json: &str) -> serde_json::Result<Self> {
         let RecordedReport { lacking, kernels } = serde_json::from_str(json)?;
         Ok(Self { lacking, kernels })

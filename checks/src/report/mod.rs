@@ -1,4 +1,4 @@
-//! What was observed on kernels, and what follows from it.
+//! What was observed on kernels, and how it is judged.
 
 mod comparison;
 mod json;
@@ -22,13 +22,13 @@ pub struct Report {
 }
 
 impl Report {
-    /// How many scenarios came to which verdict, a scenario counted once a kernel.
+    /// How many scenarios have which verdict, a scenario counted once per kernel.
     pub fn totals(&self) -> Totals {
         let scenarios = self.kernels.iter().flat_map(|kernel| &kernel.scenarios);
         scenarios.map(|scenario| scenario.verdict(&self.lacking)).collect()
     }
 
-    /// Where the monitors differ that ran the same kernels: each one against the first.
+    /// Compares the monitors that ran the same kernels: each one with the first.
     pub fn comparisons(&self) -> Vec<Comparison> {
         let same_kernel = self.kernels.chunk_by(|one, other| one.image == other.image);
         same_kernel
@@ -39,8 +39,8 @@ impl Report {
             .collect()
     }
 
-    /// Whether all that could be asked holds, and no monitor contradicts another; not so when nothing
-    /// could be asked, or a guest did not boot.
+    /// Whether all that could be checked holds, and no monitor contradicts another; not if nothing could
+    /// be checked, or a guest did not boot.
     pub fn holds(&self) -> bool {
         let totals = self.totals();
         let all_asked = totals.failed == 0 && totals.not_asked == 0;
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn json_says_what_the_table_says_and_is_judged_alike_when_it_is_read() {
+    fn a_report_in_json_is_complete_and_is_judged_alike_when_it_is_read() {
         let before = report(vec![record(whole(), None)]);
         let json = before.to_json();
         let value: serde_json::Value = serde_json::from_str(&json).unwrap();

@@ -1,4 +1,4 @@
-//! What was observed, before anything follows from it.
+//! What was observed, before it is judged.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -55,7 +55,7 @@ impl ScenarioRecord {
 pub struct GuestRecord {
     /// How it was started.
     pub profile: Profile,
-    /// How long it took until it could be asked.
+    /// How long it took until its agent answered.
     #[serde(rename = "boot_milliseconds", deserialize_with = "milliseconds")]
     pub boot: Duration,
 }

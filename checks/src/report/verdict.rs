@@ -1,11 +1,11 @@
-//! What follows from what was observed for a scenario.
+//! The verdict on a scenario.
 
 use serde::Serialize;
 
 use super::{ScenarioRecord, Unfinished};
 use crate::framework::{Kind, Mitigation};
 
-/// What follows for a scenario.
+/// The verdict on a scenario.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -15,14 +15,14 @@ pub enum Verdict {
     Failed,
     /// Every observation is as expected, and some show a gap that is known.
     KnownGap,
-    /// This kernel, or this monitor, cannot be asked.
+    /// This kernel, or this monitor, lacks what it needs.
     Skipped,
-    /// The guest in which it would have been asked did not boot.
+    /// The guest in which it would have been run did not boot.
     NotAsked,
 }
 
 impl ScenarioRecord {
-    /// What follows for a kernel that is expected to lack these mitigations.
+    /// The verdict for a kernel that is expected to lack these mitigations.
     pub fn verdict(&self, lacking: &[Mitigation]) -> Verdict {
         let judged = || self.observations.iter().map(|observation| observation.judge(lacking));
         match &self.unfinished {
@@ -36,7 +36,7 @@ impl ScenarioRecord {
         }
     }
 
-    /// Why it has not passed, where the observations themselves do not tell.
+    /// Why it has not passed, where the observations themselves do not show it.
     pub fn reason(&self, lacking: &[Mitigation]) -> Option<String> {
         match &self.unfinished {
             Some(Unfinished::Skipped(why)) => Some(format!("skipped: {why}")),
@@ -48,7 +48,7 @@ impl ScenarioRecord {
         }
     }
 
-    /// What it has none of, if it was run to its end: a check that nothing controls proves nothing.
+    /// Whether it has no check or no control: a check without a control proves nothing.
     fn missing(&self, lacking: &[Mitigation]) -> Option<&'static str> {
         const CHECKS: [Kind; 3] = [Kind::Check, Kind::UnprotectedControl, Kind::KnownGap];
         let has = |kinds: &[Kind]| {
@@ -62,7 +62,7 @@ impl ScenarioRecord {
     }
 }
 
-/// How many scenarios came to which verdict.
+/// How many scenarios have which verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)]
 pub struct Totals {

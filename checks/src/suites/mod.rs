@@ -2,8 +2,8 @@
 //!
 //! Each file has cases and, at its end, the scenarios that they belong to. A case starts in a guest whose
 //! virtio-mem driver has not been loaded yet, and may go on when it has. Cases share guests, because
-//! booting takes longer than all they do. Each scenario has a control: an observation that shows that its
-//! check can fail.
+//! booting takes longer than all cases together. Each scenario has a control: an observation that shows
+//! that its check can fail.
 
 mod iommu_group;
 mod pci_bar;
@@ -56,7 +56,7 @@ fn order(id: &str) -> (Option<usize>, u32) {
     (place, number.parse().unwrap_or(0))
 }
 
-/// An id that no scenario has.
+/// The id of a scenario that does not exist.
 #[derive(Debug, thiserror::Error)]
 #[error("there is no scenario {0}; `moat check --list` shows all of them")]
 pub struct UnknownScenario(String);

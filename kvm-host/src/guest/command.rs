@@ -1,4 +1,4 @@
-//! The command: its streams, signs of life, and its end.
+//! The command: its streams, the keep-alive messages, and its end.
 
 use std::{
     fs::File,
@@ -27,12 +27,12 @@ use crate::{
     message::{CHUNK, FromGuest, Start, Stream, ToGuest},
 };
 
-/// How often there is a sign of life at least.
+/// How often a message is sent at least, which shows that the emulated host does not hang.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
-/// The status of a command that is there but cannot be run, as shells have it.
+/// The status of a command that exists but cannot be run, as in shells.
 const CANNOT_RUN: i32 = 126;
-/// And of one that is not there.
+/// And of one that does not exist.
 const NOT_FOUND: i32 = 127;
 
 /// Runs a command to its end, with input from these messages and output to the channel.
@@ -60,7 +60,7 @@ pub fn run(start: &Start, messages: FrameReader<File>, channel: &File) -> anyhow
     relay.run_until_end_of(Pid::from_child(&child))
 }
 
-/// Starts it, in a process group of its own. Fails with the exit status and the message of that.
+/// Starts it, in a process group of its own. The error is an exit status and a message.
 fn spawn(start: &Start) -> Result<Child, (i32, String)> {
     let directory = Path::new(&start.directory);
     if !directory.is_dir() {
@@ -68,7 +68,7 @@ fn spawn(start: &Start) -> Result<Child, (i32, String)> {
         return Err((HOST_FAILED.into(), message));
     }
     let Some((program, arguments)) = start.command.split_first() else {
-        return Err((NOT_FOUND, "there is no command to run".to_owned()));
+        return Err((NOT_FOUND, "no command was given".to_owned()));
     };
     Command::new(program)
         .args(arguments)
@@ -86,8 +86,8 @@ fn spawn(start: &Start) -> Result<Child, (i32, String)> {
         })
 }
 
-/// Writes what comes to the command's input, until that ends on either side. What comes for an input that
-/// is closed is dropped.
+/// Writes what the host sends to the command's input, until the stream ends on either side. What comes for
+/// an input that is closed is dropped.
 fn feed(input: ChildStdin, mut messages: FrameReader<File>) {
     let mut input = Some(input);
     while let Ok(ToGuest::Input(bytes)) = messages.read() {
@@ -114,8 +114,8 @@ impl Relay<'_> {
         loop {
             self.wait()?;
             let end = reap(command)?;
-            // After the command has ended, all that it wrote is in the pipes. Somebody whom it left
-            // behind may go on, and is not waited for.
+            // After the command has ended, all that it wrote is in the pipes. Processes that it left
+            // behind may go on writing, and are not waited for.
             self.forward().context("cannot pass on what the command wrote")?;
             if let Some(end) = end {
                 return Ok(end);
@@ -127,7 +127,7 @@ impl Relay<'_> {
         }
     }
 
-    /// Until there is something to do, or it is time for a sign of life.
+    /// Waits until there is something to do, or it is time for a keep-alive message.
     fn wait(&self) -> io::Result<()> {
         let pipes = self.pipes.iter().map(|(_, pipe)| pipe.as_fd());
         let mut fds: Vec<_> = [self.children.as_fd()]
@@ -140,7 +140,7 @@ impl Relay<'_> {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        // Who has ended is found out by asking.
+        // wait(2) finds out which have ended.
         match (&self.children).read(&mut [0; 64]) {
             Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
             _ => Ok(()),
@@ -172,7 +172,7 @@ impl Relay<'_> {
     }
 }
 
-/// Takes leave of every child that has ended, which as process 1 is everybody's; says how the command did.
+/// Reaps every child that has ended, orphans included; returns how the command ended, if it has.
 fn reap(command: Pid) -> io::Result<Option<End>> {
     let mut end = None;
     loop {

@@ -22,7 +22,8 @@ use rustix::{
 
 use crate::message::{FromGuest, Stream, ToGuest};
 
-/// Runs the command that comes over the channel. If it cannot, it says why on the console, and QEMU ends.
+/// Runs the command that comes over the channel. On an error it prints that on the console and restarts,
+/// on which QEMU ends.
 pub fn run() -> anyhow::Result<Infallible> {
     let Err(error) = run_command();
     eprintln!("{error:#}");
@@ -55,7 +56,7 @@ fn run_command() -> anyhow::Result<Infallible> {
     }
 }
 
-/// The command runs without what could not be shared, which may not be what it needs.
+/// Reports what could not be shared. The command runs all the same: it may not need it.
 fn report(result: anyhow::Result<()>, channel: &File) -> Result<(), FrameError> {
     match result {
         Ok(()) => Ok(()),
@@ -68,8 +69,8 @@ fn report(result: anyhow::Result<()>, channel: &File) -> Result<(), FrameError> 
 
 /// Opens the one virtio-serial port, which appears some time after its driver.
 fn open_channel() -> anyhow::Result<File> {
-    let news = inotify::init(inotify::CreateFlags::empty())?;
-    inotify::add_watch(&news, "/dev", inotify::WatchFlags::CREATE)?;
+    let watch = inotify::init(inotify::CreateFlags::empty())?;
+    inotify::add_watch(&watch, "/dev", inotify::WatchFlags::CREATE)?;
     loop {
         for entry in fs::read_dir("/dev")? {
             let entry = entry?;
@@ -77,6 +78,6 @@ fn open_channel() -> anyhow::Result<File> {
                 return Ok(File::options().read(true).write(true).open(entry.path())?);
             }
         }
-        rustix::io::read(&news, &mut [0; 4096])?;
+        rustix::io::read(&watch, &mut [0; 4096])?;
     }
 }

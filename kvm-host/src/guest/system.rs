@@ -33,8 +33,8 @@ pub fn load_modules() -> anyhow::Result<()> {
 
 /// Makes the file system of the machine outside the root, and covers what must be the emulated host's own.
 pub fn mount_file_systems() -> anyhow::Result<()> {
-    // Larger messages than 500 KiB are not possible. Caching more than mmap does would hide it when
-    // somebody outside changes a file.
+    // Larger messages than 500 KiB are not possible. Caching more than mmap does would hide
+    // changes made to files outside.
     let options = c"trans=virtio,version=9p2000.L,msize=512000,cache=mmap";
     mount("root", "/root", "9p", MountFlags::empty(), options)
         .context("cannot mount the file system of the machine outside")?;

@@ -19,8 +19,8 @@ pub const X86_64: Architecture = Architecture {
         "-machine",
         "q35",
         "-cpu",
-        // max has AMD's virtualisation. Its xsave gives wrong results in a machine inside, and with its
-        // virtual GIF machines inside are lost sooner; so nobody gets them, nor what no processor has
+        // max has AMD's virtualisation. Its xsave gives wrong results in a virtual machine inside, and its
+        // virtual GIF makes such machines hang sooner; so both are off, as is what no processor has
         // without xsave. Its 40 bits of a physical address would be too few for a guest with a TiB of
         // memory to plug.
         "max,phys-bits=46,-vgif,-xsave,-xsaveopt,-xsavec,-xsaves,-xgetbv1,-pku,-mpx,-avx,-f16c,-fma,\

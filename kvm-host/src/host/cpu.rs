@@ -9,7 +9,7 @@ use anyhow::Context;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// Keeps this process, and what it starts, on one CPU of this machine: on one without an emulated host,
-/// if there is such a CPU. Gives the lock that keeps other emulated hosts off it.
+/// if there is such a CPU. Returns the lock that keeps other emulated hosts off it.
 ///
 /// Were QEMU's threads to run at the same time, an interrupt would now and then meet a virtual machine
 /// inside as it is entered or left, and the machine would go on with its host's registers (seen with QEMU
@@ -37,7 +37,7 @@ fn pin(cpu: usize) -> anyhow::Result<()> {
     sched_setaffinity(None, &only).with_context(|| format!("cannot run on CPU {cpu} only"))
 }
 
-/// Nothing if somebody else has it.
+/// None if another emulated host has it.
 fn lock(locks: &Path, cpu: usize) -> anyhow::Result<Option<File>> {
     let path = locks.join(format!("cpu {cpu}"));
     let open = || {

@@ -24,7 +24,7 @@ use super::arch::Architecture;
 use crate::HOST_FAILED;
 
 /// How many bytes of the console an error message shows.
-const LAST_WORDS: usize = 4096;
+const CONSOLE_TAIL_BYTES: usize = 4096;
 
 /// The most memory that the emulated host gets.
 const MAX_MEMORY_MIB: u64 = 8192;
@@ -37,7 +37,7 @@ pub struct Emulator {
 
 struct Parts {
     process: Child,
-    /// Gives the end of what the console showed, once QEMU has ended.
+    /// Returns the end of the console's output, once QEMU has ended.
     console: Option<JoinHandle<Vec<u8>>>,
 }
 
@@ -47,13 +47,13 @@ pub enum Ending {
     Command(End),
     /// This process got a signal.
     Signal(i32),
-    /// The emulated host failed: what it did.
+    /// The emulated host failed, as this predicate describes.
     Failure(String),
 }
 
 impl Emulator {
-    /// Starts one; gives the stream to its program as well. To be called by the main thread, for QEMU ends
-    /// when the thread does that started it.
+    /// Starts one; returns also the stream to the program in it. To be called by the main thread, because
+    /// QEMU ends when the thread ends that started it.
     pub fn start(
         architecture: &Architecture,
         vmlinux: &Path,
@@ -84,7 +84,7 @@ impl Emulator {
         unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?)) };
         let process =
             command.spawn().with_context(|| format!("cannot run {}", architecture.qemu))?;
-        let console = Some(thread::spawn(|| last_words(console)));
+        let console = Some(thread::spawn(|| console_tail(console)));
         let pid = Pid::from_child(&process);
         Ok((Self { pid, parts: Mutex::new(Parts { process, console }) }, channel))
     }
@@ -94,16 +94,16 @@ impl Emulator {
         self.pid
     }
 
-    /// Ends QEMU, and this process with a message: the emulated host `did` something that it must not.
+    /// Ends QEMU, and this process with the message "the emulated host" and what it `did`.
     pub fn fail(&self, did: String) -> ! {
         self.end(Ending::Failure(did))
     }
 
-    /// Ends QEMU and this process. Of several threads that want it, the first decides how: the others wait
+    /// Ends QEMU and this process. Of several threads that call this, the first decides how: the others wait
     /// for the lock until the process is gone.
     pub fn end(&self, ending: Ending) -> ! {
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        // One that has ended already cannot be killed, and needs not be.
+        // Fails if it has ended already.
         let _ = parts.process.kill();
         let _ = parts.process.wait();
         match ending {
@@ -135,12 +135,12 @@ fn memory_mib() -> u64 {
     (total >> 21).min(MAX_MEMORY_MIB)
 }
 
-/// Reads to the end and keeps what comes last.
-fn last_words(mut console: PipeReader) -> Vec<u8> {
-    let (mut kept, mut chunk) = (Vec::new(), [0; LAST_WORDS]);
+/// Reads to the end and returns the last bytes.
+fn console_tail(mut console: PipeReader) -> Vec<u8> {
+    let (mut kept, mut chunk) = (Vec::new(), [0; CONSOLE_TAIL_BYTES]);
     while let Ok(count @ 1..) = console.read(&mut chunk) {
         kept.extend_from_slice(&chunk[..count]);
-        kept.drain(..kept.len().saturating_sub(LAST_WORDS));
+        kept.drain(..kept.len().saturating_sub(CONSOLE_TAIL_BYTES));
     }
     kept
 }
@@ -152,13 +152,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_console_showed_last_is_kept() {
+    fn the_end_of_the_console_is_kept() {
         let (reader, mut writer) = io::pipe().unwrap();
-        let console = thread::spawn(|| last_words(reader));
-        writer.write_all(&[b'.'; 3 * LAST_WORDS]).unwrap();
+        let console = thread::spawn(|| console_tail(reader));
+        writer.write_all(&[b'.'; 3 * CONSOLE_TAIL_BYTES]).unwrap();
         writer.write_all(b"panic").unwrap();
         drop(writer);
         let kept = console.join().unwrap();
-        assert!(kept.len() == LAST_WORDS && kept.ends_with(b".panic"));
+        assert!(kept.len() == CONSOLE_TAIL_BYTES && kept.ends_with(b".panic"));
     }
 }

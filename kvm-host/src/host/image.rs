@@ -30,7 +30,7 @@ pub fn vmlinux(kernel: &Path, cache: &Path) -> anyhow::Result<PathBuf> {
     Ok(unpacked)
 }
 
-/// No other process sees the file half made.
+/// Other processes see the file only once it is complete.
 fn unpack_to(image: &Path, unpacked: &Path) -> anyhow::Result<()> {
     let directory = unpacked.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(directory)?;
@@ -52,11 +52,11 @@ fn payload(image: &[u8]) -> anyhow::Result<XzDecoder<&[u8]>> {
     };
     match find() {
         Some(payload) if payload.starts_with(b"\xfd7zXZ\0") => Ok(XzDecoder::new(payload)),
-        _ => bail!("it is no bzImage with an xz-compressed kernel"),
+        _ => bail!("not a bzImage with an xz-compressed kernel"),
     }
 }
 
-/// The initramfs, in memory: an open file without a name. The kernel has /dev/console and /root of itself.
+/// The initramfs, in memory: an open file without a name. The kernel makes /dev/console and /root by itself.
 pub fn initramfs(kernel: &Path, modules: &[&str]) -> anyhow::Result<OwnedFd> {
     let program = fs::read("/proc/self/exe").context("cannot read this program")?;
     let release = fs::read_to_string(kernel.join("release"))

@@ -34,10 +34,10 @@ use self::{
 };
 use crate::message::{FromGuest, Start, Stream, ToGuest};
 
-/// How long the emulated host may give no sign of life, not counting the time it waited for a CPU.
+/// How long the emulated host may send nothing, not counting the time it waited for a CPU.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// How often that is looked at while nothing comes.
+/// How often that is checked while nothing comes.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Names of variables that hold directories of this machine which are not there in the emulated host.
@@ -107,7 +107,7 @@ fn start(arguments: &Arguments) -> anyhow::Result<Start> {
     })
 }
 
-/// Whether whoever started this process has it ignore a signal, as nohup does.
+/// Whether this process was started with a signal ignored, as by nohup.
 fn is_ignored(signal: i32) -> bool {
     fs::read_to_string("/proc/self/status")
         .ok()
@@ -142,14 +142,14 @@ fn send(start: ToGuest, channel: UnixStream, emulator: Arc<Emulator>) {
                 "cannot be given the command line and the environment, which are too long: {error}"
             ));
         }
-        // Any other failure is that of the channel, which whoever receives finds out too.
+        // Any other failure is one of the channel, which the receiving thread reports.
     });
 }
 
 /// Passes on what comes until the command or the emulated host has ended.
 fn receive(channel: UnixStream, emulator: &Emulator) -> ! {
     if let Err(error) = channel.set_read_timeout(Some(LOOK)) {
-        emulator.fail(format!("cannot be listened to: {error}"));
+        emulator.fail(format!("has a channel that cannot be read: {error}"));
     }
     let mut frames = FrameReader::new(channel);
     let mut alive = SignOfLife::now(emulator.pid());
@@ -161,14 +161,14 @@ fn receive(channel: UnixStream, emulator: &Emulator) -> ! {
                     FromGuest::Output(stream, bytes) => pass_on(stream, &bytes, emulator),
                     FromGuest::Ended(end) => emulator.end(Ending::Command(end)),
                 }
-                // Only now, for whoever reads our output may have kept us waiting.
+                // Only now: writing our output may have taken long.
                 alive = SignOfLife::now(emulator.pid());
             }
-            // Nothing came for a while, or a signal did, which another thread sees to.
+            // Nothing came for a while, or a signal did, which another thread handles.
             Err(FrameError::Io(error))
                 if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(FrameError::Closed | FrameError::Io(_)) => emulator.fail("stopped".to_owned()),
-            Err(error) => emulator.fail(format!("sent something else than a message: {error}")),
+            Err(error) => emulator.fail(format!("sent an invalid message: {error}")),
         }
         alive.check(emulator);
     }

@@ -1,4 +1,4 @@
-//! The connection to a guest's agent: one question at a time, each with a deadline.
+//! The connection to a guest's agent: one request at a time, each with a deadline.
 
 use std::{
     io::{self, ErrorKind, Read},
@@ -13,10 +13,10 @@ use agent_protocol::{
 
 use super::GuestError;
 
-/// How long a question may take unless told otherwise.
+/// How long a request may take, unless it is set otherwise.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A connection to an agent that has said hello.
+/// A connection to an agent whose greeting has come.
 #[derive(Debug)]
 pub(super) struct Channel(Mutex<State>);
 
@@ -28,7 +28,7 @@ struct State {
 }
 
 impl Channel {
-    /// Waits for the agent's hello.
+    /// Waits for the agent's greeting.
     pub(super) fn open(stream: UnixStream, boot: Duration) -> Result<(Self, Hello), GuestError> {
         let frames = FrameReader::new(TimedStream { stream, until: Instant::now() });
         let mut state = State { frames, last_id: 0, deadline: DEADLINE };
@@ -36,7 +36,7 @@ impl Channel {
         Ok((Self(Mutex::new(state)), hello))
     }
 
-    /// Waits for another hello, after the guest was restarted.
+    /// Waits for another greeting, after the guest was restarted.
     pub(super) fn reopen(&self, boot: Duration) -> Result<Hello, GuestError> {
         self.state().greet(boot)
     }
@@ -56,7 +56,7 @@ impl Channel {
         result?.try_into().map_err(|_| GuestError::OtherAnswer { asked })
     }
 
-    /// A thread that panicked while asking left at most an answer that nobody waits for.
+    /// A thread that panicked during a request left at most an answer, which the next request drops.
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -69,7 +69,7 @@ impl State {
             .frames
             .skip_to_magic()
             .and_then(|()| self.frames.read::<Hello>())
-            .map_err(|error| failed("boot, and have the agent say hello", boot, error))?;
+            .map_err(|error| failed("boot until the agent sends its greeting", boot, error))?;
         match hello.version {
             VERSION => Ok(hello),
             other => Err(GuestError::OtherVersion(other)),
@@ -92,7 +92,7 @@ impl State {
         })
     }
 
-    /// Answers to earlier questions, whose deadline had passed, are dropped.
+    /// Answers to earlier requests, whose deadline had passed, are dropped.
     fn exchange(&mut self, request: Request) -> Result<Result<Value, Failure>, FrameError> {
         let stream = self.frames.stream_mut();
         stream.until = Instant::now() + self.deadline;
@@ -153,7 +153,7 @@ mod tests {
         write_frame(stream, &Hello { version, kernel_release: "6.1".to_owned() }).unwrap();
     }
 
-    /// A channel to an agent whose side of the stream is given back.
+    /// A channel, and the agent's side of its stream.
     fn channel() -> (Channel, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         hello(&theirs, VERSION);
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_never_says_hello_or_is_of_another_time_is_an_error() {
+    fn a_guest_without_a_greeting_or_with_another_protocol_version_is_an_error() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let error = Channel::open(ours, SOON).unwrap_err();
         assert!(matches!(error, GuestError::NoAnswer { .. }), "{error}");

@@ -1,4 +1,4 @@
-//! Why something could not be had from a guest.
+//! Why a request to a guest failed.
 
 use std::time::Duration;
 
@@ -6,11 +6,10 @@ use agent_protocol::{End, Fault, FrameError};
 
 use super::Denial;
 
-/// Why something could not be had from a guest. Each names what had been asked.
+/// Why a request to a guest failed. Each error names the request.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
-    /// The guest's kernel denied it. Where that is what one wants to know, see
-    /// [`Observe`](super::Observe).
+    /// The guest's kernel denied it. [`Observe`](super::Observe) turns this into a value.
     #[error("{asked}: {denial}")]
     Denied {
         /// What was asked.
@@ -19,7 +18,7 @@ pub enum GuestError {
         denial: Denial,
     },
     /// The process ended, for another reason than a fault of the access that was asked for.
-    #[error("{asked}: the process {end}; the guest's console may say why")]
+    #[error("{asked}: the process {end}; the guest's console may show why")]
     Ended {
         /// What was asked.
         asked: String,
@@ -52,25 +51,25 @@ pub enum GuestError {
         /// Why.
         source: FrameError,
     },
-    /// An answer to another question.
-    #[error("{asked}: the agent gave an answer of another kind: it is not the agent of this lab")]
+    /// An answer to another request.
+    #[error("{asked}: the agent sent an answer of another kind: it is not the agent of this build")]
     OtherAnswer {
         /// What was asked.
         asked: String,
     },
     /// An agent of another version.
-    #[error("the agent speaks version {0} of the protocol: build lab and agent together")]
+    #[error("the agent has version {0} of the protocol: build testvm and agent together")]
     OtherVersion(u16),
     /// A fault elsewhere than where an access was asked for.
-    #[error("{asked}: {fault}, which is not where the access was to be")]
+    #[error("{asked}: {fault}, which is not the address of the access")]
     Faulted {
         /// What was asked.
         asked: String,
-        /// What the kernel says of the fault.
+        /// What the kernel reports about the fault.
         fault: Fault,
     },
     /// A file of the guest is not of its documented form.
-    #[error("{path} of the guest has a line that lab cannot read: {line:?}")]
+    #[error("{path} of the guest has a line that cannot be parsed: {line:?}")]
     Unparsed {
         /// Which file.
         path: &'static str,

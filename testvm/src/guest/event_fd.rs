@@ -1,8 +1,8 @@
-//! eventfd(2): how VFIO tells a process in the guest of interrupts.
+//! eventfd(2): how VFIO signals interrupts to a process in the guest.
 
 use agent_protocol::{Action, FileId};
 
-use super::{GuestError, PATIENCE_MILLISECONDS, Process};
+use super::{GuestError, Process, TIMEOUT_MILLISECONDS};
 
 /// A counter of events.
 #[derive(Clone, Debug)]
@@ -30,13 +30,13 @@ impl EventFd {
         self.process.perform(Action::Signal(self.id))
     }
 
-    /// How many events it has counted since it was last asked; waits until there is one, and gives
+    /// How many events it has counted since the last call; waits until there is one, and returns
     /// zero if none comes.
     pub fn wait(&self) -> Result<u64, GuestError> {
-        self.take(PATIENCE_MILLISECONDS)
+        self.take(TIMEOUT_MILLISECONDS)
     }
 
-    /// How many events it has counted since it was last asked.
+    /// How many events it has counted since the last call.
     pub fn count(&self) -> Result<u64, GuestError> {
         self.take(0)
     }

@@ -9,17 +9,17 @@ const PATH: &str = "/dev/kmsg";
 /// One record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogRecord {
-    /// How grave it is.
+    /// Its log level.
     pub level: Level,
     /// Its place in the log.
     pub sequence: u64,
     /// When it was written, since boot.
     pub time: Duration,
-    /// What it says.
+    /// Its text.
     pub text: String,
 }
 
-/// How grave a record is; the gravest is the least.
+/// A log level; the most severe is the least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// The system is unusable.
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_complains_about_itself_is_told_from_one_that_warns() {
+    fn a_bug_or_a_warn_is_a_splat_and_a_warning_of_a_driver_is_not() {
         let is_splat = |text: &str| parse(&format!("4,1,0,-;{text}\n")).unwrap()[0].is_splat();
         assert!(is_splat("kernel BUG at drivers/vfio/vfio.c:812!"));
         assert!(is_splat("WARNING: CPU: 0 PID: 1 at drivers/iommu/iommu.c:3182"));

@@ -1,9 +1,9 @@
-//! A running guest, from the host's side: what its agent can be asked.
+//! A running guest, from the host's side: the requests that its agent takes.
 //!
 //! ```no_run
 //! # use std::{os::unix::net::UnixStream, time::Duration};
 //! # use testvm::guest::{Errno, Guest, GuestError, Observe, OpenFlags, Protection, Sharing};
-//! # fn story(agent: UnixStream, plugged: u64) -> Result<(), GuestError> {
+//! # fn example(agent: UnixStream, plugged: u64) -> Result<(), GuestError> {
 //! let guest = Guest::connect(agent, Duration::from_secs(60))?;
 //! guest.load_module("virtio_mem", "")?;
 //! let process = guest.spawn()?;
@@ -14,8 +14,8 @@
 //! # }
 //! ```
 //!
-//! Every question is an error unless it worked; [`Observe::outcome`] turns a denial by the guest's
-//! kernel into a value, where that is what one wants to know.
+//! A request that the guest's kernel denies is an error; [`Observe::outcome`] turns such a denial into
+//! a value, where it is what a test observes.
 
 mod channel;
 mod error;
@@ -33,7 +33,8 @@ use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
 
 use agent_protocol::{Action, Command, Power};
 pub use agent_protocol::{
-    End, Errno, HammerReport, IoctlReply, OpenFlags, Protection, Sharing, Signal, Verdict, Width,
+    End, Errno, HammerReport, IoctlReply, OpenFlags, PatternReport, Protection, Sharing, Signal,
+    Width,
 };
 
 use self::channel::Channel;
@@ -53,41 +54,41 @@ pub use self::{
     writing::Writing,
 };
 
-/// How long a process in a guest waits for what is expected at once: long enough for any guest.
-const PATIENCE_MILLISECONDS: u16 = 30_000;
+/// How long a process in a guest waits for what is expected to come at once: enough for a slow guest.
+const TIMEOUT_MILLISECONDS: u16 = 30_000;
 
-/// A guest whose agent has said hello.
+/// A guest whose agent has sent its greeting.
 #[derive(Debug)]
 pub struct Guest {
     channel: Arc<Channel>,
     kernel_release: String,
-    /// Does what concerns no process in particular. It holds nothing.
-    clerk: Process,
+    /// A process for requests that concern no other process. It keeps nothing open.
+    helper: Process,
 }
 
 impl Guest {
-    /// Waits for a guest that boots, at most this long, until its agent says hello.
+    /// Waits for a guest that boots, at most this long, until its agent sends its greeting.
     pub fn connect(agent: UnixStream, boot: Duration) -> Result<Self, GuestError> {
         let (channel, hello) = Channel::open(agent, boot)?;
         let channel = Arc::new(channel);
-        let clerk = Process::spawn(&channel)?;
-        Ok(Self { channel, kernel_release: hello.kernel_release, clerk })
+        let helper = Process::spawn(&channel)?;
+        Ok(Self { channel, kernel_release: hello.kernel_release, helper })
     }
 
     /// Waits for the guest to boot again, after [`reboot`](Self::reboot), or after
     /// [`crash`](Self::crash) with a crash kernel loaded. Its processes are gone.
     pub fn wait_to_restart(&mut self, boot: Duration) -> Result<(), GuestError> {
         self.kernel_release = self.channel.reopen(boot)?.kernel_release;
-        self.clerk = Process::spawn(&self.channel)?;
+        self.helper = Process::spawn(&self.channel)?;
         Ok(())
     }
 
-    /// How long each question may take from now on.
+    /// How long each request may take from now on.
     pub fn set_deadline(&self, deadline: Duration) {
         self.channel.set_deadline(deadline);
     }
 
-    /// What `uname -r` says.
+    /// What `uname -r` prints.
     pub fn kernel_release(&self) -> &str {
         &self.kernel_release
     }
@@ -101,17 +102,17 @@ impl Guest {
     /// there already; one that is loaded is EEXIST.
     pub fn load_module(&self, name: &str, parameters: &str) -> Result<(), GuestError> {
         let (name, parameters) = (name.to_owned(), parameters.to_owned());
-        self.clerk.perform(Action::LoadModule { name, parameters })
+        self.helper.perform(Action::LoadModule { name, parameters })
     }
 
     /// Unloads a module; EAGAIN while it is in use.
     pub fn unload_module(&self, name: &str) -> Result<(), GuestError> {
-        self.clerk.perform(Action::UnloadModule(name.to_owned()))
+        self.helper.perform(Action::UnloadModule(name.to_owned()))
     }
 
     /// Reads a whole file.
     pub fn read_file(&self, path: &str) -> Result<Vec<u8>, GuestError> {
-        self.clerk.read_file(path)
+        self.helper.read_file(path)
     }
 
     /// Reads a whole file of text.
@@ -121,12 +122,12 @@ impl Guest {
 
     /// Writes a file that exists, with one write(2); gives the number of bytes written.
     pub fn write_file(&self, path: &str, data: impl AsRef<[u8]>) -> Result<u64, GuestError> {
-        self.clerk.write_file(path, data)
+        self.helper.write_file(path, data)
     }
 
     /// The names in a directory, sorted.
     pub fn list_directory(&self, path: &str) -> Result<Vec<String>, GuestError> {
-        self.clerk.list_directory(path)
+        self.helper.list_directory(path)
     }
 
     /// Who has claimed which range of physical addresses.
@@ -145,7 +146,7 @@ impl Guest {
         let mut log: Vec<LogRecord> = Vec::new();
         loop {
             let from = log.last().map_or(from, |record| record.sequence + 1);
-            let bytes: Vec<u8> = self.clerk.perform(Action::ReadLog { from })?;
+            let bytes: Vec<u8> = self.helper.perform(Action::ReadLog { from })?;
             if bytes.is_empty() {
                 return Ok(log);
             }
@@ -155,7 +156,7 @@ impl Guest {
 
     /// The sequence number that the log's next record will have.
     pub fn log_end(&self) -> Result<u64, GuestError> {
-        self.clerk.perform(Action::LogEnd)
+        self.helper.perform(Action::LogEnd)
     }
 
     /// Has the kernel start another one, from files in the initramfs, when it crashes.
@@ -165,7 +166,7 @@ impl Guest {
         initramfs: &str,
         command_line: &str,
     ) -> Result<(), GuestError> {
-        self.clerk.perform(Action::LoadCrashKernel {
+        self.helper.perform(Action::LoadCrashKernel {
             kernel: kernel.to_owned(),
             initramfs: initramfs.to_owned(),
             command_line: command_line.to_owned(),
@@ -174,7 +175,7 @@ impl Guest {
 
     /// Writes dirty pages to disk.
     pub fn sync(&self) -> Result<(), GuestError> {
-        self.clerk.perform(Action::Sync)
+        self.helper.perform(Action::Sync)
     }
 
     /// Powers off.

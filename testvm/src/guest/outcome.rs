@@ -1,4 +1,4 @@
-//! What a guest's kernel makes of something that was tried.
+//! Whether a guest's kernel permits what was tried, or how it denies it.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use super::GuestError;
 /// What was tried worked, or the kernel denied it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome<T> {
-    /// It worked and gave this.
+    /// It worked and returned this.
     Value(T),
     /// It was denied.
     Denied(Denial),
@@ -62,7 +62,7 @@ impl<T> PartialEq<Errno> for Outcome<T> {
     }
 }
 
-/// Tells a denial, which is an observation, from an error, which is a failure to observe.
+/// Separates a denial, which is an observation, from an error, which is a failure to observe.
 pub trait Observe<T> {
     /// The outcome, where there is one.
     fn outcome(self) -> Result<Outcome<T>, GuestError>;

@@ -62,7 +62,7 @@ impl FromStr for PciAddress {
 /// A PCI function.
 #[derive(Clone, Debug)]
 pub struct PciFunction {
-    clerk: Process,
+    helper: Process,
     address: PciAddress,
 }
 
@@ -110,7 +110,7 @@ impl Guest {
 
     /// The PCI function at an address, whether or not there is one.
     pub fn pci_function_at(&self, address: PciAddress) -> PciFunction {
-        PciFunction { clerk: self.clerk.clone(), address }
+        PciFunction { helper: self.helper.clone(), address }
     }
 
     /// Looks for functions that are new, on every bus.
@@ -132,7 +132,7 @@ impl PciFunction {
 
     /// Whether it has a file in sysfs.
     pub fn has_file(&self, name: &str) -> Result<bool, GuestError> {
-        Ok(self.clerk.list_directory(&self.file(""))?.iter().any(|file| file == name))
+        Ok(self.helper.list_directory(&self.file(""))?.iter().any(|file| file == name))
     }
 
     /// Its file in procfs.
@@ -143,7 +143,7 @@ impl PciFunction {
 
     /// The guest physical addresses of a BAR, if it has it.
     pub fn bar(&self, index: usize) -> Result<Option<Range<u64>>, GuestError> {
-        let text = self.clerk.read_file(&self.file("resource"))?;
+        let text = self.helper.read_file(&self.file("resource"))?;
         let text = String::from_utf8_lossy(&text);
         parse_resource(text.lines().nth(index).unwrap_or_default()).ok_or_else(|| {
             GuestError::Unparsed { path: "the file resource of a PCI function", line: text.into() }
@@ -152,7 +152,7 @@ impl PciFunction {
 
     /// Bytes of its configuration space.
     pub fn read_config(&self, offset: u64, length: u32) -> Result<Vec<u8>, GuestError> {
-        let file = self.clerk.open(&self.file("config"), OpenFlags::RDONLY)?;
+        let file = self.helper.open(&self.file("config"), OpenFlags::RDONLY)?;
         let bytes = file.read_at(offset, length)?;
         file.close()?;
         Ok(bytes)
@@ -160,7 +160,7 @@ impl PciFunction {
 
     /// Writes to its configuration space.
     pub fn write_config(&self, offset: u64, data: &[u8]) -> Result<(), GuestError> {
-        let file = self.clerk.open(&self.file("config"), OpenFlags::RDWR)?;
+        let file = self.helper.open(&self.file("config"), OpenFlags::RDWR)?;
         file.write_at(offset, data)?;
         file.close()
     }
@@ -171,7 +171,7 @@ impl PciFunction {
     }
 
     /// Lets it be bus master, as a driver would: without that it does no DMA.
-    pub fn be_bus_master(&self) -> Result<(), GuestError> {
+    pub fn enable_bus_master(&self) -> Result<(), GuestError> {
         self.set_command(self.command()? | command_register::BUS_MASTER)
     }
 
@@ -218,30 +218,29 @@ impl PciFunction {
         Ok(false)
     }
 
-    /// Gives it to a driver that is there, whatever other functions that driver is for.
+    /// Binds it to a driver that is loaded, whatever other functions that driver is for.
     pub fn bind(&self, driver: &str) -> Result<(), GuestError> {
-        self.reserve_for(driver)?;
+        self.set_driver_override(driver)?;
         let bound = self
-            .clerk
+            .helper
             .write_file(&format!("{BUS}/drivers/{driver}/bind"), self.address.to_string());
-        self.reserve_for_nobody()?;
+        self.clear_driver_override()?;
         bound.map(drop)
     }
 
-    /// From now on only this driver matches it, there or still to come.
-    pub fn reserve_for(&self, driver: &str) -> Result<(), GuestError> {
-        self.clerk.write_file(&self.file("driver_override"), driver).map(drop)
+    /// From now on only this driver matches it, loaded already or later: sysfs's driver_override.
+    pub fn set_driver_override(&self, driver: &str) -> Result<(), GuestError> {
+        self.helper.write_file(&self.file("driver_override"), driver).map(drop)
     }
 
-    /// From now on the drivers match it that are made for it.
-    pub fn reserve_for_nobody(&self) -> Result<(), GuestError> {
-        self.clerk.write_file(&self.file("driver_override"), "\n").map(drop)
+    /// From now on the drivers match it that have its ids in their tables.
+    pub fn clear_driver_override(&self) -> Result<(), GuestError> {
+        self.helper.write_file(&self.file("driver_override"), "\n").map(drop)
     }
 
-    /// Offers it to the drivers that are there. That none takes it is no error; EINVAL if one is
-    /// refused.
-    pub fn offer(&self) -> Result<(), GuestError> {
-        self.clerk.write_file(&format!("{BUS}/drivers_probe"), self.address.to_string()).map(drop)
+    /// Has the loaded drivers probe it. That none binds is not an error; EINVAL if one is refused.
+    pub fn probe_drivers(&self) -> Result<(), GuestError> {
+        self.helper.write_file(&format!("{BUS}/drivers_probe"), self.address.to_string()).map(drop)
     }
 
     /// Whether it has a driver.
@@ -254,13 +253,13 @@ impl PciFunction {
         if !self.has_file("iommu_group")? {
             return Ok(Vec::new());
         }
-        let members = self.clerk.list_directory(&self.file("iommu_group/devices"))?;
+        let members = self.helper.list_directory(&self.file("iommu_group/devices"))?;
         Ok(members.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
-    /// Takes it from its driver, if it has one.
+    /// Unbinds it from its driver, if it has one.
     pub fn unbind(&self) -> Result<(), GuestError> {
-        let unbound = self.clerk.write_file(&self.file("driver/unbind"), self.address.to_string());
+        let unbound = self.helper.write_file(&self.file("driver/unbind"), self.address.to_string());
         match unbound.outcome()? {
             Outcome::Denied(denial) if denial == Errno::ENOENT.into() => Ok(()),
             Outcome::Value(_) => Ok(()),
@@ -274,10 +273,10 @@ impl PciFunction {
     pub fn vfio_group(&self) -> Result<String, GuestError> {
         const GROUPS: &str = "/sys/kernel/iommu_groups";
         let address = self.address.to_string();
-        let groups = self.clerk.list_directory("/dev/vfio")?;
+        let groups = self.helper.list_directory("/dev/vfio")?;
         for group in groups {
             let number = group.trim_start_matches("noiommu-");
-            let members = self.clerk.list_directory(&format!("{GROUPS}/{number}/devices"));
+            let members = self.helper.list_directory(&format!("{GROUPS}/{number}/devices"));
             if let Outcome::Value(members) = members.outcome()?
                 && members.contains(&address)
             {
@@ -290,7 +289,7 @@ impl PciFunction {
 
     /// The name of its own file under /dev/vfio/devices, while it is bound to vfio-pci.
     pub fn vfio_device(&self) -> Result<String, GuestError> {
-        let names = self.clerk.list_directory(&self.file("vfio-dev"))?;
+        let names = self.helper.list_directory(&self.file("vfio-dev"))?;
         names.into_iter().next().ok_or_else(|| GuestError::Denied {
             asked: format!("find the VFIO device of {}", self.address),
             denial: Errno::ENODEV.into(),
@@ -299,7 +298,7 @@ impl PciFunction {
 
     /// Has the kernel forget it, until the next rescan.
     pub fn remove(&self) -> Result<(), GuestError> {
-        self.clerk.write_file(&self.file("remove"), "1").map(drop)
+        self.helper.write_file(&self.file("remove"), "1").map(drop)
     }
 }
 

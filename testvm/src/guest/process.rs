@@ -1,13 +1,13 @@
 //! Processes in a guest, the files they have open and the mappings they hold.
 //!
-//! None of these ends when it is dropped: what a process still holds when a driver comes is what
-//! the checks are about.
+//! None of these ends when it is dropped: the checks are about what a process still holds when a
+//! driver claims a device.
 
 use std::sync::Arc;
 
 use agent_protocol::{
-    Action, Command, FileId, HammerReport, IoctlReply, OpenFlags, PollReport, ProcessId,
-    Protection, Sharing, Value, Verdict, Victim, Width,
+    Accessor, Action, Command, FileId, HammerReport, IoctlReply, OpenFlags, PatternReport,
+    PollReport, ProcessId, Protection, Sharing, Value, Width,
 };
 
 use super::{Denial, GuestError, channel::Channel, outcome::Show};
@@ -32,7 +32,7 @@ pub struct Mapping {
     process: Process,
     address: u64,
     length: u64,
-    victim: Victim,
+    accessor: Accessor,
 }
 
 /// A child that loads from a mapping again and again.
@@ -42,12 +42,12 @@ pub struct Polling {
     polled: u64,
 }
 
-/// How far such a child came.
+/// What such a child did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Polled {
-    /// How many of its loads gave something.
+    /// How many of its loads succeeded.
     pub accesses: u64,
-    /// What its last one died of, if one did.
+    /// The fault that ended it, if one did.
     pub death: Option<Denial>,
 }
 
@@ -121,7 +121,7 @@ impl Process {
         sharing: Sharing,
     ) -> Result<Mapping, GuestError> {
         let address = self.perform(Action::Map { file, offset, length, protection, sharing })?;
-        Ok(Mapping { process: self.clone(), address, length, victim: Victim::Child })
+        Ok(Mapping { process: self.clone(), address, length, accessor: Accessor::Child })
     }
 }
 
@@ -199,7 +199,7 @@ impl Mapping {
     /// for each: a fault then ends the process. Needed for copied pages of a private mapping of
     /// device memory, with which fork(2) fails.
     pub fn in_process(&self) -> Self {
-        Self { victim: Victim::Process, ..self.clone() }
+        Self { accessor: Accessor::Process, ..self.clone() }
     }
 
     accesses! {
@@ -228,7 +228,7 @@ impl Mapping {
     }
 
     /// Compares it with the pattern.
-    pub fn verify(&self, seed: u64) -> Result<Verdict, GuestError> {
+    pub fn verify(&self, seed: u64) -> Result<PatternReport, GuestError> {
         self.access(0, self.length, Action::Verify { mapping: self.address, seed })
     }
 
@@ -246,13 +246,13 @@ impl Mapping {
 
     /// One load.
     pub fn peek(&self, offset: u64, width: Width) -> Result<u64, GuestError> {
-        let (mapping, victim) = (self.address, self.victim);
-        self.access(offset, width.bytes(), Action::Peek { mapping, offset, width, victim })
+        let (mapping, accessor) = (self.address, self.accessor);
+        self.access(offset, width.bytes(), Action::Peek { mapping, offset, width, accessor })
     }
 
     fn poke(&self, offset: u64, width: Width, value: u64) -> Result<(), GuestError> {
-        let (mapping, victim) = (self.address, self.victim);
-        self.access(offset, width.bytes(), Action::Poke { mapping, offset, width, value, victim })
+        let (mapping, accessor) = (self.address, self.accessor);
+        self.access(offset, width.bytes(), Action::Poke { mapping, offset, width, value, accessor })
     }
 
     /// A fault of the access itself is a denial; one elsewhere would be the agent's own.
@@ -275,7 +275,7 @@ impl Mapping {
 }
 
 impl Polling {
-    /// Stops it, if it lives, after at least one more load.
+    /// Stops it, if it still runs, after at least one more load.
     pub fn stop(self) -> Result<Polled, GuestError> {
         let PollReport { accesses, fault } = self.process.perform(Action::StopPolling)?;
         let death = fault.map(|fault| match fault.address == self.polled {

@@ -2,7 +2,7 @@
 
 use agent_protocol::Action;
 
-use super::{GuestError, PATIENCE_MILLISECONDS, Process};
+use super::{GuestError, Process, TIMEOUT_MILLISECONDS};
 
 /// A write(2) that may be going on.
 #[derive(Debug)]
@@ -18,14 +18,14 @@ impl Process {
 }
 
 impl Writing {
-    /// Whether it has ended. Not to be asked again then.
+    /// Whether it has ended. Not to be called again then.
     pub fn has_ended(&self) -> Result<bool, GuestError> {
         self.ends_within(0)
     }
 
-    /// Whether it ends. Not to be asked again then.
+    /// Waits for its end: false if it goes on. Not to be called again after it has ended.
     pub fn ends(&self) -> Result<bool, GuestError> {
-        self.ends_within(PATIENCE_MILLISECONDS)
+        self.ends_within(TIMEOUT_MILLISECONDS)
     }
 
     fn ends_within(&self, milliseconds: u16) -> Result<bool, GuestError> {

@@ -60,6 +60,6 @@ mod tests {
         assert_eq!(config.setting("VIRTIO_MEM"), &Setting::Module);
         assert_eq!(config.setting("IO_STRICT_DEVMEM"), &Setting::No);
         assert_eq!(config.setting("HZ"), &Setting::Value("250".to_owned()));
-        assert!(config.is_on("VIRTIO_MEM") && !config.is_on("NEVER_HEARD_OF"));
+        assert!(config.is_on("VIRTIO_MEM") && !config.is_on("NO_SUCH_SYMBOL"));
     }
 }

@@ -40,7 +40,7 @@ pub enum KernelError {
     /// A file that no boot loader would take for a kernel.
     #[error("{0} is not a bzImage: give the file arch/x86/boot/bzImage of a kernel's build")]
     NotAnImage(PathBuf),
-    /// Modules are wanted of a kernel that came without.
+    /// Modules are needed of a kernel that came without.
     #[error("{image} came without modules, and {} wanted: name the directory that `make modules_install` filled", list(.names))]
     NoModules {
         /// The kernel.
@@ -58,7 +58,7 @@ pub enum KernelError {
         /// The kernel's release.
         release: String,
     },
-    /// A module cannot be had.
+    /// A module is missing or cannot be read.
     #[error(transparent)]
     Module(#[from] ModuleError),
 }
@@ -107,7 +107,7 @@ impl GuestKernel {
         &self.image
     }
 
-    /// What `uname -r` will say.
+    /// What `uname -r` will print.
     pub fn release(&self) -> &str {
         &self.release
     }
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_tells_everything() {
+    fn a_kernel_is_opened_from_its_directory() {
         let directory = directory();
         let kernel = GuestKernel::open(directory.path()).unwrap();
         assert_eq!(kernel.release(), RELEASE);
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_image_is_refused() {
+    fn a_file_that_is_not_a_bzimage_is_refused() {
         let directory = directory();
         let path = directory.path().join("config");
         assert!(matches!(GuestKernel::from_image(&path, None), Err(KernelError::NotAnImage(_))));

@@ -11,7 +11,7 @@ use std::{
 use agent_protocol::{ModuleEntry, ModuleIndex, module_name};
 use liblzma::read::XzDecoder;
 
-/// Why modules could not be had.
+/// Why modules could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ModuleError {
     /// A file could not be read.
@@ -32,7 +32,7 @@ pub enum ModuleError {
         /// Where it was looked for.
         directory: PathBuf,
     },
-    /// A compression that lab cannot undo.
+    /// A compression other than xz.
     #[error(
         "{0} is neither a .ko nor a .ko.xz: unpack it, or build the kernel with MODULE_COMPRESS off"
     )]

@@ -19,7 +19,7 @@ use crate::{
     kernel::{GuestKernel, KernelError},
 };
 
-/// A virtual machine to be. A monitor that cannot make it fails with
+/// The description of a virtual machine. A monitor that cannot make it fails with
 /// [`VmError::Unsupported`](super::VmError::Unsupported) before it starts anything.
 #[derive(Clone, Debug)]
 pub struct VmConfig {
@@ -29,7 +29,7 @@ pub struct VmConfig {
     pub vcpus: u32,
     /// Bytes of RAM.
     pub memory: u64,
-    /// How its RAM is had from the host.
+    /// How its RAM is allocated from the host.
     pub ram: HostMemoryConfig,
     /// The kernel image, or a bare-metal program.
     pub kernel: PathBuf,
@@ -59,12 +59,12 @@ pub struct VmConfig {
     pub on_reset: OnReset,
 }
 
-/// An IOMMU to be.
+/// The description of an IOMMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IommuConfig {
     /// virtio-iommu.
     Virtio {
-        /// Whether devices reach memory by guest addresses until a driver says otherwise.
+        /// Whether devices reach memory by guest addresses until a driver configures the IOMMU.
         bypass: bool,
     },
     /// Intel's VT-d, with interrupt remapping.
@@ -113,8 +113,8 @@ impl VmConfig {
 
     /// The kernel's command line.
     pub(super) fn command_line(&self) -> String {
-        // On KVM the kernel does not ask either whether its timer works. Emulated, on a busy machine, it
-        // would find that it does not.
+        // On KVM the kernel skips this check by itself. Emulated, on a busy machine, the check would find
+        // that the timer does not work.
         let timer = match self.vmm.accelerator() {
             Accelerator::Kvm => "",
             Accelerator::Tcg => "no_timer_check ",
@@ -122,8 +122,7 @@ impl VmConfig {
         format!("console=ttyS0 panic=-1 {timer}{}", self.parameters)
     }
 
-    /// Whether no more is said of its memory than how much there is, in what blocks, and what it is made
-    /// of.
+    /// Whether its memory has no settings besides sizes, block sizes and backings.
     pub(super) fn has_plain_memory(&self) -> bool {
         self.ram == self.ram.backing.clone().into()
             && self.memory_devices.iter().all(|device| {

@@ -1,4 +1,4 @@
-//! What a guest has said on its console.
+//! What a guest has printed on its console.
 
 use std::{
     io::{self, Write},
@@ -6,7 +6,7 @@ use std::{
 };
 
 const TAIL_LINES: usize = 25;
-/// A guest may print without end.
+/// Bytes that are kept, because a guest may print without end.
 const MAX_BYTES: usize = 4 << 20;
 
 /// A console that is kept in memory.
@@ -28,7 +28,7 @@ impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut text = self.lock();
         text.extend_from_slice(bytes);
-        // The first of it is the least interesting.
+        // The end is what explains a failure.
         let excess = text.len().saturating_sub(MAX_BYTES);
         text.drain(..excess);
         Ok(bytes.len())
@@ -61,8 +61,8 @@ impl ConsoleText {
         lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
     }
 
-    /// What a Linux kernel says that it has died of: its first oops and where that was, or else why it
-    /// panicked.
+    /// Why a Linux kernel has crashed, by its own messages: its first oops and where that was, or else the
+    /// reason of its panic.
     pub fn cause_of_death(&self) -> Option<String> {
         let mut lines = self.0.lines().map(without_time);
         let oops = lines.clone().position(is_oops);
@@ -85,8 +85,8 @@ impl ConsoleText {
             .or_else(|| self.unpacking_error())
     }
 
-    /// What is wrong with the image, if the code that unpacks the kernel says so: `error` of
-    /// arch/x86/boot/compressed/error.c, which prints that between blank lines and halts.
+    /// What is wrong with the image, if the code that unpacks the kernel has printed that: `error` of
+    /// arch/x86/boot/compressed/error.c prints it between blank lines and halts.
     fn unpacking_error(&self) -> Option<String> {
         let (before, _) = self.0.split_once(" -- System halted")?;
         Some(before.lines().rfind(|line| !line.trim().is_empty())?.trim().to_owned())
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_says_what_it_has_died_of() {
+    fn the_cause_of_a_crash_is_found_in_the_console() {
         let cause = |text: &str| ConsoleText::from(text.as_bytes()).cause_of_death();
         assert_eq!(cause("[    0.000000] Linux version 6.12\r\n"), None);
         // Linux 7.2 on a processor with AVX and without XSAVE.

@@ -7,16 +7,16 @@ use vmm::{
     machine::{NotRunning, ResizeRefused},
 };
 
-use super::{Machine, PATIENCE, QmpError, Vmm};
+use super::{QmpError, RunningMachine, TIMEOUT, Vmm};
 use crate::{guest::GuestError, kernel::KernelError};
 
-/// Why a virtual machine could not be had, or not be waited for.
+/// Why a virtual machine could not be made, used or waited for.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
-    /// A kernel's modules cannot be had.
+    /// A kernel's modules are missing or cannot be read.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// The machine cannot be.
+    /// moat cannot make the machine.
     #[error(transparent)]
     Machine(#[from] MachineError),
     /// The monitor has no such machines.
@@ -27,30 +27,30 @@ pub enum VmError {
         /// What the machine is to have.
         what: &'static str,
     },
-    /// The monitor is not there.
+    /// The monitor is not installed.
     #[error("{0} is not installed, or not in a directory that PATH names")]
     NotInstalled(&'static str),
     /// The monitor does not start, or has ended meanwhile.
-    #[error("{program} has ended; it said: {said}")]
+    #[error("{program} has ended; its error output: {said}")]
     ProcessEnded {
         /// The monitor.
         program: &'static str,
         /// What it wrote to its standard error.
         said: String,
     },
-    /// QEMU does not do what it is asked to.
+    /// QEMU refused a command, or did not answer.
     #[error(transparent)]
     Qmp(#[from] QmpError),
-    /// QEMU answers with something else than a number.
+    /// QEMU answered with something else than a number.
     #[error("QEMU has no number for {0} of its virtio-mem device: is it older than 5.1?")]
     NoNumber(&'static str),
-    /// A process of moat's does not do what it is asked to.
+    /// A moat process refused a request.
     #[error("moat refuses {0}")]
     Api(String),
     /// The monitor cannot be given its files and sockets.
     #[error("cannot prepare the files and sockets of a machine")]
     Preparing(#[from] io::Error),
-    /// The guest's agent said no, or nothing.
+    /// A request to the guest's agent failed.
     #[error(transparent)]
     Guest(#[from] GuestError),
     /// The machine has not started, or has ended.
@@ -59,25 +59,25 @@ pub enum VmError {
     /// A size that the device cannot have.
     #[error(transparent)]
     Resize(#[from] ResizeRefused),
-    /// The guest's kernel has ended itself, which its scenario has taken down.
+    /// The guest's kernel has ended itself, which its scenario has recorded.
     #[error("the guest's kernel has died")]
     Died,
-    /// Something that every guest of these machines should have.
+    /// The guest lacks something that every guest of these machines should have.
     #[error("the guest has no {0}")]
     Absent(&'static str),
-    /// Something did not become true.
-    #[error("timed out after {PATIENCE:?} waiting until {0}")]
-    Patience(String),
+    /// A condition did not become true in time.
+    #[error("timed out after {TIMEOUT:?} waiting until {0}")]
+    TimedOut(String),
     /// The guest ended in another way than by powering off.
     #[error("{0}, where it should have powered off")]
     Ending(Ending),
     /// The guest went on.
-    #[error("the guest did not power off within {PATIENCE:?}")]
+    #[error("the guest did not power off within {TIMEOUT:?}")]
     NoEnding,
 }
 
 impl VmError {
-    /// Whether the guest cannot be asked anything any more.
+    /// Whether the guest no longer answers.
     pub fn guest_is_lost(&self) -> bool {
         matches!(
             self,
@@ -89,29 +89,29 @@ impl VmError {
     }
 }
 
-/// What went wrong, and the guest's last words.
+/// An error, with the state of the guest at that time.
 #[derive(Debug)]
 pub struct Trouble {
     /// What went wrong.
     pub error: VmError,
     /// How the machine had ended by then, if it had.
     pub ending: Option<Ending>,
-    /// What the guest's kernel says that it has died of, if it does.
+    /// Why the guest's kernel crashed, if its console shows that.
     pub cause: Option<String>,
     /// The end of the guest's console.
     pub console: String,
-    /// Whether the guest never got as far as being asked anything.
+    /// Whether the guest failed before its agent had started.
     pub at_boot: bool,
 }
 
 impl Trouble {
-    pub(super) fn of(error: VmError, machine: &dyn Machine) -> Self {
-        // The channel ends with the machine, a moment before it can say how.
-        let patience = match error {
-            VmError::Guest(GuestError::Channel { .. }) => PATIENCE,
+    pub(super) fn of(error: VmError, machine: &dyn RunningMachine) -> Self {
+        // The channel closes shortly before the machine's ending is known.
+        let timeout = match error {
+            VmError::Guest(GuestError::Channel { .. }) => TIMEOUT,
             _ => Duration::ZERO,
         };
-        let ending = machine.wait_for_end(patience);
+        let ending = machine.wait_for_end(timeout);
         let console = machine.console();
         Self {
             error,
@@ -131,13 +131,13 @@ impl From<VmError> for Box<Trouble> {
 }
 
 impl fmt::Display for Trouble {
-    /// Of a guest that was lost what its kernel died of, or else how the machine ended. Of others the error
+    /// For a guest that was lost, why its kernel crashed, or else how the machine ended. Otherwise the error
     /// with its causes, and how the machine ended, if it has.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.error.guest_is_lost() {
             match (&self.cause, &self.ending) {
                 (Some(cause), _) => return write!(f, "the guest's kernel died: {cause}"),
-                // That it does not answer any more follows.
+                // It does not answer because the machine has ended.
                 (None, Some(ending)) => return write!(f, "{ending}"),
                 (None, None) => {}
             }
@@ -162,7 +162,7 @@ mod tests {
         trouble.ending = Some(Ending::TripleFault);
         let text = trouble.to_string();
         assert!(text.contains("a machine: no room; the guest died of a triple fault"), "{text}");
-        // What a kernel complains about is no reason for anything else.
+        // A kernel's oops does not explain another error.
         trouble.cause = Some("invalid opcode in f".into());
         assert_eq!(trouble.to_string(), text);
         trouble.error = VmError::Died;

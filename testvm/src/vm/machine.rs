@@ -6,7 +6,7 @@ use vmm::{
     Ending, MachineControl, MachineStatus, machine::RequestCounters, violations::ViolationCounters,
 };
 
-use super::{ConsoleText, Process, VmError};
+use super::{ConsoleText, MonitorProcess, VmError};
 
 /// A virtio-mem device, as its machine has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub struct DeviceCounters {
 pub struct BarAccesses {
     /// Those that it decoded.
     pub decoded: u64,
-    /// Those that it did not, being told not to, asleep or in a reset.
+    /// Those that it did not: decoding was off, or it was in D3hot or in a reset.
     pub refused: u64,
 }
 
@@ -59,11 +59,11 @@ impl BarAccesses {
 }
 
 /// A machine, whichever monitor runs it. It ends when it is dropped.
-pub trait Machine {
+pub trait RunningMachine {
     /// A virtio-mem device by its name.
     fn memory_device(&self, name: &str) -> Result<MemoryDevice, VmError>;
 
-    /// How many bytes of a virtio-mem device are plugged: one question and one answer.
+    /// How many bytes of a virtio-mem device are plugged, by a single request to the monitor.
     fn plugged(&self, name: &str) -> Result<u64, VmError> {
         Ok(self.memory_device(name)?.plugged)
     }
@@ -71,18 +71,18 @@ pub trait Machine {
     /// Asks the driver of a virtio-mem device for another size.
     fn request(&self, name: &str, bytes: u64) -> Result<(), VmError>;
 
-    /// What can be asked of a machine of moat's in this process.
+    /// The control of a machine of moat's in this process.
     fn control(&self) -> Option<&MachineControl> {
         None
     }
 
     /// The monitor's process, if it is not this one.
-    fn process(&self) -> Option<&Process> {
+    fn process(&self) -> Option<&MonitorProcess> {
         None
     }
 
     /// How the machine ended, if it does within this time.
-    fn wait_for_end(&self, patience: Duration) -> Option<Ending>;
+    fn wait_for_end(&self, timeout: Duration) -> Option<Ending>;
 
     /// What the guest has printed.
     fn console(&self) -> ConsoleText;

@@ -9,11 +9,11 @@ use std::{
     time::Duration,
 };
 
-use vmm::{
-    Ending, Machine as MoatMachine, MachineControl, MachineIo, MachineSpec, SerialEndpoint, Size,
-};
+use vmm::{Ending, Machine, MachineControl, MachineIo, MachineSpec, SerialEndpoint, Size};
 
-use super::{ConsoleText, IommuConfig, Machine, MemoryDevice, VmConfig, VmError, console::Console};
+use super::{
+    ConsoleText, IommuConfig, MemoryDevice, RunningMachine, VmConfig, VmError, console::Console,
+};
 
 /// A machine of moat's, in this process.
 pub(super) struct Moat {
@@ -24,12 +24,12 @@ pub(super) struct Moat {
 }
 
 impl Moat {
-    /// Starts one; gives the far end of its second serial port too.
+    /// Starts one; returns the far end of its second serial port too.
     pub(super) fn start(config: &VmConfig) -> Result<(Self, UnixStream), VmError> {
         let console = Console::default();
         let (ours, theirs) = UnixStream::pair()?;
         let mut spec = machine_spec(config)?;
-        // It is read once.
+        // The file is read once, while the machine starts.
         let initrd = config.initrd_file()?;
         spec.initrd = initrd.as_ref().map(|file| file.path().to_owned());
         let io = MachineIo {
@@ -41,22 +41,22 @@ impl Moat {
             agent: serial(&theirs)?,
             ..MachineIo::default()
         };
-        let machine = MoatMachine::start(spec, io)?;
+        let machine = Machine::start(spec, io)?;
         let control = machine.control();
         let (sender, ending) = mpsc::channel();
         let watcher = thread::spawn(move || {
             let ending = machine.wait();
-            // The thread that reads the agent's input has a copy of the stream: without this, who
-            // waits for an answer would not see that there is nobody left to give it.
+            // The thread that reads the agent's input has a copy of the stream: without this, a caller
+            // who waits for an answer would not see that the machine has ended.
             let _ = theirs.shutdown(Shutdown::Both);
-            // Nobody may care how it ended.
+            // Fails if the receiver was dropped.
             let _ = sender.send(ending);
         });
         Ok((Self { control, ending, watcher: Some(watcher), console }, ours))
     }
 }
 
-impl Machine for Moat {
+impl RunningMachine for Moat {
     fn memory_device(&self, name: &str) -> Result<MemoryDevice, VmError> {
         MemoryDevice::of(self.control.status()?, name)
     }
@@ -70,8 +70,8 @@ impl Machine for Moat {
         Some(&self.control)
     }
 
-    fn wait_for_end(&self, patience: Duration) -> Option<Ending> {
-        self.ending.recv_timeout(patience).ok()
+    fn wait_for_end(&self, timeout: Duration) -> Option<Ending> {
+        self.ending.recv_timeout(timeout).ok()
     }
 
     fn console(&self) -> ConsoleText {
@@ -83,7 +83,7 @@ impl Drop for Moat {
     fn drop(&mut self) {
         self.control.stop();
         if let Some(watcher) = self.watcher.take() {
-            // A panic there has been reported already, and there is nothing left to do.
+            // A panic there has been reported already.
             let _ = watcher.join();
         }
     }
@@ -107,7 +107,8 @@ fn machine_spec(config: &VmConfig) -> Result<MachineSpec, VmError> {
     })
 }
 
-/// Whether its IOMMU, if there is one, lets devices through at first. Names what moat cannot have.
+/// Whether its IOMMU, if there is one, lets devices through at first. An error names what moat does not
+/// support.
 pub(super) fn bypass(config: &VmConfig) -> Result<Option<bool>, VmError> {
     let unsupported = |what| Err(VmError::Unsupported { vmm: config.vmm, what });
     if config.nic {

@@ -1,4 +1,4 @@
-//! moat as its users have it: a process of `moat run`, which is asked over its API.
+//! moat as a process of its own, `moat run`, controlled over its API.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use vmm::{
 };
 
 use super::{
-    ConsoleText, Machine, MemoryDevice, Process, VmConfig, VmError,
+    ConsoleText, MemoryDevice, MonitorProcess, RunningMachine, VmConfig, VmError,
     moat::bypass,
     process::{option, switch},
 };
@@ -27,13 +27,13 @@ const MOAT: &str = "moat";
 
 /// A `moat run` that runs. It ends when this is dropped.
 pub(super) struct MoatProcess {
-    process: Process,
+    process: MonitorProcess,
     /// The connection to its API, once it was needed.
     api: Mutex<Option<BufReader<UnixStream>>>,
 }
 
 impl MoatProcess {
-    /// Starts one; gives the far end of its second serial port too.
+    /// Starts one; returns the far end of its second serial port too.
     pub(super) fn start(config: &VmConfig) -> Result<(Self, UnixStream), VmError> {
         let arguments = arguments(config)?;
         let files = TempDir::with_prefix("moat-run-")?;
@@ -41,7 +41,7 @@ impl MoatProcess {
         if !config.initrd.is_empty() {
             fs::write(directory.join("initramfs"), &config.initrd)?;
         }
-        let process = Process::start(MOAT, files, |command| {
+        let process = MonitorProcess::start(MOAT, files, |command| {
             command.arg("run").arg("--kernel").arg(&config.kernel).args(arguments);
             if !config.initrd.is_empty() {
                 command.args(["--initrd", "initramfs"]);
@@ -49,7 +49,7 @@ impl MoatProcess {
             command
                 .args(["--serial", "file:console", "--serial2", "unix:agent"])
                 .args(["--api-socket", "api"])
-                // Nobody reads about violations there.
+                // Warnings about violations are not wanted here.
                 .env("RUST_LOG", "error")
                 .stdin(Stdio::null())
                 .current_dir(directory);
@@ -60,7 +60,7 @@ impl MoatProcess {
 
     /// One request and its answer, on a connection that stays open.
     fn request<T: DeserializeOwned>(&self, what: &str, body: &Value) -> Result<T, VmError> {
-        // A thread that panicked while asking left at most an answer that nobody waits for.
+        // A thread that panicked during a request left at most an unread answer.
         let mut api = self.api.lock().unwrap_or_else(PoisonError::into_inner);
         let stream = match &mut *api {
             Some(stream) => stream,
@@ -106,7 +106,7 @@ fn exchange(
     Ok((status.contains(" 200 "), answer))
 }
 
-impl Machine for MoatProcess {
+impl RunningMachine for MoatProcess {
     fn memory_device(&self, name: &str) -> Result<MemoryDevice, VmError> {
         let status: MachineStatus = self.request("GET /machine", &Value::Null)?;
         MemoryDevice::of(status, name)
@@ -118,12 +118,12 @@ impl Machine for MoatProcess {
         Ok(())
     }
 
-    fn process(&self) -> Option<&Process> {
+    fn process(&self) -> Option<&MonitorProcess> {
         Some(&self.process)
     }
 
-    fn wait_for_end(&self, patience: Duration) -> Option<Ending> {
-        match self.process.wait(patience) {
+    fn wait_for_end(&self, timeout: Duration) -> Option<Ending> {
+        match self.process.wait(timeout) {
             Ok(None) => None,
             Ok(Some(status)) if status.success() => Some(Ending::PowerOff),
             Ok(Some(status)) => {
@@ -146,7 +146,7 @@ fn arguments(config: &VmConfig) -> Result<Vec<String>, VmError> {
         || config.probes.iter().any(|probe| *probe != ProbeConfig::default())
         || !config.has_plain_memory()
     {
-        let what = "settings that no process of moat's has been started with so far";
+        let what = "settings that are not passed to `moat run` yet";
         return Err(VmError::Unsupported { vmm: config.vmm, what });
     }
     let mut arguments = vec![

@@ -24,11 +24,11 @@ pub use self::{
     config::{IommuConfig, VmConfig},
     console::ConsoleText,
     error::{Trouble, VmError},
-    machine::{BarAccesses, DeviceCounters, Machine, MemoryDevice},
+    machine::{BarAccesses, DeviceCounters, MemoryDevice, RunningMachine},
     monitor::{
-        Accelerator, Direction, DmaEngine, Endpoint, Endpoints, Feature, Iommu, Register, Vmm,
+        Accelerator, Direction, DmaEngine, Endpoint, Endpoints, Feature, Iommu, KnownRegister, Vmm,
     },
-    process::Process,
+    process::MonitorProcess,
     qemu::QEMU,
     qmp::QmpError,
 };
@@ -48,16 +48,16 @@ pub const IOMMU_DRIVER: &str = "virtio_iommu";
 pub const MEM0: &str = "mem0";
 
 /// Emulated processors need 10 to 20 seconds; much more is a hang.
-const BOOT: Duration = Duration::from_secs(90);
-/// How long a guest has to do what it was asked to.
-const PATIENCE: Duration = Duration::from_secs(30);
-const POLL: Duration = Duration::from_millis(10);
+const BOOT_TIMEOUT: Duration = Duration::from_secs(90);
+/// How long a guest may take to do what it was asked to.
+const TIMEOUT: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Has a monitor make a machine; gives the far end of its second serial port too.
-pub fn start(config: &VmConfig) -> Result<(Box<dyn Machine>, UnixStream), VmError> {
-    fn boxed<M: Machine + 'static>(
+/// Has a monitor make a machine; returns the far end of its second serial port too.
+pub fn start(config: &VmConfig) -> Result<(Box<dyn RunningMachine>, UnixStream), VmError> {
+    fn boxed<M: RunningMachine + 'static>(
         (machine, agent): (M, UnixStream),
-    ) -> (Box<dyn Machine>, UnixStream) {
+    ) -> (Box<dyn RunningMachine>, UnixStream) {
         (Box::new(machine), agent)
     }
     match config.vmm {
@@ -72,19 +72,19 @@ pub struct Vm {
     /// The guest in it.
     pub guest: Guest,
     vmm: Vmm,
-    machine: Box<dyn Machine>,
+    machine: Box<dyn RunningMachine>,
     region: Range<u64>,
 }
 
 impl Vm {
-    /// Boots a kernel with the agent, and waits until the agent says hello.
+    /// Boots a kernel with the agent, and waits for the agent's greeting.
     pub fn boot(config: &VmConfig) -> Result<Self, Box<Trouble>> {
         let (machine, agent) = start(config)?;
         let region = match config.memory_devices[..] {
             [] => 0..0,
             _ => machine.memory_device(MEM0)?.region,
         };
-        match Guest::connect(agent, BOOT) {
+        match Guest::connect(agent, BOOT_TIMEOUT) {
             Ok(guest) => Ok(Self { guest, vmm: config.vmm, machine, region }),
             Err(error) => {
                 let trouble = Trouble::of(error.into(), &*machine);
@@ -113,7 +113,7 @@ impl Vm {
         self.machine.plugged(MEM0)
     }
 
-    /// What can be asked of a machine of moat's in this process.
+    /// The control of a machine of moat's in this process.
     pub fn control(&self) -> Option<&MachineControl> {
         self.machine.control()
     }
@@ -134,8 +134,8 @@ impl Vm {
         Some(BarAccesses { decoded, refused: counters.refused })
     }
 
-    /// Loads the driver of the IOMMU, if the kernel has one that is not there yet, before there is a
-    /// driver for anything that is behind it.
+    /// Loads the driver of the IOMMU, if the kernel has one as a module, before the drivers of the devices
+    /// behind it.
     pub fn load_iommu_driver(&self) -> Result<(), GuestError> {
         if self.vmm.iommu() == Iommu::Virtio {
             self.guest.load_module(BUS, "").outcome()?;
@@ -152,12 +152,12 @@ impl Vm {
 
     /// Loads the driver.
     pub fn start_driver(&self) -> Result<(), VmError> {
-        // The bus is there already when the driver comes back.
+        // The bus's driver stays when this one is unloaded.
         self.guest.load_module(BUS, "").outcome()?;
         Ok(self.guest.load_module(DRIVER, "")?)
     }
 
-    /// Takes the driver away.
+    /// Unloads the driver.
     pub fn unload_driver(&self) -> Result<(), GuestError> {
         self.guest.unload_module(DRIVER)
     }
@@ -168,49 +168,49 @@ impl Vm {
         self.wait_until_plugged(bytes)
     }
 
-    /// Asks the driver for another size; a driver to come finds it asked for.
+    /// Requests another size of the driver; one that is loaded later finds the request.
     pub fn request(&self, bytes: u64) -> Result<(), VmError> {
         self.machine.request(MEM0, bytes)
     }
 
-    /// Waits until the driver has plugged this much and told the rest of its kernel.
+    /// Waits until the driver has plugged this much, and added it to the guest's memory.
     pub fn wait_until_plugged(&self, bytes: u64) -> Result<(), VmError> {
         self.wait_until(&format!("{} MiB are plugged", bytes / MIB), || {
             Ok(self.plugged()? == bytes && {
                 // Blocks are plugged before their memory is added. Where they are smaller than what
-                // Linux adds at once they are unplugged before it is removed, too: only of all of it
-                // one can wait for that.
+                // Linux adds at once, they are also unplugged before it is removed: its removal can
+                // be waited for only when all is unplugged.
                 let added = self.guest.iomem()?.size_of(ADDED_MEMORY);
                 if bytes == 0 { added == 0 } else { added >= bytes }
             })
         })
     }
 
-    /// Waits for a state that nobody signals.
+    /// Polls until a condition is true.
     pub fn wait_until(
         &self,
         what: &str,
         mut is_so: impl FnMut() -> Result<bool, VmError>,
     ) -> Result<(), VmError> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while !is_so()? {
             if Instant::now() > end {
-                return Err(VmError::Patience(what.to_owned()));
+                return Err(VmError::TimedOut(what.to_owned()));
             }
-            thread::sleep(POLL);
+            thread::sleep(POLL_INTERVAL);
         }
         Ok(())
     }
 
     /// How the machine ended, if it does within this time.
-    pub fn wait_for_end(&self, patience: Duration) -> Option<Ending> {
-        self.machine.wait_for_end(patience)
+    pub fn wait_for_end(&self, timeout: Duration) -> Option<Ending> {
+        self.machine.wait_for_end(timeout)
     }
 
     /// Powers the guest off.
     pub fn power_off(&self) -> Result<(), VmError> {
         self.guest.power_off()?;
-        match self.wait_for_end(PATIENCE) {
+        match self.wait_for_end(TIMEOUT) {
             Some(Ending::PowerOff) => Ok(()),
             Some(other) => Err(VmError::Ending(other)),
             None => Err(VmError::NoEnding),
@@ -220,7 +220,7 @@ impl Vm {
     /// Whether the guest did not answer because its kernel has ended itself.
     pub fn has_died_of<T>(&self, answer: &Result<T, GuestError>) -> bool {
         matches!(answer, Err(GuestError::NoAnswer { .. } | GuestError::Channel { .. }))
-            && matches!(self.wait_for_end(PATIENCE), Some(Ending::Panic | Ending::Reset))
+            && matches!(self.wait_for_end(TIMEOUT), Some(Ending::Panic | Ending::Reset))
     }
 
     /// An error with what else is known about the machine by now.

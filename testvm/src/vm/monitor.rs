@@ -13,7 +13,7 @@ use crate::guest::Width;
 pub enum Vmm {
     /// moat, in this process.
     Moat,
-    /// `moat run`, a process of its own. A shell would find it.
+    /// `moat run`, a process of its own, found by PATH.
     MoatProcess,
     /// QEMU's machine q35, and the IOMMU that it has if it has one.
     Qemu(Accelerator, Iommu),
@@ -39,10 +39,10 @@ pub enum Iommu {
     Intel,
 }
 
-/// What not every monitor has.
+/// A feature that not every monitor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feature {
-    /// A function that raises MSI-X when it is told to, and has a reset of its own.
+    /// A function that raises MSI-X by a register write, and has a reset of its own.
     Probe,
     /// Functions behind a bridge to conventional PCI, with the IOMMU above them.
     ConventionalPci,
@@ -60,12 +60,12 @@ pub struct Endpoint {
     /// The number of a BAR with memory in it.
     pub bar: usize,
     /// A register in that BAR that always reads the same.
-    pub identity: Register,
+    pub identity: KnownRegister,
     /// The offset of 4 bytes in that BAR that may be written at any time.
     pub scratch: u64,
     /// Its DMA engine, with registers in that BAR.
     pub dma: Option<DmaEngine>,
-    /// Which register of 32 bits in that BAR is to be written for INTx to be asserted or not, and what.
+    /// The 32-bit register in that BAR to write to assert INTx or deassert it, and the value.
     pub intx: Option<fn(is_asserted: bool) -> (u64, u32)>,
 }
 
@@ -74,9 +74,9 @@ pub struct Endpoint {
 pub struct DmaEngine {
     /// The 32-bit registers to write, in this order, for a transfer of so many bytes.
     pub start: fn(Direction, address: u32, length: u32) -> [(u64, u32); 4],
-    /// The register that tells whether a transfer is going on.
+    /// The register that shows whether a transfer is going on.
     pub status: u64,
-    /// The bits of that register that say so, and what they are then.
+    /// The bits of that register that show it: a mask, and their value during a transfer.
     pub busy: (u32, u32),
 }
 
@@ -91,7 +91,7 @@ pub enum Direction {
 
 /// A register of a device, and what it reads.
 #[derive(Clone, Copy, Debug)]
-pub struct Register {
+pub struct KnownRegister {
     /// Its offset in the BAR.
     pub offset: u64,
     /// How wide it is.
@@ -110,7 +110,7 @@ pub struct Endpoints {
     /// One that no driver claims, with MSI-X, a ROM and power management, in a machine with an IOMMU.
     pub equipped: Endpoint,
     /// One whose 64-bit BAR is as large as the virtio-mem region.
-    pub overlay: Endpoint,
+    pub large_bar: Endpoint,
 }
 
 /// A virtio-rng device, with its common configuration at the start of a BAR: virtio 1.3, 4.1.4.3.
@@ -119,7 +119,7 @@ const VIRTIO_RNG: Endpoint = Endpoint {
     vendor: 0x1af4,
     device: 0x1044,
     bar: 4,
-    identity: Register { offset: 0x12, width: Width::Word, value: 1 },
+    identity: KnownRegister { offset: 0x12, width: Width::Word, value: 1 },
     scratch: 0,
     dma: None,
     intx: None,
@@ -130,7 +130,7 @@ const EDU: Endpoint = Endpoint {
     vendor: 0x1234,
     device: 0x11e8,
     bar: 0,
-    identity: Register { offset: 0, width: Width::Long, value: 0x0100_00ed },
+    identity: KnownRegister { offset: 0, width: Width::Long, value: 0x0100_00ed },
     scratch: 4,
     dma: Some(DmaEngine { start: edu_transfer, status: 0x98, busy: (1, 1) }),
     intx: Some(|is_asserted| (if is_asserted { 0x60 } else { 0x64 }, 1)),
@@ -146,14 +146,14 @@ fn edu_transfer(direction: Direction, address: u32, length: u32) -> [(u64, u32);
     [(0x80, source), (0x88, destination), (0x90, length), (0x98, command)]
 }
 
-const ZEROS: Register = Register { offset: 0, width: Width::Long, value: 0 };
+const ZEROS: KnownRegister = KnownRegister { offset: 0, width: Width::Long, value: 0 };
 
 /// Intel 82574: the VLAN ethertype, which reset sets, and the flow control timer.
 const E1000E: Endpoint = Endpoint {
     vendor: 0x8086,
     device: 0x10d3,
     bar: 0,
-    identity: Register { offset: 0x38, width: Width::Long, value: 0x8100 },
+    identity: KnownRegister { offset: 0x38, width: Width::Long, value: 0x8100 },
     scratch: 0x170,
     dma: None,
     intx: None,
@@ -175,7 +175,7 @@ const PROBE: Endpoint = Endpoint {
     vendor: Probe::IDENTITY.vendor,
     device: Probe::IDENTITY.device,
     bar: 0,
-    identity: Register { offset: 0, width: Width::Long, value: 0x7461_6f6d },
+    identity: KnownRegister { offset: 0, width: Width::Long, value: 0x7461_6f6d },
     scratch: 0x200,
     dma: Some(DmaEngine { start: probe_transfer, status: 0x008, busy: (u32::MAX, 1) }),
     intx: Some(|is_asserted| (0x104, is_asserted.into())),
@@ -210,7 +210,7 @@ impl Vmm {
         }
     }
 
-    /// How drivers reach its virtio devices unless a machine is to have it otherwise.
+    /// How drivers reach its virtio devices by default.
     pub(super) fn usual_transport(self) -> VirtioTransport {
         match self {
             Self::Moat | Self::MoatProcess | Self::QemuMicrovm(_) => VirtioTransport::Mmio,
@@ -218,12 +218,12 @@ impl Vmm {
         }
     }
 
-    /// Why it does not have something.
+    /// Why it lacks a feature, if it does.
     pub fn lacks(self, feature: Feature) -> Option<&'static str> {
         match (self, feature) {
             (Self::Moat, _) => None,
             (Self::MoatProcess, Feature::Counters) => {
-                Some("what a process of moat's counts is not asked for here")
+                Some("the counters of a moat process are not read by the checks")
             }
             (Self::MoatProcess, _) => None,
             (Self::Qemu(..) | Self::QemuMicrovm(_), Feature::Counters) => {
@@ -234,9 +234,9 @@ impl Vmm {
                 Some("QEMU's virtio-iommu has no endpoints behind a bridge to conventional PCI")
             }
             (Self::Qemu(_, Iommu::Intel), Feature::ConventionalPci) => None,
-            (Self::Qemu(..), Feature::Probe) => {
-                Some("QEMU has no device with a reset of its own that raises MSI-X when told to")
-            }
+            (Self::Qemu(..), Feature::Probe) => Some(
+                "QEMU has no device with a reset of its own that raises MSI-X by a register write",
+            ),
         }
     }
 
@@ -256,11 +256,14 @@ impl Vmm {
                 idle: PROBE,
                 equipped: PROBE,
                 // Its memory, plain bytes.
-                overlay: Endpoint { bar: 2, identity: ZEROS, scratch: 0, dma: None, ..PROBE },
+                large_bar: Endpoint { bar: 2, identity: ZEROS, scratch: 0, dma: None, ..PROBE },
             },
-            Self::Qemu(..) | Self::QemuMicrovm(_) => {
-                Endpoints { driven: VIRTIO_RNG, idle: EDU, equipped: E1000E, overlay: PCI_TESTDEV }
-            }
+            Self::Qemu(..) | Self::QemuMicrovm(_) => Endpoints {
+                driven: VIRTIO_RNG,
+                idle: EDU,
+                equipped: E1000E,
+                large_bar: PCI_TESTDEV,
+            },
         }
     }
 }

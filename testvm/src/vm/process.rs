@@ -13,18 +13,18 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{POLL, VmError};
+use super::{POLL_INTERVAL, VmError};
 
 /// The process, and a directory for its files and sockets. Dropping it ends the process.
-pub struct Process {
+pub struct MonitorProcess {
     program: &'static str,
     child: Mutex<Child>,
     files: TempDir,
     started: Instant,
 }
 
-impl Process {
-    /// Runs `program`, found as a shell would find it. What it says goes to a file.
+impl MonitorProcess {
+    /// Runs `program`, found by PATH. Its standard error goes to a file.
     pub(super) fn start(
         program: &'static str,
         files: TempDir,
@@ -61,13 +61,13 @@ impl Process {
         fs::read(self.path(name)).unwrap_or_default()
     }
 
-    /// That it has ended, with what it said.
+    /// The error that it has ended, with what it wrote to its standard error.
     pub(super) fn ended(&self) -> VmError {
         let said = String::from_utf8_lossy(&self.read("errors")).trim().to_owned();
         VmError::ProcessEnded { program: self.program, said }
     }
 
-    /// Connects to a socket that it makes. Nobody tells when that appears, but it appears at once.
+    /// Connects to a socket that it makes, retrying until the socket exists.
     pub(super) fn connect(&self, path: &Path) -> Result<UnixStream, VmError> {
         use io::ErrorKind::{ConnectionRefused, NotFound};
         loop {
@@ -83,27 +83,27 @@ impl Process {
         }
     }
 
-    /// Waits for its end, so long at most.
-    pub(super) fn wait(&self, patience: Duration) -> io::Result<Option<ExitStatus>> {
-        let end = Instant::now() + patience;
+    /// Waits for its end, at most this long.
+    pub(super) fn wait(&self, timeout: Duration) -> io::Result<Option<ExitStatus>> {
+        let end = Instant::now() + timeout;
         loop {
             let status = self.child().try_wait()?;
             if status.is_some() || Instant::now() >= end {
                 return Ok(status);
             }
-            thread::sleep(POLL);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
-    /// Nothing panics while it has this.
+    /// No thread panics while it holds this lock.
     fn child(&self) -> MutexGuard<'_, Child> {
         self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Process {
+impl Drop for MonitorProcess {
     fn drop(&mut self) {
-        // One that has ended already cannot be killed, and needs not be.
+        // Fails if it has ended already.
         let mut child = self.child();
         let _ = child.kill();
         let _ = child.wait();

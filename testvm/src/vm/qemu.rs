@@ -1,4 +1,4 @@
-//! QEMU as a monitor: its command line, and a process that is asked over QMP.
+//! QEMU as a monitor: its command line, and a process that is controlled over QMP.
 
 use std::{
     fs,
@@ -19,7 +19,8 @@ use vmm::{
 };
 
 use super::{
-    Accelerator, ConsoleText, IommuConfig, Machine, MemoryDevice, Process, VmConfig, VmError, Vmm,
+    Accelerator, ConsoleText, IommuConfig, MemoryDevice, MonitorProcess, RunningMachine, VmConfig,
+    VmError, Vmm,
     process::{option, switch},
     qmp::{Qmp, QmpError},
 };
@@ -29,12 +30,12 @@ pub const QEMU: &str = "qemu-system-x86_64";
 
 /// A QEMU that runs. It ends when this is dropped.
 pub(super) struct Qemu {
-    process: Process,
+    process: MonitorProcess,
     qmp: Mutex<Qmp>,
 }
 
 impl Qemu {
-    /// Starts one; gives the far end of its second serial port too.
+    /// Starts one; returns the far end of its second serial port too.
     pub(super) fn start(config: &VmConfig) -> Result<(Self, UnixStream), VmError> {
         let arguments = arguments(config)?;
         let files = TempDir::with_prefix("moat-qemu-")?;
@@ -46,7 +47,7 @@ impl Qemu {
         if !config.initrd.is_empty() {
             fs::write(&initrd, &config.initrd)?;
         }
-        let process = Process::start(QEMU, files, |command: &mut Command| {
+        let process = MonitorProcess::start(QEMU, files, |command: &mut Command| {
             command.args(arguments).arg("-kernel").arg(&config.kernel);
             if !config.initrd.is_empty() {
                 command.arg("-initrd").arg(initrd);
@@ -54,7 +55,7 @@ impl Qemu {
             command
                 .args(["-qmp", "stdio", "-serial", &option("file:", &path.join("console"))])
                 .args(["-chardev", &option("socket,id=agent,path=", &path.join("agent"))])
-                // The microvm machine heeds one -serial only.
+                // The microvm machine accepts only one -serial.
                 .args(["-device", "isa-serial,chardev=agent"])
                 .stdin(input)
                 .stdout(output);
@@ -63,12 +64,12 @@ impl Qemu {
             QmpError::Ended => process.ended(),
             error => error.into(),
         })?;
-        // Where QEMU greets, it has connected its serial ports before.
+        // QEMU connects its serial ports before it sends its QMP greeting.
         let (stream, _) = agent.accept()?;
         Ok((Self { process, qmp: Mutex::new(qmp) }, stream))
     }
 
-    /// A thread that panicked while asking left at most an answer that nobody waits for.
+    /// A thread that panicked during a command left at most an unread answer.
     fn qmp(&self) -> MutexGuard<'_, Qmp> {
         self.qmp.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -80,7 +81,7 @@ impl Qemu {
     }
 }
 
-impl Machine for Qemu {
+impl RunningMachine for Qemu {
     fn memory_device(&self, name: &str) -> Result<MemoryDevice, VmError> {
         let path = format!("/machine/peripheral/{name}");
         let address = self.property(&path, "memaddr")?;
@@ -103,12 +104,12 @@ impl Machine for Qemu {
         Ok(())
     }
 
-    fn process(&self) -> Option<&Process> {
+    fn process(&self) -> Option<&MonitorProcess> {
         Some(&self.process)
     }
 
-    fn wait_for_end(&self, patience: Duration) -> Option<Ending> {
-        match self.qmp().wait_for_shutdown(patience) {
+    fn wait_for_end(&self, timeout: Duration) -> Option<Ending> {
+        match self.qmp().wait_for_shutdown(timeout) {
             Ok(reason) => Some(match reason?.as_str() {
                 "guest-shutdown" => Ending::PowerOff,
                 "guest-reset" => Ending::Reset,
@@ -137,7 +138,7 @@ fn arguments(config: &VmConfig) -> Result<Vec<String>, VmError> {
         Accelerator::Kvm => ["-accel", "kvm", "-cpu", "host"],
         Accelerator::Tcg => ["-accel", "tcg", "-cpu", "max"],
     });
-    // Nothing that it is not told to have.
+    // No devices besides those named here.
     arguments.add(["-nodefaults", "-no-user-config", "-display", "none"]);
     arguments.add(["-smp", &config.vcpus.to_string(), "-append", &config.command_line()]);
     if config.on_reset == OnReset::End {
@@ -147,7 +148,7 @@ fn arguments(config: &VmConfig) -> Result<Vec<String>, VmError> {
         machine += ",memory-backend=ram";
         arguments.add(["-object", &backend("ram", config.memory, &config.ram.backing)]);
     }
-    // Before all devices, which otherwise would not be behind it.
+    // Before all other devices: only those that follow are behind it.
     match config.iommu {
         None => {}
         Some(IommuConfig::Virtio { bypass }) => {
@@ -183,7 +184,7 @@ fn arguments(config: &VmConfig) -> Result<Vec<String>, VmError> {
     Ok(arguments.0)
 }
 
-/// Names what such a QEMU cannot have.
+/// An error names what such a QEMU does not support.
 fn reject_unsupported(config: &VmConfig) -> Result<(), VmError> {
     let microvm = matches!(config.vmm, Vmm::QemuMicrovm(_));
     let has_virtio = config.entropy || !config.memory_devices.is_empty();
@@ -203,9 +204,9 @@ fn reject_unsupported(config: &VmConfig) -> Result<(), VmError> {
     Ok(())
 }
 
-/// Memory of the host's.
+/// An `-object` for memory of the host.
 fn backend(id: &str, size: u64, backing: &Backing) -> String {
-    // Like moat, it promises more than the host has.
+    // Like moat, it may reserve more memory than the host has.
     let backend = match backing {
         Backing::Anonymous => "memory-backend-ram,reserve=off".to_owned(),
         Backing::Memfd => "memory-backend-memfd,reserve=off".to_owned(),
@@ -220,7 +221,7 @@ fn backend(id: &str, size: u64, backing: &Backing) -> String {
     format!("{backend},id={id},size={size}")
 }
 
-/// What has a DMA engine that reaches all RAM.
+/// A device with a DMA engine that reaches all RAM.
 const EDU: &str = "edu,dma_mask=0xffffffff";
 /// The first slot whose number is chosen here, and not by QEMU.
 const FIRST_SLOT: usize = 0x10;
@@ -238,7 +239,7 @@ impl Arguments {
     }
 
     /// An `edu` for each function. Linux takes a function that it finds late for one of several only if
-    /// its own header says so, and not just that of function 0.
+    /// the multifunction bit is set in its own header, and not just in that of function 0.
     fn probes(&mut self, probes: &[ProbeConfig]) {
         let mut slots = FIRST_SLOT..;
         let mut slot = || slots.next().unwrap_or_default();
@@ -292,7 +293,7 @@ mod tests {
     use crate::vm::Iommu;
 
     #[test]
-    fn what_cannot_be_had_is_named() {
+    fn the_error_names_what_qemu_does_not_support() {
         const Q35: Vmm = Vmm::Qemu(Accelerator::Tcg, Iommu::Virtio);
         const MICROVM: Vmm = Vmm::QemuMicrovm(Accelerator::Kvm);
         let config = |vmm| VmConfig::new(vmm, "kernel".into());
@@ -308,7 +309,7 @@ mod tests {
             (VmConfig { memory_devices: vec![on_node], ..config(Q35) }, "NUMA node"),
         ] {
             let error = arguments(&config).unwrap_err().to_string();
-            assert!(error.contains(reason), "{error:?} should say {reason:?}");
+            assert!(error.contains(reason), "{error:?} should contain {reason:?}");
         }
         assert!(arguments(&with_device(Q35)).is_ok());
         assert!(arguments(&config(MICROVM)).is_ok());

@@ -1,4 +1,4 @@
-//! QMP, by which a running QEMU is asked things: JSON, a line a message. QEMU's
+//! QMP, by which a running QEMU is controlled: JSON, a line a message. QEMU's
 //! docs/interop/qmp-spec.rst.
 
 use std::{
@@ -10,20 +10,20 @@ use std::{
 use serde_json::{Value, json};
 
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// A socket takes no timeout of zero.
 const SHORTEST: Duration = Duration::from_millis(1);
 
-/// Why there is no answer.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum QmpError {
     /// The stream ended.
     #[error("QEMU has ended")]
     Ended,
     /// No answer.
-    #[error("QEMU did not answer within {PATIENCE:?}")]
+    #[error("QEMU did not answer within {TIMEOUT:?}")]
     NoAnswer,
-    /// The answer is that it will not.
+    /// The answer is an error.
     #[error("QEMU refuses {0}")]
     Refused(String),
 }
@@ -31,7 +31,7 @@ pub enum QmpError {
 /// The stream, after the greeting.
 pub(super) struct Qmp {
     stream: BufReader<UnixStream>,
-    /// What has come of the next message.
+    /// The part of the next message that has come.
     line: Vec<u8>,
     /// Why the guest was shut down, once it has been.
     shutdown: Option<String>,
@@ -41,7 +41,7 @@ impl Qmp {
     /// Waits for the greeting, and answers it.
     pub(super) fn open(stream: UnixStream) -> Result<Self, QmpError> {
         let mut qmp = Self { stream: BufReader::new(stream), line: Vec::new(), shutdown: None };
-        qmp.message(PATIENCE)?;
+        qmp.message(TIMEOUT)?;
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
     }
@@ -51,7 +51,7 @@ impl Qmp {
         let request = format!("{}\n", json!({"execute": command, "arguments": arguments}));
         self.stream.get_mut().write_all(request.as_bytes()).map_err(|_| QmpError::Ended)?;
         loop {
-            let mut message = self.message(PATIENCE)?;
+            let mut message = self.message(TIMEOUT)?;
             if let Some(value) = message.get_mut("return") {
                 return Ok(value.take());
             }
@@ -61,12 +61,12 @@ impl Qmp {
         }
     }
 
-    /// Why the guest was shut down, in QEMU's word, if it is within this time.
+    /// Why the guest was shut down, in QEMU's word, if that happens within this time.
     pub(super) fn wait_for_shutdown(
         &mut self,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Option<String>, QmpError> {
-        let end = Instant::now() + patience;
+        let end = Instant::now() + timeout;
         while self.shutdown.is_none() {
             match self.message(end.saturating_duration_since(Instant::now())) {
                 Ok(_) => {}
@@ -78,13 +78,13 @@ impl Qmp {
     }
 
     /// The next message, events included.
-    fn message(&mut self, patience: Duration) -> Result<Value, QmpError> {
+    fn message(&mut self, timeout: Duration) -> Result<Value, QmpError> {
         use io::ErrorKind::{TimedOut, WouldBlock};
-        let timeout = Some(patience.max(SHORTEST));
+        let timeout = Some(timeout.max(SHORTEST));
         self.stream.get_ref().set_read_timeout(timeout).map_err(|_| QmpError::Ended)?;
         match self.stream.read_until(b'\n', &mut self.line) {
             Ok(_) if self.line.ends_with(b"\n") => {}
-            // What has come of a line stays for the next attempt.
+            // The part of a line that has come is kept for the next call.
             Err(error) if matches!(error.kind(), TimedOut | WouldBlock) => {
                 return Err(QmpError::NoAnswer);
             }

@@ -14,7 +14,7 @@ use crate::framework::{Expect as _, Finding, Mitigation, Recorder};
 
 /// The driver by which user space has a function.
 pub const VFIO_PCI: &str = "vfio-pci";
-/// A driver of the kernel's that takes any function that it is told to. VFIO does not count it among
+/// A driver of the kernel's that binds to any function by driver_override. VFIO does not count it among
 /// those that leave DMA alone, for its user may do DMA by it.
 pub const UIO_PCI_GENERIC: &str = "uio_pci_generic";
 
@@ -24,9 +24,9 @@ pub const OWNERSHIP: &[Mitigation] = &[Mitigation::GroupOwnership];
 /// Two functions in one group. None of them has a driver.
 #[derive(Debug)]
 pub struct Pair {
-    /// That which user space is to have.
+    /// The one for user space.
     pub claimed: PciFunction,
-    /// That which the kernel's drivers are after.
+    /// The one for the kernel's drivers.
     pub sibling: PciFunction,
 }
 
@@ -55,10 +55,10 @@ impl Pair {
                 return Ok(pair);
             }
         }
-        Err(VmError::Absent("two PCI functions that its machine should have in one place"))
+        Err(VmError::Absent("pair of PCI functions in one device or behind one bridge"))
     }
 
-    /// Takes the drivers away.
+    /// Unbinds both.
     pub fn release(&self) -> Result<(), GuestError> {
         self.claimed.unbind()?;
         self.sibling.unbind()
@@ -77,8 +77,8 @@ impl Pair {
     }
 }
 
-/// Runs a part of a case with a process that ends with it, whatever its result: a function that somebody
-/// has open keeps those waiting who want to take its driver away.
+/// Runs a part of a case with a process that ends with it, whatever its result: unbinding a function's
+/// driver waits as long as a process has the function open.
 pub fn with_user<T>(
     vm: &Vm,
     run: impl FnOnce(&Process) -> Result<T, VmError>,
@@ -120,8 +120,8 @@ pub fn load_iommufd(vm: &Vm) -> Result<(), GuestError> {
     vm.guest.write_file("/sys/module/iommufd/parameters/allow_unsafe_interrupts", "Y").map(drop)
 }
 
-/// What becomes of a driver that is to bind in a group that user space owns: EBUSY. A kernel that
-/// lets it bind has it do DMA to where user space says, or ends itself.
+/// Binding a driver in a group that user space owns is refused: EBUSY. On a kernel that allows it, the
+/// driver's DMA goes where user space has mapped it, or the kernel ends itself.
 pub fn check_refused(
     vm: &Vm,
     t: &mut Recorder,

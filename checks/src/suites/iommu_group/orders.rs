@@ -1,4 +1,4 @@
-//! G12: in whatever order the two sides come and go, a group has one owner.
+//! G12: a group has one owner, in whatever order the kernel and user space claim and release it.
 //!
 //! A walk through all sequences of steps up to a length, with a model of what must come of each step.
 
@@ -78,7 +78,7 @@ enum Sibling {
 impl State {
     const START: Self = Self { is_owned: false, sibling: Sibling::Unbound };
 
-    /// The steps that there are.
+    /// The steps that can be taken.
     fn steps(self) -> Vec<Step> {
         let user = if self.is_owned { Step::Close } else { Step::Open };
         match self.sibling {
@@ -118,7 +118,7 @@ impl Step {
         }
     }
 
-    /// What has it refused.
+    /// The mitigation that refuses it.
     fn refused_by(self) -> &'static [Mitigation] {
         match self {
             Self::Open => &[Mitigation::GroupClaim],
@@ -127,8 +127,7 @@ impl Step {
     }
 }
 
-/// A step in a state, and what came of it: the first time that it was not what must come of it, if
-/// there was such a time.
+/// A step in a state, and its result: the first wrong one, if there was one.
 struct Edge {
     state: State,
     step: Step,
@@ -156,7 +155,7 @@ impl Walk<'_> {
             check_alive(self.vm, t, step, expected, &answer)?;
             let observed = answer.outcome()?;
             let is_done = matches!(observed, Outcome::Value(()));
-            self.note(state, step, observed);
+            self.record(state, step, observed);
             if let (Ok(next), true) = (state.after(step), is_done) {
                 self.explore(t, next, steps - 1)?;
             }
@@ -189,7 +188,7 @@ impl Walk<'_> {
         }
     }
 
-    fn note(&mut self, state: State, step: Step, observed: Outcome<()>) {
+    fn record(&mut self, state: State, step: Step, observed: Outcome<()>) {
         let is_right = |observed: &Outcome<()>| match state.after(step) {
             Ok(_) => matches!(observed, Outcome::Value(())),
             Err(refusal) => *observed == refusal,

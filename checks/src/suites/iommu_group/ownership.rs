@@ -67,16 +67,16 @@ pub fn bind_beside_a_user(vm: &Vm, t: &mut Recorder) -> CaseResult {
     Ok(None)
 }
 
-/// G5: a driver that comes while user space owns the group comes, and leaves the group's members
-/// alone. Controls: offered before user space has the group and after, they are bound.
+/// G5: a driver that is loaded while user space owns the group does not bind to the group's members.
+/// Controls: probed before user space has the group and after, they are bound.
 pub fn load_beside_a_user(vm: &Vm, t: &mut Recorder) -> CaseResult {
     let pair = Pair::of_one_device(vm)?;
-    pair.sibling.reserve_for(UIO_PCI_GENERIC)?;
-    pair.sibling.offer()?;
-    t.when("before, offered to its driver");
+    pair.sibling.set_driver_override(UIO_PCI_GENERIC)?;
+    pair.sibling.probe_drivers()?;
+    t.when("before, probed by its driver");
     t.control("sibling", "bound", bound_or_not(&pair.sibling)?)?;
     pair.release()?;
-    // One that is built in does not go, and has been there.
+    // One that is built in cannot be unloaded, and stays.
     vm.guest.unload_module(UIO_PCI_GENERIC).outcome()?;
     with_user(vm, |user| {
         let _device = pair.own(user)?;
@@ -86,16 +86,16 @@ pub fn load_beside_a_user(vm: &Vm, t: &mut Recorder) -> CaseResult {
         let loaded = vm.guest.load_module(UIO_PCI_GENERIC, "");
         check_alive(vm, t, tried, Finding::Done, &loaded)?;
         t.check(tried, Finding::Done, loaded)?;
-        pair.sibling.offer().outcome()?;
+        pair.sibling.probe_drivers().outcome()?;
         let left_alone = "not bound".by(OWNERSHIP).otherwise("bound");
         t.check("sibling", left_alone, bound_or_not(&pair.sibling)?)?;
         pair.sibling.unbind()?;
         t.check("what the kernel complains of", "nothing", complaint_since(vm, start)?)
     })?;
-    pair.sibling.offer()?;
-    t.when("group released, offered to its driver");
+    pair.sibling.probe_drivers()?;
+    t.when("group released, probed by its driver");
     t.control("sibling", "bound", bound_or_not(&pair.sibling)?)?;
-    pair.sibling.reserve_for_nobody()?;
+    pair.sibling.clear_driver_override()?;
     pair.release()?;
     Ok(None)
 }
@@ -156,7 +156,7 @@ pub fn last_reference(vm: &Vm, t: &mut Recorder) -> CaseResult {
     Ok(None)
 }
 
-/// G8: nobody else opens a group that somebody has open, EBUSY, and its type stays as it is: EPERM, and
+/// G8: a group that one process has open cannot be opened by another, EBUSY, and keeps its type: EPERM, and
 /// on Linux 6.1, which looks for a driver instead, EBUSY. Controls: afterwards, OK.
 pub fn exclusive_group(vm: &Vm, t: &mut Recorder) -> CaseResult {
     const REFUSALS: [Denial; 2] = [Denial::Errno(Errno::EPERM), Denial::Errno(Errno::EBUSY)];
@@ -204,7 +204,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         id: "G5",
-        title: "a driver that comes leaves a group alone that user space owns",
+        title: "a driver that is loaded does not bind in a group that user space owns",
         requires: GROUPS,
         cases: &[Case::InGuest(Profile::Iommu, load_beside_a_user)],
     },
@@ -227,7 +227,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         id: "G8",
-        title: "nobody else opens a group that user space owns, or changes its type",
+        title: "a group that user space owns cannot be opened by another process, nor change its type",
         requires: GROUPS,
         cases: &[Case::InGuest(Profile::Iommu, exclusive_group)],
     },

@@ -1,7 +1,7 @@
 //! G1, G2 and G11: which functions Linux puts into one IOMMU group, and which of those groups user space
 //! may have.
 //!
-//! `pci_device_group()`: functions that can reach each other, or that the IOMMU cannot tell apart, share
+//! `pci_device_group()`: functions that can reach each other, or that the IOMMU cannot distinguish, share
 //! a group. Access Control Services keep them from reaching each other.
 
 use testvm::{
@@ -87,7 +87,7 @@ fn check_viable(
 /// with others it has one at once. From then on it is in one, alone.
 pub fn group_of_a_function(vm: &Vm, t: &mut Recorder) -> CaseResult {
     let function = alone(vm)?;
-    introduce(&function)?;
+    try_vfio_pci(&function)?;
     t.check(GROUP_OF_A_FUNCTION, "alone in a group", grouped(&function)?)?;
     Ok(None)
 }
@@ -119,15 +119,15 @@ const TOGETHER: &str = "in one group";
 const APART: &str = "in two groups";
 
 fn placed(one: &PciFunction, other: &PciFunction) -> Result<&'static str, GuestError> {
-    introduce(one)?;
-    introduce(other)?;
+    try_vfio_pci(one)?;
+    try_vfio_pci(other)?;
     let is_together = one.group_members()?.contains(&other.address());
     Ok(if is_together { TOGETHER } else { APART })
 }
 
 /// A function may be in no group until a driver has been tried on it; Linux 6.12 does so behind a
 /// virtio-iommu. vfio-pci is one that does not want bridges.
-fn introduce(function: &PciFunction) -> Result<(), GuestError> {
+fn try_vfio_pci(function: &PciFunction) -> Result<(), GuestError> {
     if !function.is_bound()? {
         function.bind(VFIO_PCI).outcome()?;
         function.unbind()?;

@@ -6,7 +6,7 @@ use testvm::{
     PAGE,
     guest::{
         Denial, Errno, File, GuestError, Mapping, Observe as _, OpenFlags, PciFunction, Process,
-        Protection as Access, Sharing,
+        Protection, Sharing,
     },
     vm::{BarAccesses, Endpoint, Vm, VmError},
 };
@@ -143,7 +143,7 @@ impl Bar {
     /// Maps its first page, shared or not.
     pub fn map_as(&self, way: Way, sharing: Sharing) -> Result<Mapping, GuestError> {
         let (file, offset) = self.open(way)?;
-        let mapping = file.mmap(offset, PAGE, Access::ReadWrite, sharing);
+        let mapping = file.mmap(offset, PAGE, Protection::ReadWrite, sharing);
         // What is mapped stays mapped.
         file.close()?;
         mapping

@@ -1,4 +1,4 @@
-//! P11 and P12: drivers that do not claim a BAR when they come.
+//! P11 and P12: drivers that do not claim a BAR when they bind.
 
 use testvm::{
     PAGE,

@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// P1: nobody has claimed it, so everything maps it, and what is there can be read.
+/// P1: no driver has claimed it, so it can be mapped in every way, and read.
 /// Control: RAM cannot be mapped.
 pub fn idle(vm: &Vm, t: &mut Recorder) -> CaseResult {
     let bar = Bar::idle(vm)?;

@@ -7,8 +7,8 @@
 use testvm::{
     PAGE,
     guest::{
-        Denial, Errno, Guest, GuestError, Mapping, Observe as _, OpenFlags, Outcome,
-        Protection as Access, Sharing,
+        Denial, Errno, Guest, GuestError, Mapping, Observe as _, OpenFlags, Outcome, Protection,
+        Sharing,
     },
     vm::{Vm, VmError},
 };
@@ -24,7 +24,7 @@ pub fn tail_page(vm: &Vm, t: &mut Recorder) -> CaseResult {
     let process = vm.guest.spawn()?;
     // Uncached, as the driver will map it.
     let mem = process.open("/dev/mem", OpenFlags::RDWR | OpenFlags::SYNC)?;
-    let map = |pages| mem.mmap(PAGES, pages * PAGE, Access::ReadWrite, Sharing::Shared);
+    let map = |pages| mem.mmap(PAGES, pages * PAGE, Protection::ReadWrite, Sharing::Shared);
     let held = map(3)?;
     write_registers(&held)?;
     t.when("before bind");
@@ -48,7 +48,7 @@ pub fn tail_page(vm: &Vm, t: &mut Recorder) -> CaseResult {
     Ok(None)
 }
 
-/// Virtio 1.3, 4.2.2: magic value, version and the id of a device that no driver is for.
+/// Virtio 1.3, 4.2.2: magic value, version and a device id without a driver.
 fn write_registers(held: &Mapping) -> Result<(), GuestError> {
     const RESERVED_ID: u32 = 63;
     for (offset, value) in [(0, 0x7472_6976), (4, 2), (8, RESERVED_ID)] {
@@ -57,14 +57,14 @@ fn write_registers(held: &Mapping) -> Result<(), GuestError> {
     Ok(())
 }
 
-/// Has virtio-mmio probe it: now that it comes, or once more if it is built in.
+/// Has virtio-mmio probe it: as it is loaded, or once more if it is built in.
 fn bind(guest: &Guest) -> Result<(), VmError> {
     const DEVICES: &str = "/sys/bus/platform/devices";
     guest.load_module("virtio_mmio", "").outcome()?;
     for device in guest.list_directory(DEVICES)? {
         let path = guest.read_text(&format!("{DEVICES}/{device}/firmware_node/path")).outcome()?;
         if matches!(path, Outcome::Value(path) if path.trim() == "\\_SB_.MISA") {
-            // It may have been bound as the driver came: ENODEV or EBUSY then.
+            // It may have been bound when the driver was loaded: ENODEV or EBUSY then.
             guest.write_file("/sys/bus/platform/drivers/virtio-mmio/bind", device).outcome()?;
             return Ok(());
         }

@@ -19,8 +19,8 @@ use crate::{
     },
 };
 
-/// P4: the complaint in the thread of this work: a process that holds the BAR by way of sysfs gets
-/// SIGBUS, for reads and for writes, again and again.
+/// P4: a process that holds a mapping of the BAR by sysfs gets SIGBUS, for reads and for writes, each
+/// time.
 pub fn held_by_sysfs(vm: &Vm, t: &mut Recorder) -> CaseResult {
     held(vm, t, Way::Sysfs)?;
     if Bar::driven(vm)?.ways()?.contains(&Way::WriteCombining) {

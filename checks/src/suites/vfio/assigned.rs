@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// The function, and who drives it.
+/// The function, and the process that drives it.
 #[derive(Debug)]
 pub struct Assigned<Access = InContainer> {
     /// The function, as its guest's kernel sees it.
@@ -29,8 +29,8 @@ pub struct Assigned<Access = InContainer> {
     endpoint: Endpoint,
 }
 
-/// Runs a case with a function that a process has open, and that decodes its BARs. Nobody else has to
-/// do with its group, and the process is the case's own.
+/// Runs a case with a function that a process has open, and that decodes its BARs. The function is alone
+/// in its group, and the process is the case's own.
 pub fn with_assigned(vm: &Vm, run: impl FnOnce(&Assigned) -> Result<(), VmError>) -> CaseResult {
     with_assigned_of(vm, alone(vm)?, idle(vm), VfioDevice::open, run)
 }
@@ -209,7 +209,7 @@ impl<Access> Assigned<Access> {
         Ok(self.device.write(self.bar(), register, &value.to_le_bytes())?)
     }
 
-    /// What of it the monitor has counted accesses to.
+    /// The accesses to its BARs, as far as the monitor counts them.
     pub fn accesses(&self, vm: &Vm) -> Option<BarAccesses> {
         vm.bar_accesses(self.function.address())
     }
@@ -218,7 +218,7 @@ impl<Access> Assigned<Access> {
     pub fn capability(&self, id: u8) -> Result<u64, VmError> {
         const POINTER: u64 = 0x34;
         let mut offset = self.device.read_u32(VfioRegion::Config, POINTER)? & 0xfc;
-        // There is no room for more.
+        // Configuration space has room for 48 capabilities.
         for _ in 0..48 {
             let header = self.device.read_u32(VfioRegion::Config, offset.into())?;
             if offset != 0 && header as u8 == id {

@@ -41,7 +41,8 @@ pub fn to_a_bar(vm: &Vm, t: &mut Recorder) -> CaseResult {
     })
 }
 
-/// F14, its control: without an IOMMU nobody directs DMA, and a container has no such request, ENOTTY.
+/// F14, its control: without an IOMMU there are no DMA mappings, and a container has no such request,
+/// ENOTTY.
 pub fn without_an_iommu(vm: &Vm, t: &mut Recorder) -> CaseResult {
     load_vfio(vm)?;
     t.when("no IOMMU, decoded");

@@ -53,7 +53,7 @@ pub fn set_up_while_not_decoded(vm: &Vm, t: &mut Recorder) -> CaseResult {
 }
 
 /// F7: VFIO can raise an interrupt itself. The function can as long as it is bus master, decoded or not.
-/// Controls: VFIO cannot as long as MSI-X is off, EINVAL; the function cannot if it is no bus master, and
+/// Controls: VFIO cannot as long as MSI-X is off, EINVAL; the function cannot if it is not bus master, and
 /// then has the vector pending. So it has not sent the message, and no event is on its way.
 pub fn raised(vm: &Vm, t: &mut Recorder) -> CaseResult {
     with_assigned(vm, |assigned| {
@@ -72,7 +72,7 @@ pub fn raised(vm: &Vm, t: &mut Recorder) -> CaseResult {
         // The Pending Bit Array is in memory.
         assigned.enable_memory()?;
         let sent = if assigned.is_first_vector_pending()? { "pending" } else { "sent" };
-        t.when("raised when not decoded, no bus master");
+        t.when("raised when not decoded, not bus master");
         t.control("message", "pending", sent)?;
         t.control("events", 0_u64, event.count())?;
         assigned.set_command(command)?;
@@ -91,12 +91,12 @@ fn raise(assigned: &Assigned) -> Result<(), GuestError> {
     assigned.device.write(VfioRegion::Bar(5), INTERRUPT, &FIRST_VECTOR.to_le_bytes())
 }
 
-/// F16: VFIO tells of INTx once, and masks it until its user unmasks it. If it is still asserted then,
-/// VFIO tells of it again. The user can disable it by the command register too.
+/// F16: VFIO signals INTx once, and masks it until its user unmasks it. If it is still asserted then,
+/// VFIO signals it again. The user can disable it by the command register too.
 /// Control: deasserted and unmasked, no event.
 ///
 /// Where no event comes, the function's registers show that none is on its way: it has INTx disabled
-/// while an interrupt is pending, or still enabled, and VFIO disables it before it tells of it.
+/// while an interrupt is pending, or still enabled, and VFIO disables it before it signals the eventfd.
 pub fn level_triggered(vm: &Vm, t: &mut Recorder) -> CaseResult {
     with_assigned(vm, |assigned| {
         let event = assigned.user.create_event_fd()?;

@@ -1,12 +1,12 @@
 //! F15, G9, G10 and P14: what a device that user space has can reach by DMA.
 //!
 //! An IOMMU lets it reach what its container maps, and reports the rest. Interrupts are DMA too: where
-//! they are not remapped a device can raise any, and VFIO wants to be told that this is accepted.
+//! they are not remapped a device can raise any, and VFIO needs a parameter that accepts this.
 
 use testvm::{
     PAGE,
     guest::{
-        Errno, GuestError, Mapping, OpenFlags, PciFunction, Process, Protection as Access, Sharing,
+        Errno, GuestError, Mapping, OpenFlags, PciFunction, Process, Protection, Sharing,
         VfioContainer, VfioDevice, VfioGroup, VfioIommu,
     },
     vm::{Direction, DmaEngine, Vm, VmError},
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// An address for devices that is no address of memory.
+/// An I/O virtual address that is not the address of any memory.
 pub const IOVA: u64 = 0xa000_0000;
 
 /// What memory holds, and what DMA is to bring there.
@@ -43,13 +43,13 @@ pub fn mapped_memory_only(vm: &Vm, t: &mut Recorder) -> CaseResult {
         engine.load(IOVA + PAGE)?;
         engine.store(IOVA)?;
         t.when("mapped");
-        t.control("memory after DMA", AFTER, memory.look())?;
+        t.control("memory after DMA", AFTER, memory.read())?;
 
         memory.restore()?;
         let start = vm.guest.log_end()?;
         engine.store(page)?;
         t.when("not mapped");
-        t.check("memory at that address after DMA", BEFORE, memory.look())?;
+        t.check("memory at that address after DMA", BEFORE, memory.read())?;
         let logged = logged_since(vm, start, page)?;
         t.check("the kernel's log", "a fault at that address", logged)?;
 
@@ -57,14 +57,14 @@ pub fn mapped_memory_only(vm: &Vm, t: &mut Recorder) -> CaseResult {
         let start = vm.guest.log_end()?;
         engine.store(IOVA)?;
         t.when("unmapped again");
-        t.check("memory after DMA", BEFORE, memory.look())?;
+        t.check("memory after DMA", BEFORE, memory.read())?;
         let logged = logged_since(vm, start, IOVA)?;
         t.check("the kernel's log", "a fault at that address", logged)?;
 
         container.map_dma(page, &memory.target, PAGE)?;
         engine.store(page)?;
         t.when("mapped to its own address");
-        t.control("memory after DMA", AFTER, memory.look())
+        t.control("memory after DMA", AFTER, memory.read())
     })
 }
 
@@ -79,13 +79,13 @@ pub fn all_memory(vm: &Vm, t: &mut Recorder) -> CaseResult {
         engine.load(source)?;
         engine.store(target)?;
         t.when("no IOMMU");
-        t.control("memory after DMA", AFTER, memory.look())
+        t.control("memory after DMA", AFTER, memory.read())
     })?;
     Ok(None)
 }
 
-/// G10: where interrupts are not remapped VFIO refuses the IOMMU, EPERM, unless it has been told that
-/// this is accepted. Control: told so, OK.
+/// G10: where interrupts are not remapped VFIO refuses the IOMMU, EPERM, unless the parameter
+/// allow_unsafe_interrupts accepts this. Control: with it, OK.
 pub fn unsafe_interrupts(vm: &Vm, t: &mut Recorder) -> CaseResult {
     const ACCEPTED: &str = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts";
     let function = alone(vm)?;
@@ -120,7 +120,7 @@ pub fn torn_down_mapping(vm: &Vm, t: &mut Recorder) -> CaseResult {
         let container = device.container();
         let resource = bar.function.file(&format!("resource{}", bar.index()));
         let resource = user.open(&resource, OpenFlags::RDWR)?;
-        let held = resource.mmap(0, PAGE, Access::ReadWrite, Sharing::Shared)?;
+        let held = resource.mmap(0, PAGE, Protection::ReadWrite, Sharing::Shared)?;
         let mapped = container.map_dma(IOVA, &held, PAGE);
         t.when("before bind");
         t.control("MAP_DMA of a mapping by sysfs", Finding::Done, mapped)?;
@@ -137,7 +137,7 @@ pub fn torn_down_mapping(vm: &Vm, t: &mut Recorder) -> CaseResult {
 }
 
 /// F15: a device reaches registers of another one by DMA where user space has mapped them for it, and
-/// the mapping stays when they are no longer decoded: then there is just nobody who answers.
+/// the mapping stays when they are no longer decoded: then the accesses just reach no device.
 /// Control: decoded, what they hold arrives in memory.
 pub fn peer_to_peer(vm: &Vm, t: &mut Recorder) -> CaseResult {
     let idle = vm.vmm().endpoints().idle;
@@ -194,7 +194,7 @@ impl Memory {
         self.target.poke_u64(0, BEFORE)
     }
 
-    pub fn look(&self) -> Result<u64, GuestError> {
+    pub fn read(&self) -> Result<u64, GuestError> {
         self.target.peek_u64(0)
     }
 
@@ -228,7 +228,7 @@ impl<'a> Engine<'a> {
     pub fn new(vm: &'a Vm, function: &PciFunction, registers: &Mapping) -> Result<Self, VmError> {
         let engine = vm.vmm().endpoints().idle.dma;
         let engine = engine.ok_or(VmError::Absent("DMA engine that its machine should have"))?;
-        function.be_bus_master()?;
+        function.enable_bus_master()?;
         Ok(Self { vm, engine, registers: registers.in_process(), length: size_of::<u64>() as u32 })
     }
 
@@ -263,7 +263,7 @@ fn logged_since(vm: &Vm, record: u64, address: u64) -> Result<&'static str, VmEr
     });
     match logged {
         Ok(()) => Ok("a fault at that address"),
-        Err(VmError::Patience(_)) => Ok("no fault at that address"),
+        Err(VmError::TimedOut(_)) => Ok("no fault at that address"),
         Err(error) => Err(error),
     }
 }
@@ -272,7 +272,7 @@ fn logged_since(vm: &Vm, record: u64, address: u64) -> Result<&'static str, VmEr
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         id: "P14",
-        title: "a mapping that was torn down is nothing that DMA can be directed to",
+        title: "DMA cannot be directed to a mapping that was torn down",
         requires: &[Requirement::Iommu, Requirement::VirtioPci, Requirement::Vfio],
         cases: &[Case::InGuest(Profile::Iommu, torn_down_mapping)],
     },

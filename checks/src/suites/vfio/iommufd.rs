@@ -21,8 +21,8 @@ use crate::{
     },
 };
 
-/// F18: who has a function by iommufd reaches its BARs as long as it decodes them, as F1 to F4 have it of
-/// a group's members. Control: decoded, before and again, OK.
+/// F18: user space that has a function by iommufd reaches its BARs as long as they are decoded, as F1 to F4
+/// check it for a group's members. Control: decoded, before and again, OK.
 pub fn not_decoded(vm: &Vm, t: &mut Recorder) -> CaseResult {
     with_assigned_by_iommufd(vm, |assigned| {
         let held = assigned.map_and_use()?;
@@ -47,8 +47,8 @@ pub fn not_decoded(vm: &Vm, t: &mut Recorder) -> CaseResult {
 }
 
 /// G13: user space is refused a function by iommufd while a driver has bound in its group, EPERM, or
-/// somebody has opened the group, EBUSY. As long as it has the function drivers are refused the group,
-/// EBUSY, and so is everybody else. Controls: before and afterwards, OK.
+/// another process has opened the group, EBUSY. As long as it has the function drivers are refused the
+/// group, EBUSY, and so are other processes. Controls: before and afterwards, OK.
 pub fn one_owner(vm: &Vm, t: &mut Recorder) -> CaseResult {
     load_iommufd(vm)?;
     let pair = Pair::of_one_device(vm)?;
@@ -74,7 +74,7 @@ pub fn one_owner(vm: &Vm, t: &mut Recorder) -> CaseResult {
         with_user(vm, |user| {
             // Nothing is closed before its process ends.
             let opened = VfioDevice::open_by_iommufd(user, &pair.claimed);
-            t.when("nobody there");
+            t.when("group not open");
             t.control("open by iommufd", Finding::Done, opened)?;
             t.when("open by iommufd");
             check_refused(vm, t, "bind sibling", bind())?;
@@ -101,12 +101,12 @@ pub fn mapped_memory_only(vm: &Vm, t: &mut Recorder) -> CaseResult {
         engine.load(IOVA + PAGE)?;
         engine.store(IOVA)?;
         t.when("mapped");
-        t.control("memory after DMA", AFTER, memory.look())?;
+        t.control("memory after DMA", AFTER, memory.read())?;
         memory.restore()?;
         ioas.unmap(IOVA, PAGE)?;
         engine.store(IOVA)?;
         t.when("unmapped again");
-        t.check("memory after DMA", BEFORE, memory.look())
+        t.check("memory after DMA", BEFORE, memory.read())
     })
 }
 

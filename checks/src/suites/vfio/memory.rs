@@ -1,5 +1,5 @@
-//! F1 to F4, F9 and F12: who drives a function through VFIO reaches its BARs as long as it decodes
-//! them, and gets an error otherwise.
+//! F1 to F4, F9 and F12: a process that drives a function through VFIO reaches its BARs as long as they
+//! are decoded, and gets an error otherwise.
 //!
 //! "vfio-pci: Invalidate mmaps and block MMIO access on disabled memory" (Linux 5.8): an access to a
 //! BAR that is not decoded is an error on the bus, and some hosts end themselves for it. So VFIO tears
@@ -119,7 +119,7 @@ pub fn widths(vm: &Vm, t: &mut Recorder) -> CaseResult {
     })
 }
 
-/// F12: a function that sleeps decodes nothing either ("vfio/pci: Invalidate mmaps and block the access
+/// F12: a function in D3hot decodes nothing either ("vfio/pci: Invalidate mmaps and block the access
 /// in D3hot power state", Linux 5.19). Controls: awake, before and after, OK.
 pub fn asleep(vm: &Vm, t: &mut Recorder) -> CaseResult {
     with_equipped(vm, |assigned| {
@@ -146,7 +146,7 @@ pub fn write_on_event(vm: &Vm, t: &mut Recorder) -> CaseResult {
         let held = assigned.map_and_use()?;
         let scratch = || held.peek_u32(assigned.scratch());
         let event = assigned.user.create_event_fd()?;
-        // What is written need not be what is read.
+        // The register may read other than what is written.
         held.poke_u32(assigned.scratch(), MARK)?;
         let marked = scratch()?;
         assigned.store(&held)?;
@@ -180,7 +180,7 @@ pub fn check_denied<Access>(
     t.check("pwrite(2)", Errno::EIO.by(by.call), assigned.write())
 }
 
-/// The host has seen no access since. One that VFIO lets pass it does see.
+/// The host has seen no access since then: it would see each access that VFIO allows.
 pub fn check_unreached<Access>(
     vm: &Vm,
     t: &mut Recorder,
@@ -226,7 +226,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         id: "F12",
-        title: "a BAR of a function that sleeps cannot be reached by VFIO",
+        title: "a BAR of a function in D3hot cannot be reached by VFIO",
         requires: &[Requirement::Vfio],
         cases: &[Case::InGuest(Profile::Iommu, asleep)],
     },

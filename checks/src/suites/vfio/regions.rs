@@ -36,7 +36,7 @@ pub fn msix_table(vm: &Vm, t: &mut Recorder) -> CaseResult {
     })
 }
 
-/// F8: the ROM cannot be read while memory is not decoded, ENOMEM; its size is told all the same, and
+/// F8: the ROM cannot be read while memory is not decoded, ENOMEM; its size is reported all the same, and
 /// decoding stays as it is; it cannot be mapped, EINVAL. Control: decoded, its signature reads.
 pub fn rom(vm: &Vm, t: &mut Recorder) -> CaseResult {
     const SIGNATURE: u16 = 0xaa55;
@@ -85,7 +85,7 @@ pub fn base_address(vm: &Vm, t: &mut Recorder) -> CaseResult {
         t.when("address written");
         t.control("base address register", original, read())?;
         let private = assigned.device.map_as(assigned.bar(), PAGE, Sharing::Private);
-        t.whenever();
+        t.clear_state();
         t.check("mmap, private", Errno::EINVAL, private)?;
         t.control("mmap, shared", Finding::Done, assigned.map())
     })
@@ -101,7 +101,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         id: "F8",
-        title: "VFIO does not read a ROM while memory is not decoded, and tells its size",
+        title: "VFIO does not read a ROM while memory is not decoded, but reports its size",
         requires: &[Requirement::Vfio],
         cases: &[Case::InGuest(Profile::Iommu, rom)],
     },

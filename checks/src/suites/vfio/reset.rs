@@ -67,8 +67,8 @@ fn check_restored(t: &mut Recorder, assigned: &Assigned, reset: Reset) -> Result
     let table = assigned.msix_table()?;
     let held_table = assigned.device.map(table.bar, PAGE)?;
     let message_address = || held_table.peek_u32(table.offset);
-    // Turning MSI-X on, the kernel disables INTx, and VFIO puts the register back as it was. After a
-    // reset only the kernel has its say.
+    // Turning MSI-X on, the kernel disables INTx, and VFIO restores the register. After a
+    // reset only the kernel writes it.
     let command = || Ok(assigned.physical_command()? & !INTX_DISABLE);
     let event = assigned.user.create_event_fd()?;
     assigned.device.enable_interrupts(MsiX, &[&event])?;
@@ -77,7 +77,7 @@ fn check_restored(t: &mut Recorder, assigned: &Assigned, reset: Reset) -> Result
     t.when(format_args!("before {reset}"));
     t.control("what was written", MARK, scratch())?;
 
-    t.whenever();
+    t.clear_state();
     t.check(reset, Finding::Done, reset.of(assigned))?;
     t.when(format_args!("after {reset}"));
     t.control("what was written", 0_u32, scratch())?;
@@ -102,8 +102,8 @@ const STRAY: &str = "accesses that reach nothing";
 /// What keeps a user from a function in a reset: VFIO puts no page back before it is over.
 const ZAPPED: &[Mitigation] = &[Mitigation::VfioZap];
 
-/// F11: who uses a mapping all the while a reset lasts, of the function or of its bus, makes no access
-/// until it is over. Who uses it as the function falls asleep gets SIGBUS, and makes none either.
+/// F11: a process that uses a mapping during a reset, of the function or of its bus, makes no access
+/// until that is over. One that uses it as the function enters D3hot gets SIGBUS, and makes none either.
 /// Control: decoding is turned off behind VFIO's back, and accesses do go astray.
 pub fn used_in_a_reset(vm: &Vm, t: &mut Recorder) -> CaseResult {
     let goes_on = || Finding::Done.by(ZAPPED);
@@ -135,8 +135,8 @@ pub fn used_in_a_reset(vm: &Vm, t: &mut Recorder) -> CaseResult {
     })
 }
 
-/// A child uses the function all the while that something is done to it, comes to what is expected, and
-/// none of its accesses reaches nothing.
+/// A child uses the function while something is done to it: the child ends as expected, and the
+/// host sees no access that reaches nothing.
 fn check_unreached(
     vm: &Vm,
     t: &mut Recorder,

@@ -11,9 +11,9 @@ use crate::{
     suites::iommu_group::members::{VFIO_PCI, alone, with_user},
 };
 
-/// F17: who takes vfio-pci away from a function waits until nobody has it open or mapped, a forked child
-/// included. VFIO asks for it as often as every 10 seconds, so that a user who listens can give it back:
-/// after it has asked, waiting is certain. Control: when nobody has it, the wait is over.
+/// F17: a write to `unbind` of vfio-pci waits until no process has the function open or mapped, a forked
+/// child included. VFIO asks the user to release it every 10 seconds, by an eventfd: after it has asked,
+/// the write is certain to wait. Control: when no process has the function, the write ends.
 pub fn unbind(vm: &Vm, t: &mut Recorder) -> CaseResult {
     let function = alone(vm)?;
     function.bind(VFIO_PCI)?;

@@ -1,4 +1,4 @@
-//! VM9 and VM10: another device's BAR over the region, which tells on x86 what closes it.
+//! VM9 and VM10: another device's BAR over the region, which shows on x86 which check closes it.
 //!
 //! `/dev/mem` asks `devmem_is_allowed()`, which refuses all that is SYSTEM_RAM. The files of PCI BARs
 //! in sysfs and procfs ask `iomem_is_exclusive()` at once: what they refuse of the region they
@@ -67,7 +67,7 @@ pub fn held_mappings(vm: &Vm, t: &mut Recorder) -> CaseResult {
 
 /// The BAR, once it is where the region is.
 fn over_region(vm: &Vm) -> Result<Bar, VmError> {
-    let endpoint = vm.vmm().endpoints().overlay;
+    let endpoint = vm.vmm().endpoints().large_bar;
     let bar = Bar::of(vm, endpoint)?;
     let region = vm.region();
     if bar.range.start == region.start {
@@ -92,11 +92,11 @@ fn over_region(vm: &Vm) -> Result<Bar, VmError> {
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         id: "VM9",
-        title: "a PCI device's BAR over the region is no way to it, for the region is EXCLUSIVE",
+        title: "a PCI device's BAR over the region does not open it, for the region is EXCLUSIVE",
         requires: &[Requirement::Driver, Requirement::VirtioPci],
         cases: &[
-            Case::InGuest(Profile::Overlaid, new_mappings),
-            Case::InGuest(Profile::OverlaidRelaxed, new_mappings),
+            Case::InGuest(Profile::BarOverRegion, new_mappings),
+            Case::InGuest(Profile::BarOverRegionRelaxed, new_mappings),
         ],
     },
     Scenario {
@@ -104,8 +104,8 @@ pub const SCENARIOS: &[Scenario] = &[
         title: "a held mapping of a PCI device's BAR over the region is torn down",
         requires: &[Requirement::Driver],
         cases: &[
-            Case::InGuest(Profile::Overlaid, held_mappings),
-            Case::InGuest(Profile::OverlaidRelaxed, held_mappings),
+            Case::InGuest(Profile::BarOverRegion, held_mappings),
+            Case::InGuest(Profile::BarOverRegionRelaxed, held_mappings),
         ],
     },
 ];

@@ -1,4 +1,4 @@
-//! VM21 and VM22: who may have a kernel without the protection, and policy that goes further.
+//! VM21 and VM22: which configurations lack the protection, and which policy goes further.
 
 use testvm::{
     guest::Errno,

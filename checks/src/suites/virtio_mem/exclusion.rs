@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// VM1: nobody has claimed the region, so `devmem_is_allowed()` has nothing against it: OK.
+/// VM1: no driver has claimed the region, so `devmem_is_allowed()` allows it: OK.
 /// Control: when the driver has come, EPERM.
 pub fn mmap_before_load(vm: &Vm, t: &mut Recorder) -> CaseResult {
     let mem = DevMem::open(&vm.guest)?;
@@ -100,7 +100,7 @@ pub fn mmap_of_an_unplugged_subblock(vm: &Vm, t: &mut Recorder) -> CaseResult {
     })
 }
 
-/// What a guest's kernel says of a page in /proc/kpageflags: its Documentation/admin-guide/mm/
+/// The state of a page of the guest by /proc/kpageflags: its Documentation/admin-guide/mm/
 /// pagemap.rst.
 fn page_state(guest: &Guest, address: u64) -> Result<&'static str, GuestError> {
     const NO_PAGE: u64 = 1 << 20;

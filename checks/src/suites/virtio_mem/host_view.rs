@@ -26,15 +26,15 @@ pub fn nothing_reaches_unplugged_memory(vm: &Vm, t: &mut Recorder) -> CaseResult
         let unplugged = region.start + 256 * MIB;
         let pages = [unplugged, middle_page(&region), last_page(&region)];
         for page in pages.into_iter().chain([first_page(&region)]) {
-            // Whether they are denied is for others to check.
+            // Whether they are denied is checked by VM7.
             mem.read(page).outcome()?;
             mem.write(page).outcome()?;
         }
         for page in pages {
-            touch(mem.map(page), 0)?;
-            touch(mem.map_private(page), 0)?;
+            read_and_write_page(mem.map(page), 0)?;
+            read_and_write_page(mem.map_private(page), 0)?;
         }
-        touch(mem.map_pages(unplugged - PAGE, 2), PAGE)?;
+        read_and_write_page(mem.map_pages(unplugged - PAGE, 2), PAGE)?;
         let accessed = Finding::Count(accesses(vm)? - before);
         t.when("all of /dev/mem's ways");
         t.check("accesses that the host sees", Finding::Count(0), accessed)
@@ -42,7 +42,10 @@ pub fn nothing_reaches_unplugged_memory(vm: &Vm, t: &mut Recorder) -> CaseResult
 }
 
 /// Reads and writes what has been mapped, if it has been.
-fn touch(mapping: Result<Mapping, GuestError>, offset: u64) -> Result<(), GuestError> {
+fn read_and_write_page(
+    mapping: Result<Mapping, GuestError>,
+    offset: u64,
+) -> Result<(), GuestError> {
     if let Outcome::Value(mapping) = mapping.outcome()? {
         mapping.peek_u32(offset).outcome()?;
         mapping.poke_u32(offset, 1).outcome()?;
@@ -56,9 +59,10 @@ fn accesses(vm: &Vm) -> Result<u64, VmError> {
     Ok(violations.reads + violations.writes)
 }
 
-/// What the monitor counts. Where it does not, nothing that needs it is asked.
+/// What the monitor counts. Scenarios that need it are skipped where it does not.
 pub fn counters(vm: &Vm) -> Result<DeviceCounters, VmError> {
-    vm.counters().ok_or(VmError::Absent("monitor that counts what reaches its devices"))
+    vm.counters()
+        .ok_or(VmError::Absent("counters: its monitor does not count accesses and requests"))
 }
 
 /// The scenarios of this file.

@@ -2,8 +2,8 @@
 //!
 //! "/dev/mem: Revoke mappings when a driver claims the region" (Linux 5.8): `__request_region()`
 //! calls `revoke_iomem()`, which tears down every mapping of the claimed range. Nothing can fault
-//! it in again. All of it is compiled out without IO_STRICT_DEVMEM: that kernel is the control, to
-//! be had with `--expect-without io-strict-devmem`.
+//! it in again. All of it is compiled out without IO_STRICT_DEVMEM: such a kernel is the
+//! control, run with `--expect-without io-strict-devmem`.
 
 use testvm::{
     MIB, PAGE,
@@ -19,7 +19,7 @@ use crate::{
     suites::virtio_mem::dev_mem::{DevMem, first_page, last_page, page_below},
 };
 
-/// Of a kernel that was built without IO_STRICT_DEVMEM nothing is torn down.
+/// A kernel that was built without IO_STRICT_DEVMEM tears nothing down.
 const BY: &[Mitigation] = &[Mitigation::IoStrictDevmem];
 
 /// VM11: SIGBUS for reads and writes, again and again, with iomem=relaxed too: what is SYSTEM_RAM
@@ -50,7 +50,7 @@ pub fn held_mappings(vm: &Vm, t: &mut Recorder) -> CaseResult {
         let expected = Finding::Count(0).by(BY).otherwise(Finding::Count(2));
         t.check_count("writes to unplugged memory that the host sees", expected, written);
         t.control("read, page below", Finding::Done, across.peek_u32(0))?;
-        t.whenever();
+        t.clear_state();
         t.check("mmap anew, first page", Errno::EPERM, mem.map(first_page(&region)))
     })
 }
@@ -78,7 +78,7 @@ pub fn held_mapping_after_unload(vm: &Vm, t: &mut Recorder) -> CaseResult {
 }
 
 /// VM12: a page of a private mapping that the process has written to is its own copy, in its own
-/// memory, and `unmap_mapping_range()` is told to take copies along (`even_cows`): SIGBUS.
+/// memory, and `unmap_mapping_range()` tears down copies too (`even_cows`): SIGBUS.
 /// Control: before load, what was written.
 pub fn copied_page(vm: &Vm, t: &mut Recorder) -> CaseResult {
     const MARK: u8 = 0xaa;
@@ -97,7 +97,7 @@ pub fn copied_page(vm: &Vm, t: &mut Recorder) -> CaseResult {
 /// for `generic_access_phys()`: EIO. Control: before load, both work.
 pub fn access_by_the_kernel(vm: &Vm, t: &mut Recorder) -> CaseResult {
     let mem = DevMem::open(&vm.guest)?;
-    // Unplugged: where the mapping survives, nobody's memory is written to.
+    // Unplugged: where the mapping survives, no memory in use is written to.
     let held = mem.map(last_page(&vm.region()))?;
     let file = mem.process.open("/init", OpenFlags::RDONLY)?;
     let own_memory = mem.process.open("/proc/self/mem", OpenFlags::RDONLY)?;

@@ -34,7 +34,7 @@ pub fn unclean(vm: &Vm, _: &mut Recorder) -> CaseResult {
         vm.request(256 * MIB)?;
         vm.load_driver()?;
         let log = guest.log_end()?;
-        t.whenever();
+        t.clear_state();
         t.check("unload with 256 MiB plugged", Finding::Done, vm.unload_driver())?;
         let warning = log_since(guest, log, "device still has system memory added")?;
         t.check("its warning of memory left behind", "logged", warning)?;
@@ -93,7 +93,7 @@ pub fn kernel_memory(_: &Vm, _: &mut Recorder) -> CaseResult {
 
 /// VM17: less than a memory block, offline, is removed by `virtio_mem_deinit_hotplug()`, but not
 /// unplugged. The next driver cannot know what is in it: `virtio_mem_send_unplug_all_request()`.
-/// Control: with nothing plugged there is no such request.
+/// Control: with nothing plugged the driver does not send that request.
 pub fn unplug_all(_: &Vm, _: &mut Recorder) -> CaseResult {
     after_load(move |vm, t| {
         vm.resize(0)?;
@@ -135,7 +135,7 @@ fn claims(vm: &Vm) -> Result<&'static str, GuestError> {
     })
 }
 
-/// Whether the kernel's log says something from a place on.
+/// Whether the kernel's log contains a text, from a record on.
 fn log_since(guest: &Guest, from: u64, text: &str) -> Result<&'static str, GuestError> {
     let log = guest.kernel_log(from)?;
     let is_there = log.iter().any(|record| record.text.contains(text));

@@ -27,7 +27,7 @@ pub enum VfioInterrupt {
 }
 
 impl<Access> VfioDevice<Access> {
-    /// Has the first vectors tell these eventfds.
+    /// Has the first vectors signal these eventfds.
     pub fn enable_interrupts(
         &self,
         interrupt: VfioInterrupt,
@@ -38,12 +38,12 @@ impl<Access> VfioDevice<Access> {
         self.set_irqs(DATA_EVENTFD | ACTION_TRIGGER, interrupt, events.len() as u32, &descriptors)
     }
 
-    /// Has no vector tell anybody.
+    /// Has no vector signal an eventfd.
     pub fn disable_interrupts(&self, interrupt: VfioInterrupt) -> Result<(), GuestError> {
         self.set_irqs(DATA_NONE | ACTION_TRIGGER, interrupt, 0, &[])
     }
 
-    /// Has VFIO itself tell the first vector's eventfd, without the function.
+    /// Has VFIO itself signal the first vector's eventfd, without the function.
     pub fn trigger_interrupt(&self, interrupt: VfioInterrupt) -> Result<(), GuestError> {
         self.set_irqs(DATA_NONE | ACTION_TRIGGER, interrupt, 1, &[])
     }

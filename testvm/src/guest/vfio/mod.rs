@@ -76,7 +76,7 @@ impl<Access> VfioDevice<Access> {
         let bytes = self.read(region, offset, 4)?;
         let bytes = bytes.try_into().map_err(|bytes: Vec<u8>| GuestError::Refused {
             asked: format!("read 4 bytes at {offset:#x} of {region:?}"),
-            why: format!("there are only {}", bytes.len()),
+            why: format!("got only {} bytes", bytes.len()),
         })?;
         Ok(u32::from_le_bytes(bytes))
     }

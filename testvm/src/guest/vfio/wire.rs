@@ -13,7 +13,7 @@ pub const DMA_MAP_READ_AND_WRITE: u32 = 0b11;
 pub const GROUP_VIABLE: u32 = 1 << 0;
 /// A bit of [`IoEventFd::flags`]: 4 bytes are written.
 pub const IOEVENTFD_4_BYTES: u32 = 1 << 2;
-/// Bits of [`IoasMap::flags`]: where it says, for reads and writes.
+/// Bits of [`IoasMap::flags`]: at the given address, for reads and writes.
 pub const IOAS_MAP_FIXED_READ_AND_WRITE: u32 = 0b111;
 
 const fn ioctl(number: u32) -> u32 {
@@ -30,10 +30,10 @@ pub const fn vfio(number: u32) -> u32 {
 pub trait Payload: IntoBytes + FromBytes + Immutable + Sized {
     /// The ioctl.
     const REQUEST: u32;
-    /// `argsz` of VFIO, `size` of iommufd: with what all of them begin.
+    /// The first field of each: `argsz` of VFIO, `size` of iommufd.
     const SIZE: u32 = size_of::<Self>() as u32;
 
-    /// Makes the ioctl; gives what the kernel has made of the payload.
+    /// Makes the ioctl; returns the payload as the kernel has changed it.
     fn exchange(self, file: &File) -> Result<Self, GuestError> {
         let reply = file.exchange(Self::REQUEST, self.as_bytes())?;
         Self::read_from_bytes(&reply.data).map_err(|_| GuestError::OtherAnswer {

@@ -13,7 +13,7 @@ die() {
     exit "${failure_status:-1}"
 }
 
-# Everything that decides what a cached directory holds, as one short name.
+# A short name (a hash) of everything that determines the contents of a cached directory.
 content_name() {
     printf '%s\n' "$@" | sha256sum | cut --characters=1-16
 }
@@ -29,7 +29,7 @@ take_lock() {
     }
 }
 
-# Runs a command as root, or fails where neither root nor a sudo that needs no password is at hand.
+# Runs a command as root, directly or with a sudo that needs no password; fails if neither works.
 as_root() {
     if ((EUID == 0)); then
         "$@"
@@ -55,7 +55,7 @@ need_packages() {
             apt-get install --yes --no-install-recommends "${missing[@]}" >"$cache/packages.log" 2>&1
     ) || {
         tail --lines=10 "$cache/packages.log" >&2
-        die "apt-get could not install ${missing[*]}; its last words are above, all of them in $cache/packages.log"
+        die "apt-get could not install ${missing[*]}; the end of its output is above, all of it in $cache/packages.log"
     }
 }
 
@@ -74,7 +74,7 @@ refresh_old_lists() {
     [[ ! $(find /var/lib/apt/lists -maxdepth 1 -name '*_Packages*' -mmin -60 2>/dev/null) ]] || return 0
     say "refreshing the package lists"
     as_root apt-get update --quiet --quiet >&2 ||
-        say "the package lists could not be refreshed; there may be newer packages than they say"
+        say "the package lists could not be refreshed; newer packages may exist than they list"
 }
 
 # Downloads the newest version of a package into a directory, without installing it.

@@ -1,5 +1,4 @@
-//! What the agent does in a guest, each test in one of its own. QEMU emulates the computer, so none needs
-//! KVM.
+//! The agent, each test in a guest of its own. QEMU emulates the computer, so no test needs KVM.
 
 mod support;
 
@@ -31,7 +30,7 @@ fn boot(kernel: &GuestKernel, initramfs: &Initramfs) -> Vm {
 }
 
 #[test]
-fn memory_has_what_its_own_process_stored_until_that_is_killed() -> Result<(), VmError> {
+fn memory_keeps_what_its_process_wrote_until_the_process_is_killed() -> Result<(), VmError> {
     let kernel = kernel("protected");
     let drivers = kernel.modules(&[BUS, DRIVER])?;
     let vm = boot(&kernel, &Initramfs::new().with_modules(drivers));
@@ -61,12 +60,12 @@ fn memory_has_what_its_own_process_stored_until_that_is_killed() -> Result<(), V
 }
 
 #[test]
-fn a_stuck_process_is_nobody_elses_problem() -> Result<(), VmError> {
+fn a_stuck_process_does_not_block_others() -> Result<(), VmError> {
     let vm = boot(&kernel("protected"), &Initramfs::new());
     let guest = &vm.guest;
     let stuck = guest.spawn()?;
     guest.set_deadline(Duration::from_secs(2));
-    // A reader waits at its end.
+    // A read at the end of this file blocks.
     assert!(matches!(stuck.read_file("/proc/kmsg"), Err(GuestError::NoAnswer { .. })));
     guest.set_deadline(Duration::from_secs(60));
     assert!(matches!(stuck.read_file("/proc/version"), Err(GuestError::Refused { .. })));
@@ -79,7 +78,7 @@ fn a_stuck_process_is_nobody_elses_problem() -> Result<(), VmError> {
 }
 
 #[test]
-fn files() -> Result<(), VmError> {
+fn files_are_written_read_and_listed() -> Result<(), VmError> {
     let vm = boot(&kernel("protected"), &Initramfs::new());
     let guest = &vm.guest;
     let process = guest.spawn()?;

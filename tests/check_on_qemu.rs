@@ -1,10 +1,10 @@
-//! `moat check` on QEMU's devices, which needs no KVM: what is told behind an IOMMU.
+//! `moat check` on QEMU's devices behind an IOMMU, which needs no KVM.
 
 mod support;
 
 use support::check::{assert_fails_on, check, with_verdict};
 
-/// But for what needs a probe.
+/// Those that need a probe are skipped.
 #[test]
 fn the_checks_hold_behind_the_virtio_iommu_of_qemu() {
     let passing = [
@@ -20,9 +20,9 @@ fn the_checks_hold_behind_the_virtio_iommu_of_qemu() {
     assert_eq!(output.status.code(), Some(0));
 }
 
-/// It has no driver of virtio-iommu.
+/// With VT-d, since it has no driver of virtio-iommu.
 #[test]
-fn linux_5_10_ends_itself_when_a_driver_binds_beside_user_space_and_reaches_what_sleeps() {
+fn linux_5_10_panics_when_a_driver_binds_beside_user_space_and_reaches_sleeping_functions() {
     let (failing, passing) = (["F12", "G3", "G4", "G5", "G7", "G12"], ["F1", "G1", "G2", "G6"]);
     let lacks = "vfio-power-check,group-ownership,group-claim";
     assert_fails_on("qemu-intel-iommu", "debian-5.10", lacks, &failing, &passing);

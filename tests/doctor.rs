@@ -3,8 +3,8 @@
 
 use std::process::Command;
 
-/// What it prints when a shell has made something of /dev/kvm in an empty /dev, after it has checked that
-/// the exit status is 1.
+/// What `moat doctor` prints in an empty /dev in which `setup`, a shell command, has made /dev/kvm or not. The
+/// exit status has to be 1.
 #[track_caller]
 fn complaint(setup: &str) -> String {
     // Root in the namespace, but without the capabilities that would override permissions.
@@ -38,6 +38,6 @@ fn a_kvm_that_cannot_be_opened_is_unfit() {
 }
 
 #[test]
-fn a_file_that_is_no_kvm_is_unfit() {
+fn a_file_that_is_not_kvm_is_unfit() {
     assert_eq!(complaint("touch /dev/kvm"), "/dev/kvm has API version -1, not 12\n");
 }

@@ -1,5 +1,4 @@
-//! scripts/kvm-host: what a command finds of this machine where KVM works, be that here or in an emulated
-//! host.
+//! scripts/kvm-host: which files of this machine a command finds, here or in an emulated host.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +6,7 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
-/// Runs a shell's command by way of the script, in a directory.
+/// Runs a shell command with scripts/kvm-host, in a directory.
 fn run_in(directory: &Path, script: &str) -> Output {
     Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/kvm-host"))
         .args(["sh", "-c", script])
@@ -17,8 +16,8 @@ fn run_in(directory: &Path, script: &str) -> Output {
 }
 
 #[test]
-fn what_a_command_line_names_below_tmp_is_there_and_stays() {
-    // Where the emulated host has a file system of its own.
+fn files_below_tmp_that_the_command_line_names_are_shared() {
+    // In an emulated host /tmp is a file system of its own.
     let outside = TempDir::new_in("/tmp").unwrap();
     let path = |name: &str| outside.path().join(name);
     for directory in ["work", "results"] {
@@ -26,7 +25,7 @@ fn what_a_command_line_names_below_tmp_is_there_and_stays() {
     }
     fs::write(path("kernel"), "an image").unwrap();
     fs::write(path("work/initramfs"), "files").unwrap();
-    // A name that nobody else uses, in /tmp itself.
+    // A unique name, in /tmp itself.
     let new = outside.path().with_extension("new");
     let script = format!(
         "cat {} initramfs; echo done >{}; echo left >{}; exit 7",
@@ -43,7 +42,7 @@ fn what_a_command_line_names_below_tmp_is_there_and_stays() {
 }
 
 #[test]
-fn a_file_that_is_named_by_a_symbolic_link_is_there() {
+fn a_file_named_by_a_symbolic_link_is_shared() {
     let outside = TempDir::new_in("/tmp").unwrap();
     let (target, link) = (outside.path().join("target"), outside.path().with_extension("link"));
     fs::write(&target, "what it leads to").unwrap();

@@ -1,14 +1,14 @@
-//! `moat check` on kernels that protect: the checks hold. Of each release of Debian's one kernel: with
-//! its other one, generic or cloud, they differ in which checks are skipped.
+//! `moat check` on kernels with all protections: the checks hold. Each release of Debian is tested with one
+//! kernel, generic or cloud; with its other one, only the skipped checks differ.
 //!
-//! What comes of each check is in `tests/expected`, a file a kernel. To write them anew:
+//! The expected verdicts are in `tests/expected`, a file per kernel. To write these files:
 //! `MOAT_TEST_BLESS=1 scripts/test kvm_check`.
 
 mod support;
 
 use support::check::{assert_as_listed, check, with_verdict};
 
-/// All holds but what is listed as skipped, or as a gap that is known.
+/// No check fails, and those that are skipped or known gaps are as listed.
 #[track_caller]
 fn assert_holds(kernel: &str) {
     let output = check(kernel, &[]);

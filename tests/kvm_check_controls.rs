@@ -1,5 +1,5 @@
-//! `moat check` on kernels that lack a protection: its checks fail there, and no others. So the checks
-//! prove something where they hold.
+//! `moat check` on kernels that lack a protection: the checks of that protection fail there, and no others.
+//! This shows that the checks can fail.
 
 mod support;
 
@@ -19,7 +19,7 @@ fn without_io_strict_devmem_nothing_is_torn_down_and_bars_are_open() {
 }
 
 #[test]
-fn without_exclusive_a_bar_over_the_region_leads_to_it() {
+fn without_exclusive_a_bar_over_the_region_reaches_it() {
     assert_fails("without-exclusive", "exclusive-region", &["VM9"], &["VM10"]);
 }
 

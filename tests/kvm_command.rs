@@ -1,4 +1,4 @@
-//! The `moat` command as a user has it: what it refuses, and how its machines end.
+//! The `moat` command as users run it: what it refuses, and how its machines end.
 
 mod support;
 
@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use support::command::{Fixture, moat};
 use support::linux::kernel;
 
-/// Runs a command that must fail with `code` and say `reason`.
+/// Runs a command that must exit with `code` and print `reason` on standard error.
 #[track_caller]
 fn assert_refused(command: &mut Command, code: i32, reason: &str) {
     let output = command.output().unwrap();
@@ -22,7 +22,7 @@ fn assert_refused(command: &mut Command, code: i32, reason: &str) {
 }
 
 #[test]
-fn kernels_that_are_none_are_named_as_what_they_are() {
+fn files_that_are_not_kernels_are_refused_with_the_reason() {
     let fixture = Fixture::new();
     let elf = fs::read(fixture.path("kernel")).unwrap();
     let mut for_arm = elf.clone();
@@ -53,7 +53,7 @@ fn kernels_that_are_none_are_named_as_what_they_are() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused() {
+fn invalid_arguments_are_refused_with_the_reason() {
     let fixture = Fixture::new();
     fixture.write("big", vec![0; 40 << 20]);
     let long = "x".repeat(5000);
@@ -98,14 +98,14 @@ fn what_does_not_fit_is_refused() {
 }
 
 #[test]
-fn two_serial_ports_do_not_share_a_far_end() {
+fn two_serial_ports_do_not_share_a_target() {
     let mut both = moat(&["run", "--kernel", "kernel", "--serial2", "tty"]);
     assert_refused(&mut both, 1, "give each serial port its own");
 }
 
 #[test]
-fn a_kvm_without_permission_is_told_apart_from_none() {
-    // Root may open anything; an unprivileged user is what this is about.
+fn missing_permission_for_kvm_is_reported_as_such() {
+    // As an unprivileged user, since root may open anything.
     let fixture = Fixture::new();
     let kernel = fixture.path("kernel");
     let public = fs::Permissions::from_mode(0o755);
@@ -121,7 +121,7 @@ fn a_kvm_without_permission_is_told_apart_from_none() {
 }
 
 #[test]
-fn a_signal_ends_a_machine_and_leaves_nothing() {
+fn a_signal_ends_a_machine_and_removes_its_socket() {
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let fixture = Fixture::new();
         let running = fixture.start(&[]);
@@ -153,7 +153,7 @@ fn a_machine_is_resized_and_shown_over_its_socket() {
         (["mem1", "1M"], "there is no device mem1; this machine has mem0"),
         (["mem0", "5G"], "more than the region's"),
         (["mem0", "3M"], "nearest: 4194304"),
-        (["../x", "3M"], "is no device"),
+        (["../x", "3M"], "is not a device"),
     ] {
         let output = running.moat("resize", &arguments);
         assert_eq!(output.status.code(), Some(1));
@@ -181,7 +181,7 @@ fn a_machine_is_paused_resumed_and_ended_over_its_socket() {
 }
 
 #[test]
-fn two_machines_do_not_share_a_socket_but_a_dead_ones_is_taken_over() {
+fn two_machines_do_not_share_a_socket_but_a_stale_one_is_replaced() {
     let fixture = Fixture::new();
     let mut running = fixture.start(&[]);
     let mut second = fixture.run(&["--kernel", "kernel", "--api-socket", "api"]);
@@ -195,7 +195,7 @@ fn two_machines_do_not_share_a_socket_but_a_dead_ones_is_taken_over() {
 }
 
 #[test]
-fn a_client_without_a_machine_is_told_so() {
+fn a_client_without_a_machine_fails_with_the_reason() {
     let nowhere = Path::new("/nonexistent/api");
     for command in ["status", "resize", "pause", "resume"] {
         let mut command = moat(&[command, "--api-socket"]);
@@ -216,7 +216,7 @@ fn the_doctor_finds_this_kvm_usable() {
 }
 
 #[test]
-fn a_kernel_that_does_not_boot_is_one_fact() {
+fn a_kernel_that_does_not_boot_is_tried_and_reported_once() {
     let fixture = Fixture::new();
     let kernel = kernel("protected");
     let good = kernel.image().parent().unwrap();
@@ -225,7 +225,7 @@ fn a_kernel_that_does_not_boot_is_one_fact() {
     for name in ["config", "release", "modules"] {
         std::os::unix::fs::symlink(good.join(name), bad.join(name)).unwrap();
     }
-    // It cannot unpack itself.
+    // Damaged, so that it cannot unpack itself.
     let mut image = fs::read(kernel.image()).unwrap();
     let middle = image.len() / 2;
     image[middle..middle + 4096].fill(0);

@@ -1,5 +1,5 @@
-//! Our virtio-mem device on both transports, and QEMU's, asked the same by a bare-metal driver over
-//! real KVM. Where QEMU answers otherwise, `docs/conformance.md` says so, and judges who is right.
+//! Our virtio-mem device on both transports, and QEMU's, get the same requests from a bare-metal driver on
+//! KVM. `docs/conformance.md` lists where QEMU answers otherwise, and judges which is right.
 
 mod support;
 
@@ -42,7 +42,7 @@ fn answers(vmm: Vmm, virtio_transport: VirtioTransport) -> Vec<Answered> {
     interview(Device { program, registers, request })
 }
 
-/// Row, question, what is wanted, and what the device says instead.
+/// Row, question, expected answer and the device's answer, where they differ.
 fn differences(answers: &[Answered]) -> Vec<[String; 4]> {
     answers
         .iter()
@@ -75,7 +75,7 @@ fn our_device_answers_as_the_specification_wants_on_either_transport() {
 }
 
 #[test]
-fn qemus_device_answers_otherwise_where_we_say_so_and_nowhere_else() {
+fn qemus_device_differs_as_documented_and_nowhere_else() {
     let version = Command::new(vm::QEMU).arg("--version").output().unwrap().stdout;
     let version = String::from_utf8_lossy(&version);
     let answers = answers(QEMU, VirtioTransport::Pci);

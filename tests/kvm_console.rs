@@ -1,4 +1,4 @@
-//! What a user's terminal, pipes, files and signals do to a running machine, and it to them.
+//! A running machine's console on terminals, pipes, files and sockets, and signals to it.
 
 mod support;
 
@@ -36,7 +36,7 @@ fn read_all(mut source: impl Read) -> String {
     text
 }
 
-/// Makes a file non-blocking, or blocking again, for everybody who has it open.
+/// Makes a file non-blocking, or blocking again, for every process that has it open.
 fn set_non_blocking(file: &OwnedFd, non_blocking: bool) {
     let mut flags = fcntl_getfl(file).unwrap();
     flags.set(OFlags::NONBLOCK, non_blocking);
@@ -44,7 +44,7 @@ fn set_non_blocking(file: &OwnedFd, non_blocking: bool) {
 }
 
 #[test]
-fn a_pipe_that_somebody_has_made_non_blocking_gets_every_byte() {
+fn a_non_blocking_pipe_gets_every_byte() {
     let fixture = Fixture::new();
     let (reader, writer) = io::pipe().unwrap();
     let writer = OwnedFd::from(writer);
@@ -63,7 +63,7 @@ fn a_pipe_that_somebody_has_made_non_blocking_gets_every_byte() {
 }
 
 #[test]
-fn output_that_nobody_reads_keeps_no_machine_from_its_end() {
+fn unread_output_does_not_keep_a_machine_from_ending() {
     for signal in [Signal::TERM, Signal::INT] {
         let fixture = Fixture::new();
         let (_reader, writer) = io::pipe().unwrap();
@@ -81,7 +81,7 @@ fn output_that_nobody_reads_keeps_no_machine_from_its_end() {
 }
 
 #[test]
-fn messages_that_nobody_reads_hold_up_nobody() {
+fn unread_messages_block_neither_guest_nor_api() {
     let fixture = Fixture::new();
     let (_reader, writer) = io::pipe().unwrap();
     let writer = OwnedFd::from(writer);
@@ -90,7 +90,7 @@ fn messages_that_nobody_reads_hold_up_nobody() {
     set_non_blocking(&writer, false);
     let mut command = driven(&["--api-socket", "api", "--serial", "file:/dev/null"]);
     let (mut child, mut program) = fixture.drive(command.stderr(writer));
-    // What would be told of it has nowhere to go.
+    // The message about this access cannot be written.
     program.write(8, UNPLUGGED, 0);
     let mut status = moat(&["status", "--json", "--api-socket"]);
     // The API comes right after the machine.
@@ -107,7 +107,7 @@ fn messages_that_nobody_reads_hold_up_nobody() {
 }
 
 #[test]
-fn a_full_disk_is_told_once_with_what_was_lost() {
+fn a_full_disk_is_reported_once_with_the_bytes_lost() {
     let fixture = Fixture::new();
     let mut command = driven(&["--serial", "file:/dev/full"]);
     let (child, mut program) = fixture.drive(command.stderr(Stdio::piped()));
@@ -140,7 +140,7 @@ fn a_signal_that_was_ignored_stays_ignored() {
 }
 
 #[test]
-fn whatever_signal_would_end_the_process_ends_the_machine() {
+fn every_signal_that_would_end_the_process_ends_the_machine() {
     for signal in [Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2, Signal::ALARM] {
         let fixture = Fixture::new();
         let mut command = driven(&["--serial", "file:/dev/null"]);
@@ -163,7 +163,7 @@ fn a_signal_ends_a_machine_that_has_not_started() {
     let fixture = Fixture::new();
     make_fifo(&fixture);
     let mut waiting = fixture.run(&["--kernel", "kernel", "--initrd", "fifo"]).spawn().unwrap();
-    // Without handlers a signal would end it, too.
+    // From here on it has handlers: without them the signal would end it, too.
     while !is_open(&waiting, "fifo") {
         thread::yield_now();
     }
@@ -228,7 +228,7 @@ fn in_terminal(fixture: &Fixture, script: &str, keys: &[u8]) -> String {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    // The end of its input would be the end of the terminal's.
+    // Kept open: at its end script(1) would close the terminal's input.
     let mut stdin = child.stdin.take().unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     let mut output = String::new();
@@ -246,7 +246,7 @@ fn in_terminal(fixture: &Fixture, script: &str, keys: &[u8]) -> String {
 #[test]
 fn a_background_job_runs_to_its_end_and_leaves_the_terminal_alone() {
     let fixture = Fixture::new();
-    // A kernel of no use: the machine starts, and the API's socket says so.
+    // A kernel that does nothing: the API's socket shows that the machine has started.
     let output = in_terminal(
         &fixture,
         "moat run --kernel kernel --boot-protocol pvh --api-socket api & job=$!
@@ -300,7 +300,7 @@ fn the_terminal_is_as_it_was_after_any_signal() {
 }
 
 #[test]
-fn a_guest_that_reads_no_keys_cannot_keep_anybody_from_leaving() {
+fn ctrl_a_x_ends_a_guest_that_reads_no_keys() {
     let fixture = Fixture::new();
     let mut keys = vec![b'k'; 200_000];
     keys.extend(b"\x01x");
@@ -312,7 +312,7 @@ fn a_guest_that_reads_no_keys_cannot_keep_anybody_from_leaving() {
 }
 
 #[test]
-fn a_console_on_a_socket_is_this_users_and_a_dead_ones_is_taken_over() {
+fn a_console_socket_is_private_and_a_stale_one_is_replaced() {
     let fixture = Fixture::new();
     for _ in 0..2 {
         let mut command = driven(&["--serial", "unix:console"]);
@@ -354,7 +354,7 @@ fn an_api_that_had_no_descriptors_left_recovers() {
 }
 
 #[test]
-fn two_ports_write_to_no_file_together() {
+fn two_ports_cannot_write_to_the_same_file() {
     let fixture = Fixture::new();
     fixture.write("log", "");
     fs::hard_link(fixture.path("log"), fixture.path("link")).unwrap();

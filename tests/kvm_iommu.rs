@@ -1,5 +1,5 @@
-//! The IOMMU as a stock Linux finds it: it has the devices that are behind it, devices work through
-//! it, and none gets at memory that nobody mapped for it.
+//! The IOMMU with a stock Linux: devices work behind it, and none reaches memory that is not mapped for
+//! it.
 
 mod support;
 
@@ -12,7 +12,7 @@ use vmm::{MemoryDeviceConfig, ProbeConfig, Size, VirtioTransport};
 
 const TRANSPORTS: [VirtioTransport; 2] = [VirtioTransport::Mmio, VirtioTransport::Pci];
 
-/// Drivers of every device that there is.
+/// Drivers of all devices.
 const MODULES: [&str; 5] =
     ["virtio_mmio", "virtio_pci", "virtio_iommu", "virtio_mem", "virtio_rng"];
 
@@ -51,7 +51,7 @@ fn refused(iommu: &IommuStatus) -> u64 {
 }
 
 #[test]
-fn devices_work_through_it_on_each_transport() {
+fn devices_work_behind_the_iommu_on_each_transport() {
     for name in ["protected", "debian-6.12-cloud"] {
         for transport in TRANSPORTS {
             let linux = boot(name, transport, false, &MODULES);
@@ -78,7 +78,7 @@ fn devices_work_through_it_on_each_transport() {
 }
 
 #[test]
-fn without_a_driver_devices_bypass_it_or_reach_nothing() {
+fn without_a_driver_devices_bypass_the_iommu_or_reach_nothing() {
     // Linux 6.1 as Debian builds it has no driver of a virtio IOMMU.
     for (bypass, works) in [(true, true), (false, false)] {
         let modules = ["virtio_pci", "virtio_mem"];

@@ -20,7 +20,7 @@ const BLOCK: u64 = 2 * MIB;
 const PLUGGED: u64 = 200 * MIB;
 const ADDED: u64 = 256 * MIB;
 
-/// What /proc/vmcore has of physical memory.
+/// The ranges of physical memory in /proc/vmcore.
 struct Dump {
     file: File,
     /// Physical address, length, and offset in the file.
@@ -53,7 +53,7 @@ impl Dump {
 
 #[test]
 fn l8_a_crash_kernel_dumps_plugged_memory_only() {
-    const PATIENCE: Duration = Duration::from_secs(120);
+    const TIMEOUT: Duration = Duration::from_secs(120);
     const SEED: u64 = 0x6475_6d70;
     let kernel = kernel("protected");
     let modules = || kernel.modules(&[BUS, DRIVER]).unwrap();
@@ -81,7 +81,7 @@ fn l8_a_crash_kernel_dumps_plugged_memory_only() {
     let requests = vm.counters().unwrap().requests;
 
     vm.guest.crash().unwrap();
-    vm.guest.wait_to_restart(PATIENCE).unwrap();
+    vm.guest.wait_to_restart(TIMEOUT).unwrap();
     assert_eq!(vm.device().unwrap().plugged, PLUGGED, "a crash unplugs nothing");
     let process = vm.guest.spawn().unwrap();
     let dump = Dump::open(process.open("/proc/vmcore", OpenFlags::RDONLY).unwrap());
@@ -89,7 +89,7 @@ fn l8_a_crash_kernel_dumps_plugged_memory_only() {
     let offset = |address| dump.offset_of(address).expect("the kernel had that memory");
     assert_eq!(dump.offset_of(region.start + ADDED), None);
 
-    // The control: without the driver nobody tells the crash kernel what is not there.
+    // The control: without the driver the crash kernel does not know which blocks are unplugged.
     let unplugged = region.start + PLUGGED;
     assert_eq!(dump.file.read_at(offset(unplugged), 8).unwrap(), [0xff; 8]);
     let before = vm.counters().unwrap();

@@ -12,7 +12,7 @@ use support::command::moat;
 use support::linux::kernel;
 use tempfile::TempDir;
 
-/// Kernels that have what it takes: FUSE, virtio-fs, overlayfs and the virtio console.
+/// Kernels that have what is needed: FUSE, virtio-fs, overlayfs and the virtio console.
 const KERNELS: [&str; 4] = ["debian-6.1", "debian-6.1-cloud", "debian-6.12", "debian-6.12-cloud"];
 
 /// A kernel as a user names it.
@@ -39,7 +39,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The exit status, and that standard error says why it is not the program's.
+/// Runs a command that must exit with `status` and print `reason` on standard error.
 #[track_caller]
 fn assert_fails(command: &mut Command, status: i32, reason: &str) {
     let output = command.output().unwrap();
@@ -61,7 +61,7 @@ fn a_program_runs_on_every_kernel_and_each_transport() {
 }
 
 #[test]
-fn devices_behind_an_iommu_carry_a_program_too() {
+fn a_program_runs_with_devices_behind_an_iommu() {
     let arguments = ["--transport", "pci", "--iommu", "virtio", "--", "echo", "hello"];
     let output = run_on("debian-6.12", &arguments).output().unwrap();
     assert_eq!(text(&output.stdout), "hello\n", "{}", text(&output.stderr));
@@ -74,12 +74,12 @@ fn the_exit_status_is_the_programs() {
         assert_eq!(output.status.code(), Some(status), "{script}: {}", text(&output.stderr));
         assert_eq!(text(&output.stderr), "", "{script}");
     }
-    // One that moat has a meaning for is said to be the program's.
+    // For a status that moat uses itself, a message says that it is the program's.
     assert_fails(&mut shell("exit 242"), 242, "the program itself exited with status 242");
 }
 
 #[test]
-fn what_is_not_the_programs_doing_has_statuses_of_its_own() {
+fn failures_outside_the_program_have_statuses_of_their_own() {
     assert_fails(&mut run(&["--", "no-such-program"]), 127, "there is no program");
     assert_fails(&mut run(&["--", "/etc/passwd"]), 126, "cannot start the program");
     assert_fails(&mut run(&["--cwd", "/no/such", "--", "true"]), 126, "working directory");
@@ -92,13 +92,13 @@ fn what_is_not_the_programs_doing_has_statuses_of_its_own() {
 }
 
 #[test]
-fn what_cannot_be_started_is_said_before_anything_starts() {
+fn invalid_options_are_refused_before_the_machine_starts() {
     for (arguments, status, reason) in [
         (["--root", "/no/such", "--", "true"], 1, "/no/such"),
         (["--share", "/no/such", "--", "true"], 2, "cannot share /no/such"),
         (["--share", "/etc:mnt", "--", "true"], 2, "expected an absolute path"),
         (["--user", "nobody-there", "--", "true"], 1, "no such user"),
-        (["--env", "=x", "--", "true"], 1, "a variable has a name"),
+        (["--env", "=x", "--", "true"], 1, "expected NAME or NAME=VALUE"),
         (["--serial", "tty", "--", "true"], 1, "the terminal is the program's"),
         (["--initrd", "x", "--", "true"], 2, "cannot be used with"),
     ] {
@@ -109,7 +109,7 @@ fn what_cannot_be_started_is_said_before_anything_starts() {
 }
 
 #[test]
-fn the_streams_are_three_and_any_bytes() {
+fn standard_streams_carry_any_bytes_and_stay_apart() {
     let mut command = shell("cat; echo problem >&2");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
@@ -133,7 +133,7 @@ fn a_reader_that_goes_away_ends_the_program() {
 }
 
 #[test]
-fn a_script_may_come_by_standard_input() {
+fn a_script_is_read_from_standard_input() {
     let mut child =
         run(&["--script"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"echo from a script\nexit 3\n").unwrap();
@@ -142,7 +142,7 @@ fn a_script_may_come_by_standard_input() {
 }
 
 #[test]
-fn the_host_keeps_its_files_and_gets_what_a_share_gets() {
+fn changes_reach_the_host_only_through_a_writable_share() {
     let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = |name: &str| directory.path().join(name);
     fs::create_dir(path("shared")).unwrap();

@@ -1,4 +1,4 @@
-//! Stock Linux kernels and our own, as guests: they boot, end as they are told, and their memory
+//! Stock Linux kernels and our own, as guests: they boot, end on command, and their memory
 //! grows and shrinks without a byte lost. Names start with rows of `docs/virtio-mem.md` where they
 //! have one.
 
@@ -34,7 +34,7 @@ fn device(size: u64, requested: u64, block_size: u64) -> MemoryDeviceConfig {
 
 const TRANSPORTS: [VirtioTransport; 2] = [VirtioTransport::Mmio, VirtioTransport::Pci];
 
-/// What a test of memory gives its guest. Only movable memory can always be unplugged.
+/// The configuration of a guest whose memory grows. Only movable memory can always be unplugged.
 fn growing(
     kernel: &GuestKernel,
     virtio_transport: VirtioTransport,
@@ -112,7 +112,7 @@ fn boots_in_a_row_never_fail() {
 }
 
 #[test]
-fn l7_a_guest_ends_as_it_says() {
+fn l7_reboot_halt_and_panic_have_endings_of_their_own() {
     for name in ["debian-6.1-cloud", "debian-6.12-cloud", "protected"] {
         let kernel = kernel(name);
         let vcpus = lasting_vcpus(2);
@@ -160,7 +160,7 @@ fn l7_every_way_to_reboot_is_a_reset() {
 
 #[test]
 fn i3_l7_a_machine_that_starts_again_has_nothing_plugged_and_leaks_nothing() {
-    /// What a machine has of this process: descriptors, threads, and resident memory in bytes.
+    /// What this process holds: descriptors, threads, and resident memory in bytes.
     fn held() -> (usize, usize, u64) {
         let count = |path| std::fs::read_dir(path).unwrap().count();
         (count("/proc/self/fd"), count("/proc/self/task"), resident())
@@ -289,7 +289,7 @@ fn l9_a_suspended_guest_finds_its_memory_as_it_was_or_refuses_to_suspend() {
         linux.wait_until_converged(0);
         let held = linux.guest.spawn().unwrap().allocate(300 * MIB).unwrap();
         held.fill(SEED).unwrap();
-        // Nothing would wake it: devices are suspended, and resumed after 5 seconds.
+        // With pm_test the kernel resumes devices after 5 seconds: nothing else would wake it.
         linux.guest.write_file("/sys/power/pm_test", "devices").unwrap();
         let start = linux.guest.log_end().unwrap();
         let suspended = linux.guest.write_file("/sys/power/state", "freeze").outcome().unwrap();
@@ -359,7 +359,7 @@ fn l6_q4_random_resizes_under_load_lose_nothing() {
 const ENTRY: &str = "entry_SYSCALL_64";
 
 #[test]
-fn functions_have_the_names_that_the_guest_has_for_them_wherever_kaslr_puts_it() {
+fn function_names_match_the_guests_kallsyms_under_kaslr() {
     const MSR_LSTAR: u64 = 0xc000_0082;
     const LINKED_AT: u64 = 0xffff_ffff_8100_0000;
     for name in ["debian-5.10", "debian-6.1-cloud", "debian-6.12-cloud"] {
@@ -400,7 +400,7 @@ fn functions_have_the_names_that_the_guest_has_for_them_wherever_kaslr_puts_it()
             assert_eq!(resolve(lstar, lstar + 0x12).unwrap(), format!("{ENTRY}+0x12"));
             assert_eq!(resolve(lstar, 0x40_0000), None, "{name}: an address of user space");
             assert_eq!(resolve(0, lstar), None, "{name}: too early in the boot");
-            // The controls: had the kernel moved otherwise than it did.
+            // The controls: a kernel at another address than the real one.
             assert_eq!(resolve(lstar + 8, lstar + 8), None, "{name}");
             let moved = lstar + (2 << 20);
             assert!(!sample.iter().any(|symbol| is_right(moved, symbol)), "{name}");
@@ -411,7 +411,7 @@ fn functions_have_the_names_that_the_guest_has_for_them_wherever_kaslr_puts_it()
 }
 
 #[test]
-fn functions_of_our_kernel_have_the_names_that_its_vmlinux_has_for_them() {
+fn function_names_match_the_vmlinux_of_our_kernel() {
     const LINKED_FOR: u64 = 0xffff_ffff_8000_0000;
     let kernel = kernel("protected");
     let vmlinux = kernel.vmlinux().expect("our own kernel has a vmlinux");
@@ -423,7 +423,7 @@ fn functions_of_our_kernel_have_the_names_that_its_vmlinux_has_for_them() {
     for (address, symbol) in functions.iter() {
         names.entry(address).or_default().push(symbol.to_string());
     }
-    // What comes then is never run, and not in the kernel's own table.
+    // Symbols from here on are no code, and not in the kernel's own table.
     let end = functions.address_of("_einittext").unwrap();
     names.retain(|address, _| *address < end);
     assert!(names.len() > 20_000, "{} addresses", names.len());

@@ -16,7 +16,7 @@ use testvm::vm::VmConfig;
 use vmm::machine::{PauseError, RunState};
 use vmm::{Ending, MachineControl, MachineSpec, MemoryDeviceConfig, OnReset, SerialEndpoint, Size};
 
-/// RAM that nobody else uses, for processors to hammer.
+/// Otherwise unused RAM, for processors to hammer.
 const HAMMERED: u64 = 8 * MIB;
 const HAMMERED_BYTES: u64 = 64 << 10;
 
@@ -56,7 +56,7 @@ fn a_paused_guest_stands_still_and_goes_on() {
         vm.program.wait_for_hammer(n);
     }
     assert_eq!(state(&control), RunState::Running);
-    // What is done already stays so.
+    // Pausing a paused machine changes nothing.
     for _ in 0..2 {
         assert_eq!(control.pause().unwrap().state, RunState::Paused);
     }
@@ -91,7 +91,7 @@ fn a_guests_time_stamp_counter_does_not_jump() {
 }
 
 #[test]
-fn what_a_machine_is_asked_while_it_is_paused_is_done_when_it_goes_on() {
+fn requests_during_a_pause_are_carried_out_after_resume() {
     let mut vm = ProgramMachine::start(1, vec![device()]);
     let control = vm.machine.control();
     let mut driver = Driver::start(&mut vm.program, true);
@@ -203,7 +203,7 @@ fn a_paused_machine_ends_at_once_and_is_not_paused_any_more() {
     assert_eq!(state(&control), RunState::Ended);
     assert!(matches!(control.pause(), Err(PauseError::NotRunning(_))));
     assert!(matches!(control.resume(), Err(PauseError::NotRunning(_))));
-    // Nor does it matter who ends it.
+    // A paused machine also ends when it is dropped.
     let vm = ProgramMachine::start(1, vec![]);
     vm.machine.control().pause().unwrap();
     drop(vm.machine);
@@ -224,7 +224,7 @@ fn a_machine_that_has_started_again_can_be_paused() {
             control.pause().unwrap();
             control.resume().unwrap();
             program.reset();
-            // It says that it is ready just before the machine is.
+            // The program is ready a moment before the machine is.
             while control.status().is_err() {
                 thread::yield_now();
             }

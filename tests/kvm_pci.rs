@@ -1,5 +1,5 @@
-//! PCI as a stock Linux finds it: the tree is what we built, ranges are where the guest put them and
-//! stay usable, resets reset, and what is not decoded is not there.
+//! PCI with a stock Linux: it finds the tree that was built, BARs are decoded where the guest put them,
+//! resets reset, and what is not decoded does not answer.
 
 mod support;
 
@@ -79,7 +79,7 @@ fn linux_finds_the_tree_that_was_built_and_has_no_complaint() {
             assert_eq!(ids[..2], built.vendor.to_le_bytes(), "{name}: {}", built.address);
             assert_eq!(ids[2..], built.device.to_le_bytes(), "{name}: {}", built.address);
             for range in &built.ranges {
-                // Linux tells the address of an expansion ROM when somebody reads it, and no sooner.
+                // Linux assigns an expansion ROM its address only when the ROM is read.
                 let Some(index) = range.register.strip_prefix("BAR ") else { continue };
                 let index = index.parse().unwrap();
                 let place = found.bar(index).unwrap().expect("an address");
@@ -96,7 +96,7 @@ fn lspci_agrees_with_what_was_built() {
     for address in PROBES {
         let function = function(&linux, address);
         linux.guest.write_file(&function.file("enable"), "1").unwrap();
-        // Linux tells the address of an expansion ROM when somebody reads it, and no sooner.
+        // Linux assigns an expansion ROM its address only when the ROM is read.
         linux.guest.write_file(&function.file("rom"), "1").unwrap();
         linux.guest.read_file(&function.file("rom")).unwrap();
     }
@@ -197,7 +197,7 @@ fn a_moved_bar_answers_at_its_new_place_only() {
     let function = function(&linux, "00:02.0");
     function.decode_memory().unwrap();
     let old = function.bar(0).unwrap().unwrap();
-    // Nothing else is that far up in the window.
+    // This part of the window is free.
     let new = old.start + (64 << 20);
     let process = linux.guest.spawn().unwrap();
     let memory = process.open("/dev/mem", OpenFlags::RDWR).unwrap();
@@ -210,7 +210,7 @@ fn a_moved_bar_answers_at_its_new_place_only() {
 }
 
 #[test]
-fn what_is_not_decoded_is_not_there_and_somebody_notices() {
+fn accesses_to_a_bar_that_is_not_decoded_are_refused_and_reported() {
     let linux = boot("protected");
     let address = "00:02.0";
     let function = function(&linux, address);
@@ -239,7 +239,7 @@ fn what_is_not_decoded_is_not_there_and_somebody_notices() {
     };
     assert_eq!(write.target, target);
     function.decode_memory().unwrap();
-    // What was written meanwhile has vanished.
+    // The write in between was discarded.
     assert_eq!(mapping.peek_u32(SCRATCH).unwrap(), 1);
 }
 
@@ -272,8 +272,8 @@ fn every_way_to_reset_a_function_resets_it() {
     }
 }
 
-/// Reads from the entropy device, whose driver must not reach a register for that: KVM rings the
-/// doorbell, and messages interrupt.
+/// Reads from the entropy device. Its driver must not access a register for that: KVM handles the
+/// notification, and interrupts are MSI-X.
 fn read_entropy(linux: &Linux, address: &str) {
     let process = linux.guest.spawn().unwrap();
     let file = process.open("/dev/hwrng", OpenFlags::RDONLY).unwrap();
@@ -285,7 +285,7 @@ fn read_entropy(linux: &Linux, address: &str) {
 }
 
 #[test]
-fn a_doorbell_rings_where_linux_has_moved_it() {
+fn notifications_work_after_linux_has_moved_the_bar() {
     const DRIVERS: [&str; 2] = ["virtio_pci", "virtio_rng"];
     let address = "00:01.0";
     let virtio_transport = VirtioTransport::Pci;
@@ -306,9 +306,9 @@ fn a_doorbell_rings_where_linux_has_moved_it() {
 }
 
 #[test]
-fn a_doorbell_costs_no_exit_wherever_it_is_and_is_nowhere_else() {
+fn a_notification_costs_no_exit_wherever_the_bar_is_and_works_nowhere_else() {
     const BAR0: u64 = 0x10;
-    /// Where the notification structure is, and a place in it that is not the doorbell.
+    /// Offset of the notification structure in the BAR, and an offset in it that is not the queue's notify address.
     const NOTIFY: u64 = 0x1000;
     const ELSEWHERE: u64 = 8;
     let (entropy, probe) = ("00:01.0", "00:02.0");
@@ -317,14 +317,14 @@ fn a_doorbell_costs_no_exit_wherever_it_is_and_is_nowhere_else() {
     function(entropy).decode_memory().unwrap();
     function(probe).decode_memory().unwrap();
     let old = function(entropy).bar(0).unwrap().unwrap().start;
-    // Nothing else is that far up in the window.
+    // This part of the window is free.
     let new = old + (64 << 20);
     let process = linux.guest.spawn().unwrap();
     let memory = process.open("/dev/mem", OpenFlags::RDWR).unwrap();
     let map =
         |bar| memory.mmap(bar + NOTIFY, PAGE, Protection::ReadWrite, Sharing::Shared).unwrap();
     let (at_old, at_new) = (map(old), map(new));
-    // Writes that the entropy device counts, refuses, and that the probe counts.
+    // Writes counted by the entropy device and by the probe, and writes refused by the entropy device.
     let counted = |mapping: &Mapping, offset| {
         let now = || (counters(&linux, entropy), counters(&linux, probe));
         let before = now();
@@ -333,9 +333,9 @@ fn a_doorbell_costs_no_exit_wherever_it_is_and_is_nowhere_else() {
         let writes = [after.0.writes - before.0.writes, after.1.writes - before.1.writes];
         (writes, after.0.refused - before.0.refused)
     };
-    assert_eq!(counted(&at_old, 0), ([0, 0], 0), "KVM rings");
-    assert_eq!(counted(&at_old, ELSEWHERE), ([1, 0], 0), "the device does");
-    // A range for two is the first one's, until that leaves.
+    assert_eq!(counted(&at_old, 0), ([0, 0], 0), "KVM handles it");
+    assert_eq!(counted(&at_old, ELSEWHERE), ([1, 0], 0), "the device counts it");
+    // Of two BARs at one address the first one answers, until it moves away.
     function(probe).write_config(BAR0, &(old as u32).to_le_bytes()).unwrap();
     assert_eq!(counted(&at_old, 0), ([0, 0], 0));
     function(entropy).write_config(BAR0, &(new as u32).to_le_bytes()).unwrap();

@@ -1,5 +1,5 @@
-//! Who touched an unplugged block, and what becomes of it: one access at a time by a bare-metal
-//! guest, and what Linux makes of a machine check.
+//! Accesses to unplugged blocks, and what happens after them: one access at a time by a bare-metal
+//! guest, and how Linux handles a machine check.
 
 mod support;
 
@@ -42,16 +42,16 @@ fn offenders(control: &MachineControl) -> Vec<Offender> {
     control.status().unwrap().memory_devices[0].offenders.clone()
 }
 
-/// What an offender's instruction is, did, where in which block, and how often.
-fn told(control: &MachineControl) -> Vec<(String, Operation, u32, u64, u64, u64)> {
-    let told = offenders(control).into_iter().map(|Offender { count, latest, .. }| {
+/// Each offender's instruction, operation, size, block, offset in it, and count.
+fn reported(control: &MachineControl) -> Vec<(String, Operation, u32, u64, u64, u64)> {
+    let reported = offenders(control).into_iter().map(|Offender { count, latest, .. }| {
         let Target::UnpluggedBlock { block, offset } = latest.target else {
             panic!("{:?} is no block", latest.target)
         };
         let instruction = latest.accessor.instruction.unwrap_or_default();
         (instruction, latest.access.operation, latest.access.size, block, offset, count)
     });
-    told.collect()
+    reported.collect()
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn a_loop_is_one_offender_with_a_count() {
     assert_eq!(vm.program.verify(driver.block(2), 64 * 512), 64);
     let last = 63 * 512;
     assert_eq!(
-        told(&vm.machine.control()),
+        reported(&vm.machine.control()),
         [
             ("mov %r8,(%r8)".to_owned(), Operation::Write, 8, 2, last, 64),
             ("cmp %r8,(%r8)".to_owned(), Operation::Read, 8, 2, last, 64),
@@ -111,7 +111,7 @@ fn a_loop_is_one_offender_with_a_count() {
 }
 
 #[test]
-fn string_instructions_are_told_element_by_element() {
+fn string_instructions_are_reported_element_by_element() {
     const QUADS: u64 = 5;
     let (mut vm, driver) = start(ViolationPolicy::Report);
     vm.program.copy(driver.block(1), QUADS);
@@ -121,7 +121,7 @@ fn string_instructions_are_told_element_by_element() {
     vm.program.store_string(driver.block(1), QUADS);
     let last = (QUADS - 1) * 8;
     assert_eq!(
-        told(&vm.machine.control()),
+        reported(&vm.machine.control()),
         [
             ("rep movsq (%rsi),(%rdi)".to_owned(), Operation::Read, 8, 1, last, QUADS),
             ("rep stos %rax,(%rdi)".to_owned(), Operation::Write, 8, 1, last, QUADS),
@@ -130,7 +130,7 @@ fn string_instructions_are_told_element_by_element() {
 }
 
 #[test]
-fn the_machine_ends_if_it_is_to_and_says_who_it_was() {
+fn stop_ends_the_machine_and_reports_the_access() {
     let (ProgramMachine { machine, program, .. }, driver) = start(ViolationPolicy::Stop);
     program.write_and_end(driver.block(7) + 0x10, 0x1234);
     let ending = machine.wait();
@@ -146,7 +146,7 @@ fn the_machine_ends_if_it_is_to_and_says_who_it_was() {
 }
 
 #[test]
-fn the_machine_ends_for_dma_too_if_it_is_to() {
+fn stop_ends_the_machine_for_dma_too() {
     let (mut vm, mut driver) = start(ViolationPolicy::Stop);
     let (address, block) = (driver.block(5) + 0x20, 5);
     write_descriptor(&mut vm.program, 0, Buffer::writable(address, 10), 0);
@@ -165,7 +165,7 @@ fn the_machine_ends_for_dma_too_if_it_is_to() {
 }
 
 #[test]
-fn what_is_ignored_is_counted_and_no_more() {
+fn ignored_violations_are_only_counted() {
     let (mut vm, driver) = start(ViolationPolicy::Ignore);
     assert_eq!(vm.program.read(8, driver.block(0)), u64::MAX);
     vm.program.write(8, driver.block(0), 1);
@@ -175,13 +175,13 @@ fn what_is_ignored_is_counted_and_no_more() {
 }
 
 #[test]
-fn an_instruction_that_kvm_cannot_emulate_is_told_and_stepped_over() {
+fn an_instruction_that_kvm_cannot_emulate_is_reported_and_skipped() {
     let (mut vm, driver) = start(ViolationPolicy::Report);
     // Nothing was added to what was zero: registers stay as they are.
     assert_eq!(vm.program.add_vector(driver.block(4) + 0x40), 0);
     vm.program.store_vector(driver.block(5) + 8);
     assert_eq!(
-        told(&vm.machine.control()),
+        reported(&vm.machine.control()),
         [
             ("paddq (%r8),%xmm0".to_owned(), Operation::Read, 16, 4, 0x40, 1),
             ("movlps %xmm0,(%r8)".to_owned(), Operation::Write, 8, 5, 8, 1),
@@ -211,7 +211,7 @@ fn x1_plugged_memory_is_no_violation_for_any_instruction() {
 }
 
 #[test]
-fn an_instruction_in_unplugged_memory_is_none() {
+fn a_fetch_from_unplugged_memory_is_an_invalid_opcode() {
     const INVALID_OPCODE: u64 = 6;
     let (mut vm, driver) = start(ViolationPolicy::Report);
     let target = driver.block(6) + 0x100;
@@ -219,13 +219,13 @@ fn an_instruction_in_unplugged_memory_is_none() {
     let exception = vm.program.take_exception().expect("an exception");
     assert_eq!((exception.vector, exception.instruction_pointer), (INVALID_OPCODE, target));
     let control = vm.machine.control();
-    assert_eq!(told(&control), [(String::new(), Operation::Fetch, 1, 6, 0x100, 1)]);
+    assert_eq!(reported(&control), [(String::new(), Operation::Fetch, 1, 6, 0x100, 1)]);
     assert_eq!(offenders(&control)[0].latest.accessor.instruction_pointer, target);
     let expected = ViolationCounters { fetches: 1, ..Default::default() };
     assert_eq!(counters(&control), expected);
 }
 
-/// KVM takes the missing page table for one without entries, and says nothing to us. The program has
+/// KVM treats the missing page table as one without entries, and does not exit to moat. The program has
 /// no gate for a page fault.
 #[test]
 fn a_page_table_in_unplugged_memory_is_a_page_fault() {
@@ -240,11 +240,11 @@ fn a_page_table_in_unplugged_memory_is_a_page_fault() {
 }
 
 #[test]
-fn a_machine_check_is_precise_and_says_where() {
+fn a_machine_check_is_precise_and_has_the_address() {
     const MACHINE_CHECK: u64 = 18;
     const UNCORRECTED: u64 = 1 << 61;
     const ADDRESS_VALID: u64 = 1 << 58;
-    // MCIP, and the instruction pointer is good for both.
+    // MCIP, RIPV and EIPV: the instruction pointer is valid.
     const PRECISE: u64 = 0b111;
     let (mut vm, driver) = start(ViolationPolicy::MachineCheck);
     let control = vm.machine.control();
@@ -253,9 +253,10 @@ fn a_machine_check_is_precise_and_says_where() {
         let Exception { vector, instruction_pointer, mcg_status, banks } = exception;
         assert_eq!(vector, MACHINE_CHECK, "{exception:x?}");
         assert_eq!(mcg_status & PRECISE, PRECISE, "{exception:x?}");
-        let (status, told) = *banks.iter().find(|bank| bank.0 != 0).expect("a bank has something");
+        let (status, reported) =
+            *banks.iter().find(|bank| bank.0 != 0).expect("a bank has something");
         assert_eq!(status & (UNCORRECTED | ADDRESS_VALID), UNCORRECTED | ADDRESS_VALID);
-        assert_eq!((status & 0xffff, told), (code, address), "{exception:x?}");
+        assert_eq!((status & 0xffff, reported), (code, address), "{exception:x?}");
         let offenders = offenders(&control);
         let latest = &offenders.last().expect("an offender").latest;
         assert_eq!(latest.accessor.instruction_pointer, instruction_pointer, "{latest:?}");
@@ -278,10 +279,10 @@ fn a_machine_check_is_precise_and_says_where() {
     assert_eq!(counters(&vm.machine.control()), expected);
 }
 
-/// Linux without a driver touches the last page of the region: a process by itself, and its kernel in
-/// reading /dev/zero.
+/// Linux without a driver accesses the last page of the region: a process by itself, and the kernel when the
+/// process reads /dev/zero into it.
 #[test]
-fn linux_goes_on_after_a_report_and_is_stopped_if_it_is_to_be() {
+fn linux_goes_on_after_report_and_ends_after_stop() {
     const PAGE: u64 = 4096;
     const BLOCK: u64 = MemoryDeviceConfig::DEFAULT_BLOCK_SIZE;
     let expected = Target::UnpluggedBlock { block: GIB / BLOCK - 1, offset: BLOCK - PAGE + 8 };
@@ -331,7 +332,7 @@ fn is_clearing(symbol: &str) -> bool {
 /// A process of Linux that reads the last page of the region is killed, and Linux goes on; when the
 /// kernel itself writes there, it panics. Debian 6.1's cloud kernel knows no machine checks.
 #[test]
-fn linux_takes_a_machine_check_for_an_error_of_memory() {
+fn linux_handles_a_machine_check_as_a_memory_error() {
     const PAGE: u64 = 4096;
     for name in ["debian-6.1", "debian-6.12-cloud", "protected"] {
         let linux = Linux::boot(&VmConfig {

@@ -1,5 +1,5 @@
-//! virtio-mem over real KVM, driven one access at a time by a bare-metal guest: what only KVM's
-//! memory slots can show. Names start with rows of `docs/virtio-mem.md`.
+//! virtio-mem on KVM, driven one access at a time by a bare-metal guest: what depends on KVM's
+//! memory slots. Names start with rows of `docs/virtio-mem.md`.
 
 mod support;
 
@@ -73,7 +73,7 @@ fn p8_x1_plugged_memory_reads_as_zero_and_works_at_every_width() {
 }
 
 #[test]
-fn x2_an_access_to_an_unplugged_block_is_told_and_reaches_nothing() {
+fn x2_an_access_to_an_unplugged_block_is_reported_and_reaches_nothing() {
     let mut vm = ProgramMachine::start(1, vec![device(16 * MIB)]);
     let program = &mut vm.program;
     let mut driver = Driver::start(program, true);
@@ -87,7 +87,7 @@ fn x2_an_access_to_an_unplugged_block_is_told_and_reaches_nothing() {
     let status = vm.machine.control().status().unwrap();
     let device = &status.memory_devices[0];
     assert_eq!(device.violations, ViolationCounters { reads: 3, writes: 1, ..Default::default() });
-    let told: Vec<_> = device
+    let reported: Vec<_> = device
         .offenders
         .iter()
         .map(|Offender { latest, .. }| {
@@ -98,7 +98,7 @@ fn x2_an_access_to_an_unplugged_block_is_told_and_reaches_nothing() {
     let last = driver.block_size - 1;
     let unplugged = |block, offset| Target::UnpluggedBlock { block, offset };
     assert_eq!(
-        told,
+        reported,
         [
             (0, below, unplugged(0, last - 7), 8, Operation::Write),
             (0, below, unplugged(0, last - 7), 8, Operation::Read),
@@ -113,7 +113,7 @@ fn x2_an_access_to_an_unplugged_block_is_told_and_reaches_nothing() {
 }
 
 #[test]
-fn x2_an_access_to_an_unplugged_block_takes_nothing_from_the_host() {
+fn x2_an_access_to_an_unplugged_block_populates_no_host_memory() {
     let (backings, _pool, _directory) = backings(1);
     for backing in backings {
         let config = MemoryDeviceConfig { memory: backing.clone().into(), ..device(64 * MIB) };
@@ -122,7 +122,7 @@ fn x2_an_access_to_an_unplugged_block_takes_nothing_from_the_host() {
         let mut driver = Driver::start(program, true);
         assert_eq!(driver.plug(program, 1, 1), Answer::Ack);
         program.fill(driver.block(1), 2 * MIB);
-        // What reports of violations need, the first one takes.
+        // The first violation allocates what reports need.
         assert_eq!(program.read(8, driver.block(3)), u64::MAX);
         let before = in_use(&backing);
         program.fill(driver.block(2), 2 * MIB);
@@ -136,7 +136,7 @@ fn x2_an_access_to_an_unplugged_block_takes_nothing_from_the_host() {
 }
 
 #[test]
-fn x2_control_without_enforcement_nobody_notices() {
+fn x2_control_without_enforcement_nothing_is_noticed() {
     let mut vm = ProgramMachine::start_with(1, vec![device(16 * MIB)], Enforcement::Off);
     let program = &mut vm.program;
     let driver = Driver::start(program, true);
@@ -146,7 +146,7 @@ fn x2_control_without_enforcement_nobody_notices() {
 }
 
 #[test]
-fn x3_a_driver_that_did_not_negotiate_it_reads_zeros() {
+fn x3_a_driver_without_unplugged_inaccessible_reads_zeros() {
     let mut vm = ProgramMachine::start(1, vec![device(16 * MIB)]);
     let program = &mut vm.program;
     let driver = Driver::start(program, false);
@@ -160,7 +160,7 @@ fn x3_a_driver_that_did_not_negotiate_it_reads_zeros() {
 }
 
 #[test]
-fn u7_x4_unplugged_memory_goes_back_to_the_host_and_forgets() {
+fn u7_x4_unplugged_memory_goes_back_to_the_host_and_loses_its_contents() {
     let (backings, _pool, _directory) = backings(32);
     for backing in backings {
         let config = MemoryDeviceConfig { memory: backing.clone().into(), ..device(64 * MIB) };
@@ -283,14 +283,14 @@ fn ram_may_be_of_huge_pages_too_and_a_machine_that_lacks_them_does_not_start() {
         let agent = SerialEndpoint { name: "the agent", input: None, output };
         Machine::start(spec, MachineIo { agent, ..MachineIo::default() })
     };
-    // What the program has.
+    // Pages of the program's RAM.
     let pages = 128 / 2;
     let ram: HostMemoryConfig = backing.clone().into();
     {
         let Some(_pool) = huge_pages(HugePageSize::Size2M, pages) else { return };
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         let vm = start(ram.clone(), Box::new(theirs)).unwrap();
-        // It runs, and says so.
+        // The program sends a byte when it runs.
         ours.read_exact(&mut [0]).unwrap();
         assert_eq!(in_use(&backing), 128 * MIB);
         drop(vm);
@@ -303,7 +303,7 @@ fn ram_may_be_of_huge_pages_too_and_a_machine_that_lacks_them_does_not_start() {
 }
 
 #[test]
-fn p8_memory_had_in_advance_is_the_guests_before_it_touches_it() {
+fn p8_preallocated_memory_is_populated_before_the_guest_accesses_it() {
     for (prealloc, expected) in [(true, 32 * MIB), (false, 0)] {
         let memory = HostMemoryConfig { prealloc, ..Backing::Memfd.into() };
         let mut vm =
@@ -312,7 +312,7 @@ fn p8_memory_had_in_advance_is_the_guests_before_it_touches_it() {
         let mut driver = Driver::start(program, true);
         let before = in_use(&Backing::Memfd);
         assert_eq!(driver.plug(program, 4, 16), Answer::Ack);
-        // The host counts pages by the handful.
+        // The host updates its count of pages in batches.
         let taken = in_use(&Backing::Memfd).saturating_sub(before);
         assert!(taken.abs_diff(expected) < MIB, "{taken} with prealloc {prealloc}");
     }
@@ -357,7 +357,7 @@ fn u8_neighbours_are_reachable_throughout_under_load_from_other_vcpus() {
         program.wait_for_hammer(n);
     }
     for round in 0..ROUNDS {
-        // A block between two hammered ones goes and comes. Touching it splits the slot that all are in.
+        // A block between two hammered ones goes and comes. Accessing it splits the slot that all are in.
         let hole = 2 + round % 3 * 4;
         assert_eq!(driver.unplug(program, hole, 1), Answer::Ack);
         assert_eq!(program.read(8, driver.block(hole)), u64::MAX);
@@ -428,7 +428,7 @@ fn l2_u8_a_region_of_a_tib_under_load_from_8_vcpus() {
 }
 
 #[test]
-fn x2_several_vcpus_may_stray_into_a_block_at_once() {
+fn x2_several_vcpus_may_access_an_unplugged_block_at_once() {
     const ROUNDS: u64 = 20;
     let mut vm = ProgramMachine::start(4, vec![device(64 * MIB)]);
     let mut driver = Driver::start(&mut vm.program, true);
@@ -469,7 +469,7 @@ fn a1_a2_unplug_all_takes_everything_and_may_be_repeated() {
 }
 
 #[test]
-fn a2_unplug_all_while_another_vcpu_reads_the_blocks_is_no_end() {
+fn a2_unplug_all_while_another_vcpu_reads_the_blocks_does_not_end_the_machine() {
     const ROUNDS: u64 = 30;
     for backing in [Backing::Memfd, Backing::Anonymous] {
         let config = MemoryDeviceConfig { memory: backing.into(), ..device(64 * MIB) };
@@ -486,14 +486,14 @@ fn a2_unplug_all_while_another_vcpu_reads_the_blocks_is_no_end() {
     }
 }
 
-/// A setting of the host's below /proc/sys, which is as it was when this is dropped.
+/// A setting of the host below /proc/sys, restored when this is dropped.
 struct HostSetting {
     path: &'static str,
     before: String,
 }
 
 impl HostSetting {
-    /// None where we may not set it.
+    /// None without permission to set it.
     fn set(path: &'static str, value: &str) -> Option<Self> {
         let before = fs::read_to_string(path).unwrap();
         fs::write(path, value).ok()?;
@@ -526,12 +526,12 @@ fn p7_more_runs_of_blocks_than_the_host_has_mappings_for_are_busy() {
     assert_eq!(driver.plug(program, busy, 1), Answer::Busy);
     let mappings = fs::read_to_string("/proc/self/maps").unwrap().lines().count();
     assert!(mappings < MAPPINGS - 256, "{mappings} mappings");
-    // One beside another takes none.
+    // A block next to a plugged one needs no further mapping.
     assert_eq!(driver.plug(program, 1, 1), Answer::Ack);
 }
 
 #[test]
-fn vcpus_can_be_stopped_when_the_user_may_have_no_more_signals_waiting() {
+fn vcpus_can_be_stopped_when_the_limit_of_pending_signals_is_reached() {
     let before = getrlimit(Resource::Sigpending);
     setrlimit(Resource::Sigpending, Rlimit { current: Some(0), ..before }).unwrap();
     let mut vm = ProgramMachine::start(2, vec![device(64 * MIB)]);
@@ -541,14 +541,14 @@ fn vcpus_can_be_stopped_when_the_user_may_have_no_more_signals_waiting() {
     assert_eq!(driver.plug(program, 0, 2), Answer::Ack);
     program.hammer(0, driver.block(0), 2 * MIB);
     program.wait_for_hammer(0);
-    // Takes both vCPUs out.
+    // For this both vCPUs have to leave the guest.
     assert_eq!(driver.unplug(program, 1, 1), Answer::Ack);
     assert_eq!(program.read(8, driver.block(1)), u64::MAX);
     drop(vm);
     setrlimit(Resource::Sigpending, before).unwrap();
 }
 
-/// Descriptors of this process that are of a virtual machine.
+/// The number of this process's descriptors of virtual machines and vCPUs.
 fn kvm_descriptors() -> usize {
     let links = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
         let target = fs::read_link(entry.unwrap().path()).ok()?;
@@ -558,7 +558,7 @@ fn kvm_descriptors() -> usize {
 }
 
 #[test]
-fn what_a_machine_holds_goes_back_at_its_end_whoever_may_still_ask_about_it() {
+fn a_machine_that_ended_holds_no_resources_while_its_status_is_readable() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("memory");
     for _ in 0..2 {
@@ -574,7 +574,7 @@ fn what_a_machine_holds_goes_back_at_its_end_whoever_may_still_ask_about_it() {
         assert_eq!(vm.machine.wait(), Ending::PowerOff);
         assert_eq!(fs::metadata(&path).unwrap().len(), 0);
         assert_eq!(kvm_descriptors(), 0);
-        // What it was like is known still.
+        // Its last status can still be read.
         assert_eq!(control.status().unwrap().memory_devices[0].plugged, 8 * MIB);
         assert!(control.resize("mem0", 0).is_err());
     }
@@ -607,7 +607,7 @@ fn q1_requests_that_live_in_unplugged_memory_are_not_carried_out() {
 }
 
 #[test]
-fn the_guest_ends_the_machine_by_its_registers() {
+fn power_off_reset_and_panic_registers_end_the_machine() {
     for (port, value, ending) in
         [(0x600, 0x34, Ending::PowerOff), (0x602, 1, Ending::Reset), (0x505, 1, Ending::Panic)]
     {
@@ -617,7 +617,7 @@ fn the_guest_ends_the_machine_by_its_registers() {
     }
 }
 
-/// What a driver may do in any order, on a host that is busy now and then, and with reboots.
+/// Requests of a driver in any order, on a host that is sometimes busy, and with reboots.
 #[test]
 fn q4_p7_u6_i3_random_resizes_with_failures_and_reboots_lose_no_block() {
     const BLOCKS: u64 = 64;
@@ -684,7 +684,7 @@ fn q4_p7_u6_i3_random_resizes_with_failures_and_reboots_lose_no_block() {
                 }
             }
         }
-        // One that has long been plugged, and one of now.
+        // A random block, and one of this request.
         for block in [below(BLOCKS) as usize, range.start] {
             if let Some(mark) = marks[block] {
                 assert_eq!(program.read(8, driver.block(block as u64)), mark, "round {round}");

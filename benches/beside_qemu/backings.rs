@@ -1,7 +1,7 @@
-//! UNPLUG of memory that the guest has touched, by what it is made of: here the host takes memory back,
+//! UNPLUG of memory that the guest has written, by its backing: the host takes memory back,
 //! which is most of the work.
 //!
-//! The files are where temporary files are: on tmpfs in an emulated host.
+//! Files are in the directory for temporary files, which is on tmpfs in an emulated host.
 
 use bare_metal::virtio_mem::{PLUG, UNPLUG};
 use tempfile::TempDir;
@@ -21,12 +21,12 @@ const REGION: u64 = 1 << 30;
 const REQUESTED: u64 = 128 << 20;
 const BYTES: u64 = 2 << 20;
 
-const ANONYMOUS: Figure = Figure::request("UNPLUG of 2 MiB touched, anonymous", BYTES);
-const MEMFD: Figure = Figure::request("UNPLUG of 2 MiB touched, memfd", BYTES);
-const HUGETLB: Figure = Figure::request("UNPLUG of 2 MiB touched, hugetlb-2m", BYTES);
-const FILE: Figure = Figure::request("UNPLUG of 2 MiB touched, file", BYTES);
+const ANONYMOUS: Figure = Figure::request("UNPLUG of 2 MiB written, anonymous", BYTES);
+const MEMFD: Figure = Figure::request("UNPLUG of 2 MiB written, memfd", BYTES);
+const HUGETLB: Figure = Figure::request("UNPLUG of 2 MiB written, hugetlb-2m", BYTES);
+const FILE: Figure = Figure::request("UNPLUG of 2 MiB written, file", BYTES);
 
-/// Has the guests plug, touch and unplug in turn.
+/// Has the guests plug, write and unplug in turn.
 pub fn section(guests: &Guests, runs: usize, report: &mut Report) -> anyhow::Result<()> {
     let pool = HugePagePool::with_free(HugePageSize::Size2M, REQUESTED / BYTES);
     let directory = TempDir::new()?;
@@ -54,7 +54,7 @@ pub fn section(guests: &Guests, runs: usize, report: &mut Report) -> anyhow::Res
         vms.push((monitor, figure, vm));
     }
     for round in 0..=runs {
-        eprintln!("round {round} of {runs}: UNPLUG of touched memory");
+        eprintln!("round {round} of {runs}: UNPLUG of written memory");
         for (monitor, figure, vm) in &mut vms {
             let firsts = || 0..REQUESTED / vm.driver.block_size;
             let plugs = vm.requests(PLUG, firsts(), BYTES);

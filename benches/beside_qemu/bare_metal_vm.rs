@@ -1,9 +1,9 @@
-//! A VM in which the bare-metal guest drives a virtio-mem device: no operating system stands between
-//! the clock and the VMM.
+//! A VM in which the bare-metal guest drives a virtio-mem device: no time of an operating system is
+//! measured.
 //!
-//! The guest makes a batch of requests by itself, each when the one before is answered, and waits by
-//! looking at the used ring. The clock is the host's, and starts and stops with a byte on a serial
-//! port. How long that takes with nothing to do is measured beside each batch and taken off.
+//! The guest makes a batch of requests by itself, each when the one before is answered, and polls
+//! the used ring. The clock is the host's, and starts and stops with a byte on a serial
+//! port. The time for an empty batch is measured with each batch and subtracted.
 
 use std::time::{Duration, Instant};
 
@@ -50,7 +50,7 @@ impl BareMetalVm {
         Ok(Self { program, driver, _machine: machine, _directory: directory })
     }
 
-    /// Requests of one kind, for so many bytes from every block of `firsts` on.
+    /// Requests of one kind, each for `bytes` from a block of `firsts` on.
     pub fn requests(
         &self,
         kind: u64,
@@ -61,7 +61,7 @@ impl BareMetalVm {
         firsts.map(|first| Request { kind, address: self.driver.block(first), blocks }).collect()
     }
 
-    /// Microseconds that a request takes, all of which have to be acknowledged.
+    /// Microseconds that a request takes. All of them have to be acknowledged.
     pub fn clock(&mut self, requests: &[Request]) -> anyhow::Result<f64> {
         let mut total = Duration::ZERO;
         for batch in requests.chunks(Driver::MOST_REQUESTS) {
@@ -73,14 +73,14 @@ impl BareMetalVm {
             let refused = answers.iter().position(|answer| *answer != Answer::Ack);
             ensure!(
                 refused.is_none(),
-                "request {:?} of {batch:x?} was answered otherwise: {answers:?}",
+                "request {:?} of {batch:x?} was not acknowledged: {answers:?}",
                 refused
             );
         }
         Ok(microseconds(total) / requests.len() as f64)
     }
 
-    /// How long the first requests take that are laid out.
+    /// How long the first `count` of the requests take that are laid out.
     fn clock_batch(&mut self, count: u16) -> Duration {
         let start = Instant::now();
         self.driver.make_requests(&mut self.program, count);
@@ -93,7 +93,7 @@ impl BareMetalVm {
     }
 }
 
-/// A duration in that unit.
+/// A duration in microseconds.
 pub fn microseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e6
 }

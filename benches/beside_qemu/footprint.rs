@@ -1,8 +1,8 @@
 //! What a VM costs its host in memory, booted and idle at /init: the resident pages of the VMM's
 //! process.
 //!
-//! The guest touches what it touches, the same in all. What a VMM adds are its own code and data, its
-//! firmware's work, and the untouched rest of every huge page that it had the host use for the guest.
+//! The guest accesses the same memory under each VMM. A VMM adds its own code and data, what its
+//! firmware accesses, and the unused rest of every huge page that the host allocates for the guest.
 
 use std::fs;
 
@@ -27,10 +27,10 @@ pub struct Footprint {
 pub fn measure(process: u32) -> anyhow::Result<Footprint> {
     let path = format!("/proc/{process}/smaps");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    parse(&text).with_context(|| format!("{path} is not of its documented form"))
+    parse(&text).with_context(|| format!("{path} does not have its documented form"))
 }
 
-/// Sums up smaps. Nothing of a VMM is as large as the guest's RAM, but the guest's RAM.
+/// Sums up smaps. A mapping at least as large as the guest's RAM is the guest's RAM.
 fn parse(smaps: &str) -> Option<Footprint> {
     let mut footprint = Footprint::default();
     let mut is_guest_memory = false;

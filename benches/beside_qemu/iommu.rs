@@ -1,11 +1,11 @@
 //! What a virtio-iommu costs: its requests, and DMA through it.
 //!
 //! VFIO maps memory for a device page by page, a MAP request each, and Linux waits for every answer. It
-//! unmaps in larger pieces where pages lie side by side, an UNMAP request each. What a VMM can do about
-//! it: few steps from the notification to the answer, and no scan of what is mapped already.
+//! unmaps in larger pieces where pages lie side by side, an UNMAP request each. A VMM is fast here
+//! with few steps from the notification to the answer, and no scan of what is mapped already.
 //!
-//! The entropy device gives Linux 64 bytes at a time, and for each time Linux maps its buffer, and unmaps
-//! it later. What a VMM can do about that is to translate fast. Linux's own part is in all figures.
+//! The entropy device gives Linux 64 bytes at a time, and each time Linux maps its buffer, and unmaps
+//! it later. A VMM is fast here with fast translation. All figures include Linux's own time.
 
 use std::time::Instant;
 
@@ -32,7 +32,7 @@ const READ_64K_BEHIND: Figure =
     Figure::new("64 KiB of entropy, behind the IOMMU", Unit::Microseconds).beside(&READ_64K);
 
 const PAGE: u64 = 4096;
-/// So many that the way to the agent and back does not count.
+/// So many that the time for a message to the agent and back is negligible.
 const PAGES: u64 = 1024;
 const IOVA: u64 = 0xa000_0000;
 
@@ -40,7 +40,7 @@ const IOVA: u64 = 0xa000_0000;
 const MONITORS: [Monitor; 2] =
     [Monitor { virtio_transport: VirtioTransport::Pci, ..Monitor::MOAT }, Monitor::QEMU_Q35];
 
-/// Asks them all in turn.
+/// Measures all of them in turn.
 pub fn section(guests: &Guests, runs: usize, report: &mut Report) -> anyhow::Result<()> {
     let mut plain = Vec::new();
     for monitor in MONITORS {
@@ -92,12 +92,12 @@ impl EntropyVm {
         vm.guest.load_module("virtio_rng", "")?;
         let process = vm.guest.spawn()?;
         let buffer = process.allocate(PAGES * PAGE)?;
-        // So that it is there.
+        // So that its pages are allocated.
         buffer.fill(1)?;
         Ok(Self { vm, process, buffer })
     }
 
-    /// Microseconds that a read(2) of so many bytes takes, and nothing else.
+    /// Microseconds that a read(2) of `bytes` takes, without the message to the agent.
     fn read(&self, bytes: u32) -> anyhow::Result<f64> {
         let device = self.process.open("/dev/hwrng", OpenFlags::RDONLY)?;
         let (read, took) = self.clock(|| self.buffer.read_from(&device, 0, 0, bytes))?;
@@ -106,7 +106,7 @@ impl EntropyVm {
         Ok(took)
     }
 
-    /// What an answer is, and how many microseconds it took longer than one to nothing.
+    /// The result of `ask`, and how many microseconds it took longer than a trivial request to the agent.
     fn clock<T, E>(&self, ask: impl FnOnce() -> Result<T, E>) -> anyhow::Result<(T, f64)>
     where
         E: std::error::Error + Send + Sync + 'static,
@@ -121,7 +121,7 @@ impl EntropyVm {
     }
 }
 
-/// A function that the process has.
+/// A function that is assigned to the process.
 struct Assigned(VfioDevice);
 
 impl Assigned {

@@ -1,9 +1,9 @@
-//! What a virtio-mem request costs where the region is of 1 TiB, beside one of 1 GiB: as many requests,
-//! of 2 MiB each and as far apart as they can be.
+//! What a virtio-mem request costs in a region of 1 TiB, compared with one of 1 GiB: the same number of
+//! requests, of 2 MiB each and as far apart as they can be.
 //!
-//! Nothing that a VMM has to do for a request depends on the size of the region. But what it has for
-//! a piece of the region may be had when that is used first, so the first PLUGs are told apart: the
-//! ones after UNPLUG_ALL.
+//! Nothing that a VMM has to do for a request depends on the size of the region. But it may allocate its
+//! own data for a piece of the region at first use, so the first PLUGs, those after UNPLUG_ALL, have a
+//! figure of their own.
 
 use bare_metal::virtio_mem::{Answer, PLUG, UNPLUG};
 
@@ -45,7 +45,7 @@ const MONITORS: [Monitor; 3] = [Monitor::MOAT, Monitor::MOAT_UNENFORCED, Monitor
 /// How often a run repeats itself.
 const TIMES: u32 = 4;
 
-/// Has the guests make them in turn.
+/// Has the guests make the requests in turn.
 pub fn section(guests: &Guests, runs: usize, report: &mut Report) -> anyhow::Result<()> {
     let mut vms = Vec::new();
     for monitor in MONITORS {

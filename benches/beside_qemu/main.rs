@@ -1,10 +1,10 @@
 //! moat beside QEMU: the same kernel and the same initramfs, on the same KVM, in the same minutes.
 //!
 //! `scripts/bench` builds all that is needed and runs this where KVM works. Every VMM is a process of
-//! its own, started from its own binary (`moat run`, `qemu-system-x86_64`: the first that PATH leads to),
-//! and every guest has 1 vCPU and 512 MiB, unless a section says otherwise. The VMMs take turns in every round, so that whatever
-//! else the host does meets them alike. Nothing is asserted here: figures are for people to read, and
-//! a figure of one run on one host says little without the ratio beside it.
+//! its own, started from its own binary (`moat run`, `qemu-system-x86_64`: the first in PATH),
+//! and every guest has 1 vCPU and 512 MiB, unless a section says otherwise. The VMMs take turns in every
+//! round, so that other load on the host affects all of them. Nothing is asserted here: figures are for
+//! people to read, and a figure of one run on one host means little without the ratio beside it.
 
 mod backings;
 mod bare_metal_vm;
@@ -36,16 +36,16 @@ struct Arguments {
     /// Kernel of the guests: a directory as scripts/guest-kernel makes it
     #[arg(long, value_name = "DIR")]
     kernel: Option<PathBuf>,
-    /// How often everything is measured, after a first time that does not count
+    /// Number of measured rounds, after a warm-up round
     #[arg(long, value_name = "N", default_value_t = 5)]
     runs: usize,
-    /// A section to be measured, and not all of them
+    /// Measure this section only; may be repeated
     #[arg(long, value_enum, value_name = "SECTION")]
     only: Vec<Section>,
-    /// Where the samples are kept
+    /// Write all samples to this file
     #[arg(long, value_name = "PATH")]
     json: Option<PathBuf>,
-    /// Given by cargo bench, and not by cargo test, which has nothing to find out here
+    /// Given by cargo bench and not by cargo test, under which nothing is measured
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -61,17 +61,17 @@ enum Section {
     Requests,
     /// The same in a region of 1 TiB
     LargeRegion,
-    /// UNPLUG of touched memory, by what it is made of
+    /// UNPLUG of memory that the guest has written, by its backing
     Backings,
-    /// The first touch of unplugged memory, by the number of vCPUs
+    /// The first access to unplugged memory, by the number of vCPUs
     Withdrawal,
     /// virtio-iommu requests, and DMA through it
     Iommu,
 }
 
 impl Section {
-    /// Whether guests look for a device's answers without a rest, as the bare-metal one does, and Linux's
-    /// driver of virtio-iommu. These sections come last.
+    /// Whether guests poll for a device's answers, as the bare-metal guest does, and Linux's driver of
+    /// virtio-iommu. These sections come last.
     fn has_polling_guests(self) -> bool {
         !matches!(self, Self::Start | Self::Resize)
     }
@@ -80,7 +80,7 @@ impl Section {
 /// Keeps this program, and whatever it starts from now on, on one CPU.
 ///
 /// A guest that polls keeps its vCPU busy while it waits for a device. The CPUs of an emulated host take
-/// turns on a real one, milliseconds long, and whoever is woken on another CPU would wait for its turn.
+/// turns of some milliseconds on a real one, and a thread woken on another CPU would wait for its turn.
 fn share_one_cpu() -> anyhow::Result<()> {
     let mut one = CpuSet::new();
     one.set(0);
@@ -90,7 +90,7 @@ fn share_one_cpu() -> anyhow::Result<()> {
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     if !arguments.bench {
-        println!("measured by scripts/bench");
+        println!("nothing is measured here; run scripts/bench");
         return Ok(());
     }
     let kernel =
@@ -104,7 +104,7 @@ fn main() -> anyhow::Result<()> {
         "vfio_pci",
         "vfio_iommu_type1",
     ])?;
-    // Memory, wherever it can be had: a disk is not what is measured.
+    // In memory where /tmp is a tmpfs: the disk is not to be measured.
     let directory = TempDir::new()?;
     let image = directory.path().join("bzImage");
     fs::copy(kernel.image(), &image)?;

@@ -1,4 +1,4 @@
-//! What is compared, and the machines that it makes.
+//! The monitors that are compared, and the machines that they run.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ pub struct Guests {
     pub kernel: PathBuf,
     /// Its initramfs, with the agent and all modules.
     pub initramfs: Vec<u8>,
-    /// The bare-metal guest that drives devices as it is told to.
+    /// The bare-metal guest, which drives devices on the host's commands.
     pub program: PathBuf,
 }
 
@@ -26,7 +26,7 @@ pub fn boot(monitor: Monitor, config: &VmConfig) -> anyhow::Result<Vm> {
     Vm::boot(config).map_err(|trouble| anyhow!("{}: {trouble}\n{}", monitor.name, trouble.console))
 }
 
-/// A monitor, and what is other than usual about its machines.
+/// A monitor, and how its machines differ from the usual.
 #[derive(Clone, Copy)]
 pub struct Monitor {
     pub name: &'static str,
@@ -63,7 +63,7 @@ impl Monitor {
     pub fn linux(self, guests: &Guests) -> VmConfig {
         VmConfig {
             initrd: guests.initramfs.clone(),
-            // Movable, or a shrink could fail for what the guest has put there.
+            // Movable, since memory that the kernel itself uses cannot be unplugged.
             parameters: "memhp_default_state=online_movable".to_owned(),
             ..self.machine(&guests.kernel)
         }

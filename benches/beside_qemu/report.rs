@@ -1,4 +1,4 @@
-//! Medians, ratios, and what machine they are from.
+//! Medians, ratios, and the host that they were measured on.
 
 use std::{collections::BTreeMap, fmt, fs, process::Command};
 
@@ -9,7 +9,7 @@ use testvm::vm::QEMU;
 
 use crate::monitor::Monitor;
 
-/// Something that is measured; less is better.
+/// A quantity that is measured; less is better.
 #[derive(Clone, Copy)]
 pub struct Figure {
     name: &'static str,
@@ -17,15 +17,15 @@ pub struct Figure {
     remark: Remark,
 }
 
-/// What else a figure's median says.
+/// What else is derived from a figure's median.
 #[derive(Clone, Copy)]
 enum Remark {
     Nothing,
-    /// How many requests a second that is, and how many bytes, with so many bytes a request.
+    /// Requests per second, and bytes per second with this many bytes a request.
     Rate {
         bytes: u64,
     },
-    /// How many times the other figure, of the same VMM, that is.
+    /// The ratio to another figure of the same VMM, by its name.
     Times(&'static str),
 }
 
@@ -111,7 +111,7 @@ enum Samples {
 }
 
 impl Report {
-    /// A report about this host, without any figure yet.
+    /// A report about this host, without figures yet.
     pub fn new(guest_kernel: &str, runs: usize) -> anyhow::Result<Self> {
         let version = Command::new(QEMU).arg("--version").output();
         let version = version.context("cannot run QEMU; is qemu-system-x86 installed?")?.stdout;
@@ -128,7 +128,7 @@ impl Report {
         Ok(Self { host, guest_kernel: guest_kernel.to_owned(), runs, figures: Vec::new() })
     }
 
-    /// One sample.
+    /// Adds a sample.
     pub fn add(&mut self, figure: Figure, monitor: Monitor, sample: f64) {
         let samples = self.row(figure).entry(monitor.name).or_insert(Samples::Taken(Vec::new()));
         if let Samples::Taken(samples) = samples {
@@ -136,7 +136,7 @@ impl Report {
         }
     }
 
-    /// A figure that a VMM cannot have, and why.
+    /// Notes why a figure cannot be measured with a VMM.
     pub fn not_supported(&mut self, figure: Figure, monitor: Monitor, reason: &str) {
         let text = format!("not supported: {reason}");
         self.row(figure).insert(monitor.name, Samples::NotSupported(text));
@@ -179,7 +179,7 @@ impl Samples {
 }
 
 impl Row {
-    /// What a VMM has, and how moat's median compares to it.
+    /// A VMM's median, and moat's divided by it.
     fn cells(&self, monitor: Monitor) -> [String; 2] {
         let Some(samples) = self.samples.get(monitor.name) else {
             return [String::new(), String::new()];
@@ -196,7 +196,7 @@ impl Row {
 }
 
 impl Report {
-    /// What else is to be said of what a VMM has.
+    /// The remark on a VMM's figure.
     fn remark(&self, row: &Row, monitor: Monitor) -> Option<String> {
         let median = |row: &Row| row.samples.get(monitor.name)?.median();
         match row.remark {

@@ -1,9 +1,9 @@
-//! virtio-mem requests for memory that nobody touches, in a region of 1 GiB.
+//! virtio-mem requests for memory that is never accessed, in a region of 1 GiB.
 //!
-//! What a VMM can do about it: few steps from the guest's notification to its answer, and little work
-//! for a block. QEMU serves the device in the exit of the vCPU, for its virtio-mem-pci has no ioeventfd;
-//! moat wakes a thread of its own, so that no vCPU works for a device. And moat puts unplugged blocks
-//! out of reach, which changes its mapping with each request.
+//! A VMM is fast here with few steps from the guest's notification to the answer, and little work
+//! per block. QEMU serves the device in the exit of the vCPU, since its virtio-mem-pci has no ioeventfd;
+//! moat wakes a thread of its own, so that no vCPU works for a device. And moat makes unplugged blocks
+//! inaccessible, which changes its mapping with each request.
 
 use bare_metal::virtio_mem::{PLUG, UNPLUG};
 
@@ -20,15 +20,14 @@ const SMALL: u64 = 2 << 20;
 const LARGE: u64 = 128 << 20;
 
 const PLUG_SMALL: Figure = Figure::request("PLUG of 2 MiB", SMALL);
-const UNPLUG_SMALL: Figure = Figure::request("UNPLUG of 2 MiB, untouched", SMALL);
-const BOTH_LARGE: Figure = Figure::request("PLUG or UNPLUG of 128 MiB, untouched", LARGE);
-const NOTHING: Figure =
-    Figure::new("a batch of no requests, which is taken off", Unit::Microseconds);
+const UNPLUG_SMALL: Figure = Figure::request("UNPLUG of 2 MiB, never accessed", SMALL);
+const BOTH_LARGE: Figure = Figure::request("PLUG or UNPLUG of 128 MiB, never accessed", LARGE);
+const NOTHING: Figure = Figure::new("an empty batch, which is subtracted", Unit::Microseconds);
 
 const MONITORS: [Monitor; 4] =
     [Monitor::MOAT, Monitor::MOAT_PCI, Monitor::MOAT_UNENFORCED, Monitor::QEMU_Q35];
 
-/// Has the guests make them in turn.
+/// Has the guests make the requests in turn.
 pub fn section(guests: &Guests, runs: usize, report: &mut Report) -> anyhow::Result<()> {
     let device = MemoryDeviceConfig { requested: Size(REGION), ..MemoryDeviceConfig::new(REGION) };
     let mut vms = Vec::new();
@@ -42,7 +41,7 @@ pub fn section(guests: &Guests, runs: usize, report: &mut Report) -> anyhow::Res
             let small = || 0..REGION / block;
             let plugged = vm.clock(&vm.requests(PLUG, small(), SMALL))?;
             let unplugged = vm.clock(&vm.requests(UNPLUG, small(), SMALL))?;
-            // These are so few that one batch has them all, several times.
+            // So few requests that one batch has all of them several times.
             let large = || (0..REGION / block).step_by((LARGE / block) as usize);
             let [plugs, unplugs] = [PLUG, UNPLUG].map(|kind| vm.requests(kind, large(), LARGE));
             let both = vm.clock(&[plugs, unplugs].concat().repeat(4))?;

@@ -1,11 +1,10 @@
 //! From the request for another size of a virtio-mem device until the guest has it: 2 GiB more, and
 //! 2 GiB less.
 //!
-//! The guest's driver works block by block, and what a VMM can do about it is to answer its requests
-//! fast, and not to get in the way of its vCPU. A VMM says how much is plugged, which is asked without
-//! a pause and without disturbing the guest. The guest plugs a piece before it makes use of it, so
-//! growing ends with a short question to the agent: is the last piece in use? It unplugs a piece after
-//! it has given it up, so shrinking needs none.
+//! The guest's driver works block by block. A VMM is fast here if it answers requests fast and does not
+//! disturb the vCPU. How much is plugged is polled from the VMM, without disturbing the guest. The guest
+//! plugs a piece before it uses it, so growing ends with a short question to the agent: is the last piece
+//! online? It unplugs a piece after it has taken it offline, so shrinking needs no such question.
 
 use std::time::{Duration, Instant};
 
@@ -25,15 +24,15 @@ const MONITORS: [Monitor; 3] = [Monitor::MOAT, Monitor::MOAT_UNENFORCED, Monitor
 
 const REGION: u64 = 3 << 30;
 const CHANGE: u64 = 2 << 30;
-/// The guest's addresses below its RAM's end and the region's start, in blocks of Linux.
+/// The region's start, in memory blocks of Linux.
 const REGION_BLOCK: u64 = 32;
 /// Linux adds memory in blocks of this size to a machine this small.
 const LINUX_BLOCK: u64 = 128 << 20;
 
 /// Far more than any VMM needs, in any host.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Resizes them all in turn.
+/// Resizes all VMs in turn.
 pub fn section(guests: &Guests, runs: usize, report: &mut Report) -> anyhow::Result<()> {
     let mut vms = Vec::new();
     for monitor in MONITORS {
@@ -82,11 +81,11 @@ impl ResizableVm {
         let last = REGION_BLOCK + CHANGE / LINUX_BLOCK - 1;
         let online = format!("/sys/devices/system/memory/memory{last}/online");
         while !matches!(guest.read_text(&online).as_deref(), Ok("1\n")) {
-            self.check_patience(start)?;
+            self.check_timeout(start)?;
         }
         let seconds = start.elapsed().as_secs_f64();
         let grown = guest.meminfo()?.total() - before;
-        ensure!(grown == CHANGE, "the guest says it has {grown} bytes more, not {CHANGE}");
+        ensure!(grown == CHANGE, "MemTotal of the guest has grown by {grown} bytes, not {CHANGE}");
         Ok(seconds)
     }
 
@@ -100,14 +99,14 @@ impl ResizableVm {
     fn change(&self, bytes: u64, start: Instant) -> anyhow::Result<()> {
         self.0.request(bytes)?;
         while self.0.plugged()? != bytes {
-            self.check_patience(start)?;
+            self.check_timeout(start)?;
         }
         Ok(())
     }
 
-    fn check_patience(&self, start: Instant) -> anyhow::Result<()> {
-        if start.elapsed() > PATIENCE {
-            bail!("timed out after {PATIENCE:?} waiting for a size: {}", self.0.console().tail());
+    fn check_timeout(&self, start: Instant) -> anyhow::Result<()> {
+        if start.elapsed() > TIMEOUT {
+            bail!("timed out after {TIMEOUT:?} waiting for a size: {}", self.0.console().tail());
         }
         Ok(())
     }

@@ -1,9 +1,9 @@
 //! From the start of a VMM's process until the guest's /init says hello on its second serial port.
 //!
-//! What a VMM can do about it: load itself, make a machine, load or hand over the kernel, run as
-//! little firmware as it can, and cost the guest few and short exits. The kernel's own part is the
-//! same for all, with its log on an emulated 16550A. A bzImage unpacks itself, for all as well. What
-//! PCI costs is the guest's search of it, so moat starts with and without.
+//! A VMM's part is: to load itself, to make a machine, to load or hand over the kernel, to run as little
+//! firmware as it can, and to cause few and short exits. The kernel's own part is the same for all,
+//! with its log on an emulated 16550A and a bzImage that unpacks itself. PCI costs the time in which the
+//! guest enumerates it, so moat starts with and without.
 
 use std::time::Duration;
 
@@ -25,13 +25,13 @@ const FIGURE: Figure = Figure::new("process start to /init", Unit::Seconds);
 const MONITORS: [Monitor; 4] =
     [Monitor::MOAT, Monitor::MOAT_PCI, Monitor::QEMU_MICROVM, Monitor::QEMU_Q35];
 
-/// Starts them all in turn, and has a look at their footprint.
+/// Starts all of them in turn, and measures their footprint.
 pub fn section(guests: &Guests, runs: usize, report: &mut Report) -> anyhow::Result<()> {
     for round in 0..=runs {
         eprintln!("round {round} of {runs}: start and footprint");
         for monitor in MONITORS {
             let (started, footprint) = measure(guests, monitor)?;
-            // The first time warms the host's caches.
+            // The first round warms the host's caches.
             if round > 0 {
                 report.add(FIGURE, monitor, started);
                 report.add(footprint::TOTAL, monitor, footprint.total);
@@ -46,7 +46,7 @@ pub fn section(guests: &Guests, runs: usize, report: &mut Report) -> anyhow::Res
 fn measure(guests: &Guests, monitor: Monitor) -> anyhow::Result<(f64, Footprint)> {
     let (machine, agent) = vm::start(&monitor.linux(guests))?;
     agent.set_read_timeout(Some(BOOT))?;
-    let process = machine.process().context("the monitor is no process of its own")?;
+    let process = machine.process().context("the monitor is not a process of its own")?;
     let mut frames = FrameReader::new(agent);
     frames
         .skip_to_magic()

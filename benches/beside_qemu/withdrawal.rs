@@ -1,8 +1,8 @@
-//! What it costs a guest to touch an unplugged block, by its number of vCPUs.
+//! What it costs a guest to access an unplugged block, by its number of vCPUs.
 //!
-//! moat leaves unplugged blocks in their memory slots until one is touched. Then every vCPU has to be
-//! out of the guest while the slots change, which the first touch pays for. From then on a touch is an
-//! exit like that to a register. QEMU has nothing of the kind: it lets the guest have the memory.
+//! moat leaves unplugged blocks in their memory slots until one is accessed. Then every vCPU has to leave
+//! the guest while the slots change, which makes the first access slow. From then on an access is an
+//! exit like one to a device register. QEMU does nothing of the kind: it lets the guest use the memory.
 //!
 //! The other vCPUs sleep, never started, or write to plugged memory all the time.
 
@@ -25,7 +25,7 @@ const REQUESTED: u64 = 128 << 20;
 /// A machine, and what is measured in it.
 struct Case {
     vcpus: u32,
-    /// Whether all but one write.
+    /// Whether all vCPUs but one write all the time.
     others_write: bool,
     first: Figure,
     another: Figure,
@@ -45,30 +45,30 @@ impl Case {
 }
 
 const CASES: [Case; 7] = [
-    Case::new(1, false, "first touch, 1 vCPU", "another touch, 1 vCPU"),
-    Case::new(2, false, "first touch, 1 vCPU asleep", "another touch, 1 vCPU asleep"),
-    Case::new(4, false, "first touch, 3 vCPUs asleep", "another touch, 3 vCPUs asleep"),
-    Case::new(8, false, "first touch, 7 vCPUs asleep", "another touch, 7 vCPUs asleep"),
-    Case::new(2, true, "first touch, 1 vCPU writing", "another touch, 1 vCPU writing"),
-    Case::new(4, true, "first touch, 3 vCPUs writing", "another touch, 3 vCPUs writing"),
-    Case::new(8, true, "first touch, 7 vCPUs writing", "another touch, 7 vCPUs writing"),
+    Case::new(1, false, "first access, 1 vCPU", "another access, 1 vCPU"),
+    Case::new(2, false, "first access, 1 vCPU asleep", "another access, 1 vCPU asleep"),
+    Case::new(4, false, "first access, 3 vCPUs asleep", "another access, 3 vCPUs asleep"),
+    Case::new(8, false, "first access, 7 vCPUs asleep", "another access, 7 vCPUs asleep"),
+    Case::new(2, true, "first access, 1 vCPU writing", "another access, 1 vCPU writing"),
+    Case::new(4, true, "first access, 3 vCPUs writing", "another access, 3 vCPUs writing"),
+    Case::new(8, true, "first access, 7 vCPUs writing", "another access, 7 vCPUs writing"),
 ];
 
-/// How many first touches a run has.
+/// How many first accesses a run has.
 const TIMES: u32 = 10;
-/// How many others come after each, in one batch.
+/// How many accesses follow each first one, in one batch.
 const OTHERS: usize = 64;
 
-/// One machine after the other, for those that write never rest.
+/// Measures one machine after the other, since vCPUs that write never idle.
 pub fn section(guests: &Guests, runs: usize, report: &mut Report) -> anyhow::Result<()> {
     let device =
         MemoryDeviceConfig { requested: Size(REQUESTED), ..MemoryDeviceConfig::new(REGION) };
     for Case { vcpus, others_write, first, another } in CASES {
-        eprintln!("touching unplugged memory, {vcpus} vCPUs, others write: {others_write}");
+        eprintln!("accessing unplugged memory, {vcpus} vCPUs, others write: {others_write}");
         let mut vm = BareMetalVm::start(guests, Monitor::MOAT, vcpus, device.clone())?;
         prepare(&mut vm, u64::from(vcpus) - 1, others_write)?;
         for round in 0..=runs {
-            let (one, more) = touch(&mut vm)?;
+            let (one, more) = access(&mut vm)?;
             if round > 0 {
                 report.add(first, Monitor::MOAT, one);
                 report.add(another, Monitor::MOAT, more);
@@ -78,7 +78,7 @@ pub fn section(guests: &Guests, runs: usize, report: &mut Report) -> anyhow::Res
     Ok(())
 }
 
-/// The block that comes and goes, between two that stay.
+/// The block that is unplugged and plugged, between two that stay plugged.
 const HOLE: u64 = 1;
 
 /// Plugs a block on each side of the hole, and one for each of the others.
@@ -96,17 +96,17 @@ fn prepare(vm: &mut BareMetalVm, others: u64, others_write: bool) -> anyhow::Res
     Ok(())
 }
 
-/// Microseconds of a first touch, and of another one.
-fn touch(vm: &mut BareMetalVm) -> anyhow::Result<(f64, f64)> {
+/// Microseconds of a first access, and of another one.
+fn access(vm: &mut BareMetalVm) -> anyhow::Result<(f64, f64)> {
     let (mut firsts, mut others) = (0.0, 0.0);
     for _ in 0..TIMES {
         let address = vm.driver.block(HOLE);
         let answer = vm.driver.unplug(&mut vm.program, HOLE, 1);
         ensure!(answer == Answer::Ack, "UNPLUG is answered {answer:?}");
         let nothing = vm.clock_nothing();
-        let mut clock = |touch: &mut dyn FnMut(&mut BareMetalVm)| {
+        let mut clock = |access: &mut dyn FnMut(&mut BareMetalVm)| {
             let start = Instant::now();
-            touch(vm);
+            access(vm);
             microseconds(start.elapsed()) - nothing
         };
         firsts += clock(&mut |vm| {

@@ -17,7 +17,7 @@ use vmm::{
 
 use crate::settings::{self, Settings, names};
 
-/// A KVM virtual machine monitor for people who ask: who may touch this memory?
+/// A KVM virtual machine monitor for people who ask: who may access this memory?
 #[derive(Parser)]
 #[command(version, about, long_about = None, after_help = "\
 Examples:
@@ -34,37 +34,38 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Boot a kernel in a virtual machine and stay with it until it ends
+    /// Run a program in a virtual machine, or boot a kernel and wait until it ends
     Run(Box<RunArguments>),
-    /// Ask a running machine's guest to plug or unplug memory
+    /// Ask the guest of a running machine to plug or unplug memory
     Resize(ResizeArguments),
     /// Show a running machine
     Status(StatusArguments),
     /// Pause a running machine: its vCPUs, its devices and its clocks stand still
     Pause(PauseArguments),
-    /// Let a paused machine go on
+    /// Let a paused machine run again
     Resume(PauseArguments),
-    /// Check that kernels keep everybody away from device memory that is not theirs
+    /// Check that kernels keep user space and drivers out of device memory that is not theirs
     Check(CheckArguments),
-    /// Find out whether this machine's KVM can carry an unmodified kernel
+    /// Find out whether this machine's KVM can run an unmodified kernel
     Doctor(DoctorArguments),
 }
 
 #[derive(Args)]
 #[command(after_help = "\
-With a program, or without a kernel image, moat runs the program, or a shell, on this host's files and
-gives back its exit status. Without, it boots the kernel and stays with its console.
+With a COMMAND, --script or --modules, or if --kernel is not a kernel image, moat runs the program (or a
+shell) in the guest on this host's files and exits with its exit status. Otherwise it boots the kernel
+and connects its console to this terminal.
 
 Leave the console with Ctrl-A x, which ends the machine. Ctrl-A Ctrl-A sends a Ctrl-A.
 
 Exit codes: 0 the guest powered off, 10 reset, 11 halted, 12 triple fault, 13 kernel panic, 14 KVM
-could not run it on, 15 the machine failed, 16 an access to an unplugged block with on-violation=stop,
+could not continue, 15 the machine failed, 16 an access to an unplugged block with on-violation=stop,
 128+N ended by signal N; 1 it could not start, 2 wrong usage.
 
-When a program is run the exit code is the program's, or 128+N if signal N ended it; and 127 there is no
-such program, 126 it cannot be started, 240 the guest's kernel panicked, 241 it did not start the program
-in time, 242 the program ran for too long, 243 the guest cannot run programs, 244 the guest ended by
-itself; 1 and 2 as above. A line on standard error says so if it is not the program's.
+When a program is run, the exit code is the program's, or 128+N if signal N ended it. Others are: 126 the
+program cannot be started, 127 there is no such program, 240 the guest's kernel panicked, 241 it did not start
+the program in time, 242 the program ran for too long, 243 the guest cannot run programs, 244 the guest ended
+before the program; 1 and 2 as above. Then a line on standard error gives the reason.
 
 A comma in a value, such as a path, is written twice: backing=file:/tmp/a,,b.
 
@@ -79,18 +80,18 @@ Examples:
   moat run --kernel bzImage --transport pci --probe --iommu virtio
   moat run --kernel bzImage --initrd initramfs --serial2 unix:/tmp/test-channel")]
 pub struct RunArguments {
-    /// Kernel to boot: a bzImage or an ELF vmlinux; to run a program, also a directory with bzImage and
-    /// modules [default, to run a program: this host's own]
+    /// Kernel to boot: a bzImage or an ELF vmlinux; to run a program, a bzImage with --modules, or a directory
+    /// with bzImage, config, release and modules [default, to run a program: this host's own]
     #[arg(long, value_name = "PATH")]
     pub kernel: Option<PathBuf>,
-    /// Initramfs to give it
+    /// Initramfs for the kernel
     #[arg(long, value_name = "PATH", requires = "kernel")]
     pub initrd: Option<PathBuf>,
     /// Kernel command line [default: console=ttyS0 panic=-1, and pci=off where there is no PCI]
     #[arg(long, value_name = "STRING")]
     pub cmdline: Option<String>,
     /// Names of the kernel's functions, for reports: a System.map, a copy of /proc/kallsyms or a
-    /// vmlinux. Without it they are looked for in the guest's memory
+    /// vmlinux. Without it moat searches the guest's memory for them
     #[arg(long, value_name = "PATH")]
     pub symbols: Option<PathBuf>,
     /// Number of vCPUs
@@ -101,7 +102,7 @@ pub struct RunArguments {
     pub memory: Size,
     #[arg(long, value_name = "SETTINGS", default_value = "backing=anonymous")]
     #[arg(value_parser = settings::parse::<HostMemoryConfig>)]
-    #[arg(help = settings::help::<HostMemoryConfig>("How RAM is had from the host"))]
+    #[arg(help = settings::help::<HostMemoryConfig>("How RAM is allocated on the host"))]
     pub memory_backing: HostMemoryConfig,
     #[arg(long, value_name = "SETTINGS", value_parser = settings::parse::<MemoryDeviceConfig>)]
     #[arg(help = settings::help::<MemoryDeviceConfig>("Add a virtio-mem device (mem0, mem1, …)"))]
@@ -111,12 +112,12 @@ pub struct RunArguments {
     pub transport: VirtioTransport,
     #[arg(long, value_name = "SETTINGS", num_args = 0..=1, default_missing_value = "behind=nothing")]
     #[arg(value_parser = settings::parse::<ProbeConfig>)]
-    #[arg(help = settings::help::<ProbeConfig>("Add a PCI device made to be probed (docs/probe.md)"))]
+    #[arg(help = settings::help::<ProbeConfig>("Add a probe, a PCI device that counts accesses (docs/probe.md)"))]
     pub probe: Vec<ProbeConfig>,
     #[arg(long, value_name = "KIND", value_parser = settings::parse::<IommuConfig>)]
     #[arg(help = settings::help::<IommuConfig>("Put every device behind an IOMMU, as in virtio,bypass=off"))]
     pub iommu: Option<IommuConfig>,
-    /// Whether unplugged memory is out of the guest's reach
+    /// Whether the guest is kept out of unplugged memory
     #[arg(long, default_value = "strict", value_parser = names::<Enforcement>())]
     pub enforce: Enforcement,
     /// What happens when the guest resets the machine
@@ -125,14 +126,14 @@ pub struct RunArguments {
     /// How to enter the kernel
     #[arg(long, default_value = "auto", value_parser = names::<BootProtocol>())]
     pub boot_protocol: BootProtocol,
-    /// Where the console goes: tty (this terminal), file:PATH or unix:PATH [default: tty; nowhere when a
-    /// program is run, but for its end when that goes wrong]
+    /// Where the console goes: tty (this terminal), file:PATH or unix:PATH [default: tty; when a program is
+    /// run, its last lines are printed after a failure]
     #[arg(long, value_name = "TARGET", value_parser = settings::parse_value::<SerialTarget>)]
     pub serial: Option<SerialTarget>,
-    /// Where the guest's second serial port (ttyS1) goes, likewise; nowhere unless given
+    /// Where the guest's second serial port (ttyS1) goes, likewise [default: not connected]
     #[arg(long, value_name = "TARGET", value_parser = settings::parse_value::<SerialTarget>)]
     pub serial2: Option<SerialTarget>,
-    /// Socket on which `moat resize`, `status`, `pause` and `resume` reach the machine
+    /// Socket for `moat resize`, `status`, `pause` and `resume`
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
     #[command(flatten)]
@@ -143,25 +144,25 @@ pub struct RunArguments {
 #[derive(Args)]
 #[command(next_help_heading = "To run a program")]
 pub struct ProgramArguments {
-    /// Directory of this host that is the guest's root. The guest may change what it sees, in its own
-    /// memory; the host's files stay as they are
+    /// Directory of this host that is the guest's root. What the guest changes there stays in its memory; the
+    /// host's files do not change
     #[arg(long, value_name = "DIR", default_value = "/")]
     pub root: PathBuf,
     /// Share another directory with the guest, at the same path or at PATH: read-only, or with `rw` so that
-    /// the guest's changes are the host's
+    /// the guest's changes reach the host
     #[arg(long, value_name = "DIR[:PATH][,rw]", value_parser = ShareOption::parse)]
     pub share: Vec<ShareOption>,
-    /// Modules for a kernel image: what `make modules_install` filled
+    /// Modules of a bzImage: the directory that `make modules_install` filled
     #[arg(long, value_name = "DIR")]
     pub modules: Option<PathBuf>,
     /// The program's working directory in the guest [default: the current one, or / with --root]
     #[arg(long, value_name = "DIR")]
     pub cwd: Option<PathBuf>,
-    /// Who runs the program, by name or number [default: who runs moat]
+    /// User who runs the program, by name or number [default: the one who runs moat]
     #[arg(long, value_name = "USER")]
     pub user: Option<String>,
-    /// Give the program an environment variable, with a value or with the one that moat has. It has PATH,
-    /// HOME, USER, LOGNAME, SHELL, TERM, LANG, LC_ALL and TZ anyway
+    /// Environment variable for the program, with a value or with moat's. PATH, HOME, USER, LOGNAME, SHELL,
+    /// TERM, LANG, LC_ALL and TZ are passed on in any case
     #[arg(long, value_name = "NAME[=VALUE]")]
     pub env: Vec<OsString>,
     /// Seconds that the guest may take to start the program
@@ -170,7 +171,7 @@ pub struct ProgramArguments {
     /// Seconds that the program may run [default: as long as it takes]
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<u32>,
-    /// Have a shell run what standard input says
+    /// Run a shell with the script on standard input
     #[arg(long, conflicts_with = "command")]
     pub script: bool,
     /// Program to run in the guest, with its arguments [default: a shell]
@@ -202,7 +203,7 @@ impl ShareOption {
         let path = path.unwrap_or_else(|| directory.clone());
         if !path.is_absolute() {
             return Err(format!(
-                "{} is no place in the guest: expected an absolute path, as in DIR:/mnt",
+                "invalid path in the guest {}: expected an absolute path, as in DIR:/mnt",
                 path.display()
             ));
         }
@@ -211,8 +212,8 @@ impl ShareOption {
 }
 
 impl RunArguments {
-    /// Whether a program is to run, or a shell, and not just a kernel to boot: a kernel image by itself,
-    /// or with an initramfs, boots as it is.
+    /// Whether to run a program or a shell. If not, the kernel only boots: that is so for a kernel image without
+    /// a program, and for any kernel with an initramfs.
     pub fn has_program(&self) -> bool {
         let ProgramArguments { command, script, modules, .. } = &self.program;
         let is_image = self.kernel.as_ref().is_some_and(|kernel| !kernel.is_dir());
@@ -263,7 +264,7 @@ pub enum SerialTarget {
 
 #[derive(Args)]
 #[command(after_help = "\
-The guest does the work, so this returns before it is done; `moat status` shows how far it is.
+The guest's driver plugs and unplugs, so this returns earlier; `moat status` shows the progress.
 
 Example:
   moat resize --api-socket /tmp/vm mem0 4G")]
@@ -273,7 +274,7 @@ pub struct ResizeArguments {
     pub api_socket: PathBuf,
     /// The device, mem0 for the first
     pub device: String,
-    /// How much memory it shall have plugged
+    /// How much memory the guest is to have plugged
     pub size: Size,
 }
 
@@ -292,7 +293,7 @@ pub struct StatusArguments {
 
 #[derive(Args)]
 #[command(after_help = "\
-What is paused already stays so, and what runs already goes on.
+Pausing a paused machine, or resuming a running one, changes nothing.
 
 Example:
   moat pause --api-socket /tmp/vm && moat resume --api-socket /tmp/vm")]
@@ -304,11 +305,11 @@ pub struct PauseArguments {
 
 #[derive(Args)]
 #[command(after_help = "\
-Every scenario has a control, which shows that its check can fail. What a kernel cannot be asked is
-skipped, and the report says why. Progress goes to standard error, the report to standard output.
+Every scenario has a control, which shows that its check can fail. What cannot be checked on a kernel is
+skipped, and the report gives the reason. Progress goes to standard error, the report to standard output.
 
-Exit codes: 0 all that could be asked holds, 1 something failed or nothing could be asked, 2 wrong
-usage.
+Exit codes: 0 everything that could be checked holds, 1 something failed or nothing could be checked, 2
+wrong usage.
 
 Examples:
   moat check --kernel ~/kernels/debian-6.12
@@ -323,13 +324,13 @@ pub struct CheckArguments {
     /// and modules/lib/modules/RELEASE; may be repeated
     #[arg(long, value_name = "PATH", required_unless_present_any = ["list", "judge"])]
     pub kernel: Vec<PathBuf>,
-    /// Modules of kernels that are a bzImage: what `make modules_install` filled
+    /// Modules of kernels that are a bzImage: the directory that `make modules_install` filled
     #[arg(long, value_name = "DIR")]
     pub modules: Option<PathBuf>,
     /// Check only these scenarios
     #[arg(long, value_name = "ID", value_delimiter = ',')]
     pub only: Vec<String>,
-    /// Show the scenarios that there are, and check nothing
+    /// List all scenarios, and check nothing
     #[arg(long)]
     pub list: bool,
     /// Print JSON
@@ -338,13 +339,13 @@ pub struct CheckArguments {
     /// Number of vCPUs of each guest; with several, mappings are torn down across them
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
-    /// What runs the guests; with several, tables show where they differ
+    /// Monitor that runs the guests; with several, tables show where they differ
     #[arg(long, value_enum, value_delimiter = ',', default_value = "moat")]
     pub vmm: Vec<CheckedVmm>,
     /// The kernels lack this mitigation, so what depends on it must fail
     #[arg(long, value_name = "MITIGATION", value_delimiter = ',', value_parser = mitigation_parser())]
     pub expect_without: Vec<Mitigation>,
-    /// Run no guest: judge what a report of --json has recorded
+    /// Run no guest: read the observations of a report made by --json, and judge them
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "only"])]
     pub judge: Option<PathBuf>,
 }
@@ -355,7 +356,7 @@ pub enum CheckedVmm {
     Moat,
     /// QEMU, which must be installed; with KVM where it works, else by emulation
     Qemu,
-    /// Likewise, with VT-d for IOMMU, for kernels that have no driver of virtio-iommu
+    /// Likewise, with VT-d as IOMMU, for kernels that have no driver of virtio-iommu
     QemuIntelIommu,
 }
 
@@ -366,7 +367,7 @@ fn mitigation_parser() -> impl TypedValueParser<Value = Mitigation> {
 
 #[derive(Args)]
 #[command(after_help = "\
-Exit codes: 0 it can, 1 it cannot.")]
+Exit codes: 0 KVM can be used, 1 it cannot.")]
 pub struct DoctorArguments {
     /// Print JSON
     #[arg(long)]

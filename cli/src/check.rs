@@ -58,7 +58,7 @@ fn read_report(path: &Path) -> anyhow::Result<Report> {
         .with_context(|| format!("{} is not a report of moat check --json", path.display()))
 }
 
-/// What runs the guests. moat needs KVM; QEMU says what it does without.
+/// The monitors. moat needs KVM; QEMU emulates the processor without, and a message says so.
 fn vmms(arguments: &CheckArguments) -> anyhow::Result<Vec<Vmm>> {
     let diagnosis = vmm::doctor::examine();
     let accelerator = if diagnosis.usable { Accelerator::Kvm } else { Accelerator::Tcg };
@@ -67,7 +67,7 @@ fn vmms(arguments: &CheckArguments) -> anyhow::Result<Vec<Vmm>> {
         let vmm = match asked {
             CheckedVmm::Moat if diagnosis.usable => Vmm::Moat,
             CheckedVmm::Moat => bail!(
-                "{}; `moat doctor` says what is wrong with KVM here, and --vmm qemu checks the kernel \
+                "{}; `moat doctor` reports what is wrong with KVM here, and --vmm qemu checks the kernel \
                  on QEMU, which emulates a processor where KVM is not usable",
                 diagnosis.reason
             ),
@@ -83,7 +83,7 @@ fn vmms(arguments: &CheckArguments) -> anyhow::Result<Vec<Vmm>> {
     Ok(vmms)
 }
 
-/// Directories with a kernel's image, configuration and modules, and images alone.
+/// Opens kernels: directories with image, configuration and modules, or images alone.
 fn open_kernels(arguments: &CheckArguments) -> anyhow::Result<Vec<GuestKernel>> {
     let modules = arguments.modules.as_deref();
     if modules.is_some() && arguments.kernel.iter().all(|path| path.is_dir()) {
@@ -105,7 +105,7 @@ fn print_list() -> io::Result<()> {
     answer(table)
 }
 
-/// Progress goes where it is in nobody's way.
+/// Prints progress on standard error, apart from the report.
 fn show(progress: Progress, lacking: &[Mitigation], start: Instant) {
     let seconds = start.elapsed().as_secs();
     match progress {

@@ -1,4 +1,4 @@
-//! Talking to a running machine: one request of HTTP over its Unix socket.
+//! A client of a running machine: one HTTP request over its Unix socket.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use vmm::api::ErrorBody;
 
-/// Sends a request to the machine at `socket` and returns its answer.
+/// Sends a request to the machine at `socket` and returns the response's body.
 pub fn request<Answer: DeserializeOwned>(
     socket: &Path,
     method: Method,
@@ -43,6 +43,7 @@ pub fn request<Answer: DeserializeOwned>(
                 Err(_) => bail!("the machine answered {status}"),
             }
         }
-        serde_json::from_slice(&body).context("the machine's answer makes no sense")
+        serde_json::from_slice(&body)
+            .context("cannot parse the machine's answer; is it another version of moat?")
     })
 }

@@ -1,4 +1,4 @@
-//! The far end of the guest's console: this terminal, a file, or a socket.
+//! What a serial port of the guest is connected to: this terminal, a file, or a socket.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -22,7 +22,7 @@ use vmm::threads::{self, Role};
 use crate::arguments::SerialTarget;
 use crate::{streams, terminal};
 
-/// A console, wired up. Dropping it puts everything back as it was.
+/// A connected serial port. Dropping it restores the terminal and removes the socket.
 pub struct Console {
     /// Device and inode of the file that it writes to, if it is one.
     file: Option<(u64, u64)>,
@@ -31,13 +31,13 @@ pub struct Console {
 }
 
 impl Console {
-    /// Whether both write to the same file.
+    /// Whether both ports write to the same file.
     pub fn shares_file_with(&self, other: &Self) -> bool {
         self.file.is_some() && self.file == other.file
     }
 }
 
-/// Wires a console to `target`. `on_escape` is called when the user types the escape key.
+/// Connects a serial port to `target`. `on_escape` is called when the user types Ctrl-A x.
 pub fn open(
     target: &SerialTarget,
     on_escape: Box<dyn Fn() + Send>,
@@ -56,7 +56,7 @@ pub fn open(
         }
         SerialTarget::File(path) => {
             let failed = || format!("cannot write the console to {}", path.display());
-            // Truncated at first, and appended to from then on, for others may truncate it.
+            // Truncated now and opened for appending, since other processes may truncate it later.
             File::create(path).with_context(failed)?;
             let file = OpenOptions::new().append(true).open(path).with_context(failed)?;
             let metadata = file.metadata().with_context(failed)?;
@@ -73,7 +73,7 @@ pub fn open(
     Ok((endpoint, console))
 }
 
-/// The terminal's modes are the guest's while this lives.
+/// Keeps the terminal in raw mode until it is dropped.
 pub struct Terminal;
 
 impl Drop for Terminal {
@@ -119,7 +119,7 @@ struct InputState {
 }
 
 impl InputQueue {
-    /// As much waits for a guest that does not read.
+    /// The most bytes that wait for a guest that does not read.
     const CAPACITY: usize = 64 << 10;
 
     fn new() -> io::Result<Arc<Self>> {
@@ -159,17 +159,17 @@ impl Read for QueueReader {
         let length = state.bytes.read(buffer)?;
         drop(state);
         if was_full {
-            // It can only fail when it is signalled already.
+            // This fails only if it is signalled already.
             let _ = rustix::io::write(&self.0.room, &1_u64.to_ne_bytes());
         }
         Ok(length)
     }
 }
 
-/// Ctrl-A, which starts a command to us.
+/// Ctrl-A, which starts a command to moat.
 const ESCAPE: u8 = 0x01;
 
-/// Keys on their way to the guest, but for those that are meant for us: Ctrl-A x, Ctrl-A Ctrl-A.
+/// Filters moat's own commands out of the keys for the guest: Ctrl-A x, and Ctrl-A Ctrl-A for one Ctrl-A.
 struct EscapeFilter {
     on_escape: Box<dyn Fn() + Send>,
     escaped: bool,
@@ -180,7 +180,7 @@ impl EscapeFilter {
         Self { on_escape, escaped: false }
     }
 
-    /// What of a key goes to the guest.
+    /// What goes to the guest for a key.
     fn filter(&mut self, key: u8) -> Option<u8> {
         match (std::mem::take(&mut self.escaped), key) {
             (true, b'x') => {
@@ -197,7 +197,7 @@ impl EscapeFilter {
     }
 }
 
-/// Reads keys all the time, whether or not the guest does: those that are for us may be among them.
+/// Reads keys all the time, whether or not the guest does, since a command to moat may be among them.
 pub fn read_keys(on_escape: Box<dyn Fn() + Send>) -> io::Result<impl Read + Send + use<>> {
     let queue = InputQueue::new()?;
     let reader = QueueReader(Arc::clone(&queue));
@@ -213,7 +213,7 @@ pub fn read_keys(on_escape: Box<dyn Fn() + Send>) -> io::Result<impl Read + Send
                 queue.push(&keys);
                 full = false;
             } else if !std::mem::replace(&mut full, true) {
-                warn!("keys are lost: the guest reads none; Ctrl-A x ends it");
+                warn!("keys are dropped: the guest does not read them; Ctrl-A x ends it");
             }
         }
         queue.end();
@@ -222,9 +222,9 @@ pub fn read_keys(on_escape: Box<dyn Fn() + Send>) -> io::Result<impl Read + Send
     Ok(reader)
 }
 
-/// Waits for keys while this process is in the foreground. Nothing at the end.
+/// Waits for keys while this process is in the foreground. Returns 0 at the end.
 fn next_keys(buffer: &mut [u8]) -> io::Result<usize> {
-    /// Nobody says that a process has come to the foreground.
+    /// There is no notification of coming to the foreground, so this polls.
     const INTERVAL: Duration = Duration::from_millis(250);
     loop {
         if !terminal::is_foreground() {
@@ -247,7 +247,7 @@ fn next_keys(buffer: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-/// Serves one client after the other. What is printed while there is none is for the next.
+/// Serves one client after the other. Output while there is none is kept for the next.
 fn listen(listener: UnixListener) -> io::Result<SerialEndpoint> {
     listener.set_nonblocking(true)?;
     let queue = InputQueue::new()?;
@@ -270,7 +270,7 @@ struct Output {
 }
 
 impl Output {
-    /// As much is kept.
+    /// The most bytes that are kept.
     const CAPACITY: usize = 256 << 10;
 
     fn keep(&mut self, bytes: &[u8]) {
@@ -284,7 +284,7 @@ fn lock(client: &Client) -> MutexGuard<'_, Output> {
     client.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes input from clients, and notices when they leave, whether or not the guest reads.
+/// Reads input from clients, and detects that they disconnect, whether or not the guest reads.
 struct SocketServer {
     listener: UnixListener,
     client: Client,
@@ -292,8 +292,8 @@ struct SocketServer {
 }
 
 impl SocketServer {
-    /// After a client could not be accepted, as when this process has no descriptors left, the next try
-    /// comes so much later.
+    /// Delay before the next try after a client could not be accepted, as when this process has no descriptors
+    /// left.
     const PAUSE: Duration = Duration::from_millis(100);
 
     fn serve(&self) {
@@ -327,14 +327,14 @@ impl SocketServer {
                 return Ok(stream);
             }
             let kept: Vec<u8> = std::mem::take(&mut output.kept).into();
-            // More may be kept meanwhile, and comes next.
+            // More output may be kept meanwhile; the next iteration sends it.
             drop(output);
             send(&for_output, &mut &kept[..])?;
         }
     }
 
-    /// Takes the client's input until it leaves. One that only says that it has no more is still there for
-    /// output.
+    /// Reads the client's input until it disconnects. A client that has only shut down its sending side still
+    /// gets output.
     fn attend(&self, stream: &UnixStream) {
         let mut sends = true;
         loop {
@@ -359,7 +359,7 @@ impl SocketServer {
         }
     }
 
-    /// Takes what there is: as much as there is room for, or all of it. False when there will be no more.
+    /// Reads what has come: as much as there is room for, or all of it. False at the end of the input.
     fn take_input(&self, mut stream: &UnixStream, all: bool) -> bool {
         let mut buffer = [0; 4096];
         while all || self.queue.has_room() {
@@ -376,14 +376,14 @@ impl SocketServer {
 
 /// Sends everything to a client that reads. On an error `bytes` are what has not been sent.
 fn send(mut client: &UnixStream, bytes: &mut &[u8]) -> io::Result<()> {
-    /// How long it may take to read before it loses what it was to be sent.
-    const PATIENCE: Duration = Duration::from_secs(1);
+    /// How long the client may read nothing before the rest is dropped.
+    const TIMEOUT: Duration = Duration::from_secs(1);
     while !bytes.is_empty() {
         match client.write(bytes) {
             Ok(written) => *bytes = &bytes[written..],
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 let mut events = [PollFd::new(client, PollFlags::OUT)];
-                if wait_for(&mut events, Some(PATIENCE))? == 0 {
+                if wait_for(&mut events, Some(TIMEOUT))? == 0 {
                     return Err(ErrorKind::TimedOut.into());
                 }
             }
@@ -402,11 +402,11 @@ impl Write for SocketOutput {
             output.keep(bytes);
             return Ok(bytes.len());
         };
-        // Whoever notices that the client leaves needs the lock.
+        // The server needs the lock when the client disconnects.
         drop(output);
         let mut rest = bytes;
         match send(&client, &mut rest) {
-            // Nobody is there any more.
+            // The client has disconnected.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => lock(&self.0).keep(rest),
             result => result?,
         }
@@ -418,14 +418,14 @@ impl Write for SocketOutput {
     }
 }
 
-/// How many of `events` have come.
-fn wait_for(events: &mut [PollFd<'_>], patience: Option<Duration>) -> io::Result<usize> {
-    let patience = patience.map(|patience| Timespec {
-        tv_sec: patience.as_secs() as i64,
-        tv_nsec: i64::from(patience.subsec_nanos()),
+/// Waits for `events`, and returns how many have come; 0 after `timeout`.
+fn wait_for(events: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::Result<usize> {
+    let timeout = timeout.map(|timeout| Timespec {
+        tv_sec: timeout.as_secs() as i64,
+        tv_nsec: i64::from(timeout.subsec_nanos()),
     });
     loop {
-        match poll(events, patience.as_ref()) {
+        match poll(events, timeout.as_ref()) {
             Err(Errno::INTR) => {}
             result => return Ok(result?),
         }
@@ -440,7 +440,7 @@ mod tests {
     use tempfile::TempDir;
 
     #[test]
-    fn the_escape_key_is_ours_and_every_other_the_guests() {
+    fn ctrl_a_is_handled_here_and_every_other_key_goes_to_the_guest() {
         let escapes = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&escapes);
         let on_escape = Box::new(move || {
@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_come_and_go_though_the_guest_reads_nothing() {
+    fn clients_come_and_go_while_the_guest_reads_nothing() {
         let (_directory, path, endpoint, _console) = socket();
         let more = vec![b'x'; InputQueue::CAPACITY + 1];
         for _ in 0..3 {
@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_printed_before_a_client_came_is_not_lost() {
+    fn output_before_a_client_connects_is_not_lost() {
         let (_directory, path, mut endpoint, _console) = socket();
         endpoint.output.write_all(b"early").unwrap();
         let mut client = UnixStream::connect(&path).unwrap();
@@ -498,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_has_no_more_to_say_still_listens() {
+    fn a_client_that_closed_its_input_still_gets_output() {
         let (_directory, path, mut endpoint, _console) = socket();
         let mut client = UnixStream::connect(&path).unwrap();
         client.write_all(b"hello").unwrap();
@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_appended_to_wherever_others_have_cut_it() {
+    fn a_file_is_appended_to_after_others_have_truncated_it() {
         let directory = TempDir::new().unwrap();
         let path = directory.path().join("console");
         std::fs::write(&path, "from an earlier machine").unwrap();

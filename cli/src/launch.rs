@@ -23,13 +23,13 @@ use vmm::threads::{self, Role};
 use vmm::{MachineControl, MachineIo, SerialEndpoint};
 
 use crate::arguments::{ProgramArguments, RunArguments, SerialTarget};
-use crate::messages::tell;
+use crate::messages::print_message;
 use crate::{console, signals, streams, terminal};
 
 /// Lines of the guest's console that are shown when something has gone wrong.
 const CONSOLE_TAIL: usize = 30;
 
-/// Variables that a program has unless they are given otherwise.
+/// Variables that are passed on to a program unless `--env` sets them.
 const ENVIRONMENT: [&str; 9] =
     ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "LANG", "LC_ALL", "TZ"];
 
@@ -69,23 +69,26 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
     let outcome = launch.run(streams, io, &log, control)?;
     drop((wired, raw));
     if let Some(number) = received.number() {
-        tell(format_args!("ended by signal {number}"));
+        print_message(format_args!("ended by signal {number}"));
         return Ok(ExitCode::from(signals::exit_code(number)));
     }
-    say(&outcome, &log);
+    print_outcome(&outcome, &log);
     Ok(ExitCode::from(outcome.exit_status()))
 }
 
-/// Says why the exit code is not the program's, or that it is.
-fn say(outcome: &Outcome, log: &ConsoleLog) {
+/// Prints why the program did not run to its end, or that an exit status which moat also uses is its own.
+fn print_outcome(outcome: &Outcome, log: &ConsoleLog) {
     if let Outcome::Failed(failure) = outcome {
-        tell(failure);
+        print_message(failure);
         let tail = log.tail(CONSOLE_TAIL);
         if failure.concerns_the_guest() && !tail.is_empty() {
-            tell(format_args!("the guest's console ended with\n{tail}"));
+            print_message(format_args!("the guest's console ended with\n{tail}"));
         }
     } else if outcome.is_ambiguous() {
-        tell(format_args!("the program itself exited with status {}", outcome.exit_status()));
+        print_message(format_args!(
+            "the program itself exited with status {}",
+            outcome.exit_status()
+        ));
     }
 }
 
@@ -94,10 +97,12 @@ fn launch(arguments: &RunArguments, has_terminal: bool) -> anyhow::Result<Launch
         &arguments.program;
     let root = root
         .canonicalize()
-        .with_context(|| format!("cannot take {} for the guest's root", root.display()))?;
+        .with_context(|| format!("cannot use {} as the guest's root", root.display()))?;
     let directory = match cwd {
         Some(directory) => directory.clone(),
-        None if root == Path::new("/") => env::current_dir().context("no current directory")?,
+        None if root == Path::new("/") => {
+            env::current_dir().context("cannot get the current directory; name one with --cwd")?
+        }
         None => PathBuf::from("/"),
     };
     let share = |option: &crate::arguments::ShareOption| Share {
@@ -141,10 +146,11 @@ fn environment(asked: &[OsString]) -> anyhow::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     for variable in asked {
         let bytes = variable.as_bytes();
         let (name, value) = match bytes.iter().position(|byte| *byte == b'=') {
-            Some(0) => bail!("--env {}: a variable has a name", variable.display()),
+            Some(0) => bail!("--env {}: expected NAME or NAME=VALUE", variable.display()),
             Some(at) => (bytes[..at].to_vec(), bytes[at + 1..].to_vec()),
             None => own(variable).with_context(|| {
-                format!("--env {}: moat has no such variable", variable.display())
+                let name = variable.display();
+                format!("--env {name}: moat has no such variable; give a value: {name}=VALUE")
             })?,
         };
         environment.retain(|(known, _)| *known != name);
@@ -154,7 +160,7 @@ fn environment(asked: &[OsString]) -> anyhow::Result<Vec<(Vec<u8>, Vec<u8>)>> {
 }
 
 fn own_credentials() -> anyhow::Result<Credentials> {
-    let groups = getgroups().context("cannot tell this process's groups")?;
+    let groups = getgroups().context("cannot get this process's groups")?;
     Ok(Credentials {
         user: getuid().as_raw(),
         group: getgid().as_raw(),
@@ -162,7 +168,7 @@ fn own_credentials() -> anyhow::Result<Credentials> {
     })
 }
 
-/// A user by name or number, as the guest's root knows it.
+/// A user by name or number, from the etc/passwd and etc/group of the guest's root.
 fn credentials_of(user: &str, root: &Path) -> anyhow::Result<Credentials> {
     let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
     let passwd = read("etc/passwd");
@@ -184,7 +190,10 @@ fn credentials_of(user: &str, root: &Path) -> anyhow::Result<Credentials> {
             match (number(id), number(group)) {
                 (Some(user), Some(group)) => Ok(Credentials { user, group, groups }),
                 _ => {
-                    bail!("--user {user}: its line in {}/etc/passwd has no numbers", root.display())
+                    bail!(
+                        "--user {user}: its line in {}/etc/passwd has no user and group numbers",
+                        root.display()
+                    )
                 }
             }
         }
@@ -210,14 +219,14 @@ fn open_terminal() -> anyhow::Result<Terminal> {
 }
 
 fn window_size() -> WindowSize {
-    // A terminal that does not know has the size that most had.
+    // Some terminals do not report a size: 80x24 is the usual one.
     tcgetwinsize(stdio::stdout()).ok().filter(|size| size.ws_row > 0 && size.ws_col > 0).map_or(
         WindowSize { rows: 24, columns: 80 },
         |size| WindowSize { rows: size.ws_row, columns: size.ws_col },
     )
 }
 
-/// Standard input, output and error. The terminal's modes are the program's while the second lives.
+/// Standard input, output and error. The terminal is in raw mode until the second value is dropped.
 fn open_streams(
     has_terminal: bool,
     control: MachineControl,

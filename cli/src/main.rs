@@ -1,4 +1,5 @@
-//! The `moat` command: arguments in, words and exit codes out. All else is in `vmm` and `lab`.
+//! The `moat` command: it parses arguments, prints text and returns exit codes. Everything else is in `vmm`,
+//! `launch` and `checks`.
 
 mod arguments;
 mod check;
@@ -23,7 +24,7 @@ use clap::Parser;
 use env_logger::WriteStyle;
 
 use arguments::{Arguments, Command};
-use messages::{LogTarget, tell};
+use messages::{LogTarget, print_message};
 use output::reasons;
 
 /// The exit code when a command cannot do what it was asked to. (2 is clap's, for wrong usage.)
@@ -31,8 +32,8 @@ const FAILURE: u8 = 1;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // virtio-queue logs what a guest does wrong, as often as the guest does it: we count instead.
-    // What the guests of `moat check` do wrong is its report.
+    // virtio-queue logs every mistake of a guest, without a limit: moat counts them instead. `moat check`
+    // makes its guests do such things on purpose, and reports them itself.
     let filter = match arguments.command {
         Command::Check(_) => "error,virtio_queue=off",
         _ => "warn,virtio_queue=off",
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
         .target(env_logger::Target::Pipe(Box::new(LogTarget)))
         .init();
     if let Err(error) = messages::start() {
-        tell(format_args!("cannot start a thread: {error}"));
+        print_message(format_args!("cannot start a thread: {error}"));
         return ExitCode::from(FAILURE);
     }
     let result = match arguments.command {
@@ -56,7 +57,7 @@ fn main() -> ExitCode {
         Command::Doctor(arguments) => doctor::run(&arguments),
     };
     let code = result.unwrap_or_else(|error| {
-        tell(reasons(&error));
+        print_message(reasons(&error));
         ExitCode::from(FAILURE)
     });
     messages::flush();

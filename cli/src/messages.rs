@@ -1,5 +1,5 @@
-//! What moat says on standard error. A thread of its own writes it, so that whoever has something to say
-//! never waits for whoever reads it: a vCPU's thread logs, with locks held.
+//! Messages on standard error. A thread of its own writes them, so that the sender never waits for the
+//! reader: vCPU threads log while they hold locks.
 
 use std::collections::VecDeque;
 use std::fmt::{Display, Write as _};
@@ -23,18 +23,18 @@ struct Messages {
 #[derive(Default)]
 struct Queue {
     lines: VecDeque<String>,
-    /// Lines that there was no room for, or that came too fast, since the last that was kept.
+    /// Lines dropped since the last that was kept, because the queue was full or they came too fast.
     lost: u64,
-    /// When the present interval began, and how many lines came in it.
+    /// Start of the current interval, and the number of lines in it.
     interval: Option<(Instant, usize)>,
     /// Whether a line is being written.
     writing: bool,
 }
 
 impl Queue {
-    /// As many lines wait at most.
+    /// The most lines that wait.
     const CAPACITY: usize = 1024;
-    /// As many are taken in an interval at most: a guest must not fill anybody's disk.
+    /// The most lines in an interval: a guest must not fill the host's disk with messages.
     const LINES_PER_INTERVAL: usize = 1000;
     const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -79,7 +79,7 @@ impl Messages {
             };
             queue.writing = true;
             drop(queue);
-            // If nobody listens, nobody needs to know.
+            // Without a reader there is no place to report the error to.
             let _ = write_all(&io::stderr(), line.as_bytes());
             self.lock().writing = false;
             self.changed.notify_all();
@@ -87,16 +87,16 @@ impl Messages {
     }
 }
 
-/// From here on messages are written by a thread of their own.
+/// Starts the thread that writes messages.
 pub fn start() -> io::Result<()> {
     let messages = MESSAGES.get_or_init(Messages::default);
     threads::spawn(Role::Messages, || messages.write_for_ever())?;
     Ok(())
 }
 
-/// Waits until all messages are written, as long as somebody takes them.
+/// Waits until all messages are written, or until the reader has taken nothing for a second.
 pub fn flush() {
-    const PATIENCE: Duration = Duration::from_secs(1);
+    const TIMEOUT: Duration = Duration::from_secs(1);
     let Some(messages) = MESSAGES.get() else {
         return;
     };
@@ -108,19 +108,19 @@ pub fn flush() {
     while queue.writing || !queue.lines.is_empty() {
         let timeout;
         (queue, timeout) =
-            messages.changed.wait_timeout(queue, PATIENCE).unwrap_or_else(PoisonError::into_inner);
+            messages.changed.wait_timeout(queue, TIMEOUT).unwrap_or_else(PoisonError::into_inner);
         if timeout.timed_out() {
             return;
         }
     }
 }
 
-/// Says something.
-pub fn tell(message: impl Display) {
-    say(format!("moat: {message}\n"));
+/// Prints a message with the prefix `moat: `.
+pub fn print_message(message: impl Display) {
+    send(format!("moat: {message}\n"));
 }
 
-fn say(line: String) {
+fn send(line: String) {
     match MESSAGES.get() {
         Some(messages) => messages.push(line),
         None => drop(write_all(&io::stderr(), line.as_bytes())),
@@ -131,9 +131,10 @@ fn say(line: String) {
 pub struct LogTarget;
 
 impl Write for LogTarget {
-    /// `record` is a whole one. What a guest or a file has put into it must not command a terminal.
+    /// `record` is a whole record. A guest or a file may have put control characters into it, which must not
+    /// reach a terminal.
     fn write(&mut self, record: &[u8]) -> io::Result<usize> {
-        say(printable(&String::from_utf8_lossy(record)));
+        send(printable(&String::from_utf8_lossy(record)));
         Ok(record.len())
     }
 
@@ -162,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_that_there_is_no_room_for_are_counted_where_they_are_missing() {
+    fn dropped_lines_are_counted_where_they_are_missing() {
         let mut queue = Queue::default();
         for line in 0..Queue::CAPACITY + 5 {
             // As if an hour was between them.
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_come_too_fast_are_lost() {
+    fn lines_that_come_too_fast_are_dropped() {
         let mut queue = Queue::default();
         let start = Instant::now();
         for _ in 0..3 * Queue::LINES_PER_INTERVAL {
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_commands_no_terminal() {
+    fn control_characters_in_a_record_are_escaped() {
         assert_eq!(printable("a\tb\x1b[2J\u{9b}c\n"), "a\tb\\u{1b}[2J\\u{9b}c\n");
     }
 }

@@ -1,9 +1,10 @@
-//! Answers, and why there are none. Nothing panics when nobody listens any more, as `println!` would.
+//! Output of commands, and the text of errors. A closed standard output is an error here, and no panic as in
+//! `println!`.
 
 use std::fmt::Display;
 use std::io::{self, Write};
 
-/// Why something cannot be done, with each cause that the words before it do not tell already.
+/// The text of an error, with each cause whose text is not part of it already.
 pub fn reasons(error: &anyhow::Error) -> String {
     let mut reasons = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
@@ -14,7 +15,7 @@ pub fn reasons(error: &anyhow::Error) -> String {
     reasons
 }
 
-/// Prints an answer on standard output.
+/// Prints a command's output on standard output.
 pub fn answer(text: impl Display) -> io::Result<()> {
     writeln!(io::stdout(), "{text}")
 }
@@ -24,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_cause_is_told_once() {
+    fn each_cause_is_printed_once() {
         let error = anyhow::anyhow!("no such file").context("/x: no such file");
         assert_eq!(reasons(&error.context("cannot boot")), "cannot boot: /x: no such file");
         assert_eq!(reasons(&anyhow::anyhow!("refused")), "refused");

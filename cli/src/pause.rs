@@ -10,7 +10,7 @@ use crate::client;
 use crate::output::answer;
 use crate::status::state_name;
 
-/// Asks for what is at `path` of the API, and says what the machine does then.
+/// Sends PUT for `path` of the API (`/pause` or `/resume`), and prints the machine's state after it.
 pub fn run(arguments: &PauseArguments, path: &str) -> anyhow::Result<ExitCode> {
     let machine: MachineStatus =
         client::request(&arguments.api_socket, Method::PUT, path, None::<&()>)?;

@@ -9,14 +9,14 @@ use vmm::machine::Resizing;
 
 use crate::arguments::ResizeArguments;
 use crate::client;
-use crate::messages::tell;
+use crate::messages::print_message;
 use crate::output::answer;
 
 pub fn run(arguments: &ResizeArguments) -> anyhow::Result<ExitCode> {
     let id = &arguments.device;
     anyhow::ensure!(
         !id.is_empty() && id.chars().all(|c| c.is_ascii_alphanumeric()),
-        "{id:?} is no device; the first virtio-mem device is mem0"
+        "{id:?} is not a device; the first virtio-mem device is mem0"
     );
     let request = ResizeRequest { requested: arguments.size.0 };
     let path = format!("/devices/{id}");
@@ -25,7 +25,7 @@ pub fn run(arguments: &ResizeArguments) -> anyhow::Result<ExitCode> {
     let (requested, plugged) = (Size(device.requested), Size(device.plugged));
     answer(format_args!("{id}: requested {requested}, plugged {plugged}"))?;
     if let Some(warning) = warning {
-        tell(format_args!("warning: {warning}"));
+        print_message(format_args!("warning: {warning}"));
     }
     Ok(ExitCode::SUCCESS)
 }

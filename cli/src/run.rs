@@ -11,7 +11,7 @@ use vmm::threads::{self, Role};
 use vmm::{Ending, Machine, MachineControl, MachineError, MachineIo, MachineSpec, SerialEndpoint};
 
 use crate::arguments::{RunArguments, SerialTarget};
-use crate::messages::tell;
+use crate::messages::print_message;
 use crate::{console, launch, signals};
 
 pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
@@ -23,7 +23,7 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         arguments.serial2.as_ref() != Some(&serial),
         "--serial and --serial2 name the same target; give each serial port its own"
     );
-    // Before anything that may take long: from here on a signal ends it, and so does Ctrl-A x.
+    // First, since what follows may take long: from here on a signal ends the machine, and so does Ctrl-A x.
     let control = MachineControl::default();
     let received = signals::attend(control.clone())?;
     let on_escape = || {
@@ -49,7 +49,9 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
                 Some(path) => {
                     let server = ApiServer::start(path, control.clone())?;
                     let path = path.display();
-                    tell(format_args!("running; `moat status --api-socket {path}` shows it"));
+                    print_message(format_args!(
+                        "running; `moat status --api-socket {path}` shows it"
+                    ));
                     Some(server)
                 }
                 None => None,
@@ -63,18 +65,18 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
     Ok(match received.number() {
         None => {
             if !matches!(ending, Ending::PowerOff | Ending::Stopped) {
-                tell(&ending);
+                print_message(&ending);
             }
             ExitCode::from(ending.exit_code())
         }
         Some(number) => {
-            tell(format_args!("ended by signal {number}"));
+            print_message(format_args!("ended by signal {number}"));
             ExitCode::from(signals::exit_code(number))
         }
     })
 }
 
-/// Starts the machine, and says how far it is where that takes long.
+/// Starts the machine, and prints progress if that takes long.
 fn start(spec: MachineSpec, io: MachineIo, control: &MachineControl) -> anyhow::Result<Machine> {
     thread::scope(|scope| {
         let (started, has_started) = mpsc::channel::<()>();
@@ -87,7 +89,7 @@ fn start(spec: MachineSpec, io: MachineIo, control: &MachineControl) -> anyhow::
     })
 }
 
-/// Says now and then how much RAM has been taken from the host, until the machine has started.
+/// Prints every 2 seconds how much RAM has been preallocated, until the machine has started.
 fn report_progress(control: &MachineControl, has_started: &mpsc::Receiver<()>) {
     const INTERVAL: Duration = Duration::from_secs(2);
     const GIB: f64 = (1_u64 << 30) as f64;
@@ -95,12 +97,12 @@ fn report_progress(control: &MachineControl, has_started: &mpsc::Receiver<()>) {
         let (populated, all) = control.start_progress();
         if all > 0 {
             let [populated, all] = [populated, all].map(|bytes| bytes as f64 / GIB);
-            tell(format_args!("preallocated {populated:.1} of {all:.1} GiB of RAM"));
+            print_message(format_args!("preallocated {populated:.1} of {all:.1} GiB of RAM"));
         }
     }
 }
 
-/// Whether somebody has ended the machine while it started.
+/// Whether a signal or Ctrl-A x ended the machine while it started.
 fn is_stop(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(MachineError::Stopped))
 }

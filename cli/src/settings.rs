@@ -1,8 +1,8 @@
 //! Options spelled as their types describe them: `size=8G,requested=1G` for a struct, or one name for an
 //! enum.
 //!
-//! A type's JSON schema says which keys there are, what each takes and means, and what it is if it is not
-//! given. A text becomes JSON by that schema, and JSON becomes the type as it would anywhere else.
+//! A type's JSON schema has the keys, and for each its values, its meaning and its default. The schema turns
+//! the text into JSON, and serde turns JSON into the type.
 
 use std::fmt::Write;
 
@@ -12,9 +12,9 @@ use schemars::generate::SchemaSettings;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-/// A type that is an option with several settings.
+/// The type of an option with several settings.
 pub trait Settings: JsonSchema + DeserializeOwned {
-    /// The key of a first setting that is written without one.
+    /// The key of the first setting if that is written without a key.
     const IMPLIED_KEY: Option<&str> = None;
 }
 
@@ -54,7 +54,7 @@ pub fn parse<T: Settings>(text: &str) -> Result<T, String> {
     serde_json::from_value(Value::Object(settings)).map_err(|error| error.to_string())
 }
 
-/// Reads one value, such as `file:PATH`, which is not one of a few names only.
+/// Reads one value of an enum that also has values such as `file:PATH`.
 pub fn parse_value<T: JsonSchema + DeserializeOwned>(text: &str) -> Result<T, String> {
     let schema = schema_of::<T>();
     let value = spell(&schema, text).ok_or_else(|| format!("expected {}", expected(&schema)))?;
@@ -134,7 +134,7 @@ fn any_of(mut names: Vec<String>) -> String {
     }
 }
 
-/// The schemas of which a value fits one.
+/// The schemas in a choice: a value matches one of them.
 fn alternatives(schema: &Value) -> Vec<&Value> {
     let choice = schema.get("oneOf").or(schema.get("anyOf")).and_then(Value::as_array);
     match choice {
@@ -151,7 +151,7 @@ fn is_a(schema: &Value, kind: &str) -> bool {
     }
 }
 
-/// What a schema admits that is no choice.
+/// The values that a schema without a choice admits.
 enum Form<'a> {
     /// One of these names; a schema has several if none of them is documented.
     Names(Vec<&'a str>),
@@ -160,7 +160,7 @@ enum Form<'a> {
     Number(u64, u64),
     /// A variant's name and, after a colon, what is in it.
     Variant(&'a str, &'a Value),
-    /// A text, called so.
+    /// A text, with the name that help shows for it.
     Text(String),
 }
 
@@ -185,7 +185,7 @@ impl<'a> Form<'a> {
         }
     }
 
-    /// `text` as JSON, if it is of this form.
+    /// `text` as JSON, if it has this form.
     fn spell(&self, text: &str) -> Option<Value> {
         match self {
             Self::Names(names) => names.contains(&text).then(|| text.into()),
@@ -207,7 +207,7 @@ impl<'a> Form<'a> {
         }
     }
 
-    /// As it is shown in help and errors.
+    /// The form as help and errors show it.
     fn show(&self) -> Vec<String> {
         match self {
             Self::Names(names) => names.iter().map(ToString::to_string).collect(),
@@ -223,12 +223,12 @@ fn spell(schema: &Value, text: &str) -> Option<Value> {
     alternatives(schema).into_iter().find_map(|alternative| Form::of(alternative).spell(text))
 }
 
-/// What a value may be: `on|off`, `anonymous|file:PATH`, `N`, `SIZE`.
+/// The values of a key: `on|off`, `anonymous|file:PATH`, `N`, `SIZE`.
 fn form(schema: &Value) -> String {
     shown(schema).join("|")
 }
 
-/// The same for a sentence.
+/// The same as part of a sentence.
 fn expected(schema: &Value) -> String {
     match alternatives(schema)[..] {
         [only] if let Form::Number(minimum, u64::MAX) = Form::of(only) => {
@@ -245,7 +245,7 @@ fn shown(schema: &Value) -> Vec<String> {
     alternatives(schema).into_iter().flat_map(|alternative| Form::of(alternative).show()).collect()
 }
 
-/// The first paragraph of what a schema's documentation says, without the period.
+/// The first paragraph of a schema's documentation, without the period.
 fn description(schema: &Value) -> String {
     let text = schema["description"].as_str().unwrap_or_default();
     let paragraph = text.split("\n\n").next().unwrap_or_default();

@@ -1,7 +1,7 @@
 //! Signals that end a machine.
 //!
-//! A signal that would end this process ends its machine, in order. If that takes too long, or if another
-//! signal comes, this process ends at once. Signals that whoever started it has ignored stay ignored
+//! A signal that would end this process shuts down its machine. If that takes too long, or if another
+//! signal comes, this process ends at once. Signals that were ignored when this process started stay ignored
 //! (nohup(1), a shell's background jobs).
 
 use std::ffi::c_int;
@@ -20,8 +20,8 @@ use vmm::threads::{self, Role};
 use crate::messages;
 use crate::terminal;
 
-/// What ends a process that does not know better, and can be caught (signal(7)). Those that a process
-/// raises by a mistake of its own are left alone.
+/// Signals that end a process by default and can be caught (signal(7)), except those for faults of the process
+/// itself, such as SIGSEGV.
 const ENDING: [c_int; 12] = [
     libc::SIGHUP,
     libc::SIGINT,
@@ -37,8 +37,8 @@ const ENDING: [c_int; 12] = [
     libc::SIGPWR,
 ];
 
-/// So long the machine may take to end.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the machine may take to end.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The signal that has ended the machine, if one did.
 #[derive(Clone, Default)]
@@ -56,9 +56,9 @@ pub fn exit_code(number: c_int) -> u8 {
     128 + number as u8
 }
 
-/// From here on signals end the machine of `control`, whether it has started or not.
+/// Has signals end the machine of `control` from now on, even before it has started.
 pub fn attend(control: MachineControl) -> io::Result<Received> {
-    // A file that may grow no further is an error of who writes to it.
+    // With SIGXFSZ ignored, a write beyond the limit of a file's size returns EFBIG instead.
     // SAFETY: no handler of ours runs.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let ending = ENDING.into_iter().filter(|signal| !is_ignored(*signal));
@@ -76,7 +76,7 @@ pub fn attend(control: MachineControl) -> io::Result<Received> {
                     control.stop();
                     end_in_time(signal);
                 }
-                // Whoever sends another one means it.
+                // A second signal does not wait for the machine.
                 _ => end_now(signal),
             }
         }
@@ -92,10 +92,10 @@ fn is_ignored(signal: c_int) -> bool {
     result == 0 && action.sa_sigaction == libc::SIG_IGN
 }
 
-/// Ends the process if it has not ended by itself when its time is over.
+/// Ends the process after [`TIMEOUT`] if it has not ended before.
 fn end_in_time(signal: c_int) {
     let watch = move || {
-        thread::sleep(PATIENCE);
+        thread::sleep(TIMEOUT);
         end_now(signal);
     };
     if threads::spawn(Role::EndTimer, watch).is_err() {
@@ -105,7 +105,9 @@ fn end_in_time(signal: c_int) {
 
 fn end_now(signal: c_int) {
     terminal::restore();
-    messages::tell(format_args!("ended by signal {signal}, before the machine was"));
+    messages::print_message(format_args!(
+        "ended by signal {signal}, before the machine had shut down"
+    ));
     messages::flush();
     std::process::exit(exit_code(signal).into());
 }

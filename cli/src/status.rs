@@ -42,7 +42,7 @@ fn print_for_people(machine: &MachineStatus) -> std::io::Result<()> {
         "block",
         "requested",
         "plugged",
-        "touched unplugged",
+        "unplugged accessed",
     ]);
     for device in &machine.memory_devices {
         let violations = device.violations;
@@ -68,7 +68,7 @@ fn print_for_people(machine: &MachineStatus) -> std::io::Result<()> {
     machine.iommu.as_ref().map_or(Ok(()), print_iommu)
 }
 
-/// What people call it.
+/// A state as commands print it.
 pub fn state_name(state: RunState) -> &'static str {
     match state {
         RunState::Running => "running",
@@ -77,7 +77,7 @@ pub fn state_name(state: RunState) -> &'static str {
     }
 }
 
-/// Who touched what was not there, most often first.
+/// Prints the offenders, most frequent first.
 fn print_offenders(offenders: &[&Offender]) -> std::io::Result<()> {
     if offenders.is_empty() {
         return Ok(());
@@ -108,7 +108,7 @@ fn print_offenders(offenders: &[&Offender]) -> std::io::Result<()> {
     answer(format_args!("\n{table}"))
 }
 
-/// Which devices were told to access unplugged blocks.
+/// Prints the devices that refused to access unplugged blocks.
 fn print_refused_devices(memory_devices: &[MemoryDeviceStatus]) -> std::io::Result<()> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header([
@@ -144,7 +144,7 @@ fn print_iommu(iommu: &IommuStatus) -> std::io::Result<()> {
             endpoint.faults.to_string(),
         ]);
     }
-    let bypass = if iommu.bypass { "bypass" } else { "are refused memory" };
+    let bypass = if iommu.bypass { "bypass it" } else { "reach no memory" };
     answer(format_args!(
         "\nIOMMU: {} mappings; endpoints without a domain {bypass}\n{table}",
         iommu.mappings
@@ -160,7 +160,7 @@ fn print_pci(pci: &PciStatus) -> std::io::Result<()> {
         "reads",
         "writes",
         "resets",
-        "touched undecoded",
+        "undecoded accessed",
     ]);
     for function in &pci.functions {
         let decoded =

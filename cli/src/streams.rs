@@ -1,4 +1,5 @@
-//! Reading and writing files that may be non-blocking: somebody else who has one open may have made it so.
+//! Reading and writing files that may be non-blocking: another process that has one open may have set
+//! O_NONBLOCK.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -28,7 +29,7 @@ pub fn write(file: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     }
 }
 
-/// Reads at least a byte; nothing at the end.
+/// Reads at least a byte; 0 at the end of the file.
 pub fn read(file: &impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         match rustix::io::read(file, &mut *buffer) {
@@ -56,7 +57,7 @@ mod tests {
     use std::thread;
 
     #[test]
-    fn what_is_not_there_yet_is_waited_for() {
+    fn non_blocking_files_are_waited_for() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let text = vec![b'x'; 4 << 20];

@@ -1,7 +1,7 @@
-//! The terminal that moat runs in: its modes, which are the guest's while moat is in the foreground.
+//! The terminal that moat runs in. It is in raw mode while moat is in the foreground.
 //!
-//! Another process of the same terminal may be in the foreground when moat starts, or later. Then the
-//! terminal is that one's, and moat neither reads it nor changes its modes.
+//! Another process of the same terminal may be in the foreground when moat starts, or later. Then moat
+//! neither reads the terminal nor changes its modes.
 
 use std::ffi::{c_int, c_void};
 use std::io;
@@ -18,12 +18,12 @@ use rustix::termios::{
 
 /// The modes before moat changed them. None until [`attach`].
 static BEFORE: OnceLock<Termios> = OnceLock::new();
-/// Whether the modes are the guest's.
+/// Whether the terminal is in raw mode.
 static RAW: AtomicBool = AtomicBool::new(false);
 /// Held while the modes change.
 static CHANGE: Mutex<()> = Mutex::new(());
 
-/// Whether standard input is a terminal. If it is, and moat in its foreground, every key is the guest's from
+/// Whether standard input is a terminal. If it is, and moat is in its foreground, it is in raw mode from
 /// here on, until [`restore`].
 pub fn attach() -> io::Result<bool> {
     let stdin = stdio::stdin();
@@ -32,7 +32,7 @@ pub fn attach() -> io::Result<bool> {
     }
     // Set once: there is one standard input.
     let _ = BEFORE.set(tcgetattr(stdin)?);
-    // A read in the background fails then, and does not stop this process.
+    // So that a read in the background fails, and does not stop this process.
     // SAFETY: no handler of ours runs.
     unsafe { libc::signal(libc::SIGTTIN, libc::SIG_IGN) };
     restore_when_killed();
@@ -40,13 +40,13 @@ pub fn attach() -> io::Result<bool> {
     Ok(true)
 }
 
-/// Whether keys are for this process.
+/// Whether this process is in the foreground of its terminal.
 pub fn is_foreground() -> bool {
-    // A terminal that has no foreground, or is not ours to control, is nobody else's.
+    // No other process reads a terminal without a foreground, or one that does not control this process.
     tcgetpgrp(stdio::stdin()).map_or(true, |foreground| foreground == getpgrp())
 }
 
-/// Makes every key the guest's, if this process is in the foreground.
+/// Enters raw mode, if this process is in the foreground.
 pub fn enter_raw_mode() {
     let _change = CHANGE.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(before) = BEFORE.get() else {
@@ -57,7 +57,7 @@ pub fn enter_raw_mode() {
     }
     let mut raw = before.clone();
     raw.make_raw();
-    // Lines of our own still end where they should.
+    // Keeps the translation of newlines, for moat's own messages.
     raw.output_modes |= OutputModes::OPOST;
     if tcsetattr(stdio::stdin(), OptionalActions::Now, &raw).is_ok() {
         RAW.store(true, Ordering::Release);
@@ -72,7 +72,7 @@ pub fn restore() {
 
 /// The same, for signal handlers: it makes system calls and nothing else.
 fn restore_now() {
-    // What another process has made of a terminal in the meantime is its own affair.
+    // In the background the terminal's modes are those of the foreground process, and are left alone.
     if RAW.swap(false, Ordering::AcqRel)
         && is_foreground()
         && let Some(before) = BEFORE.get()
@@ -82,19 +82,19 @@ fn restore_now() {
     }
 }
 
-/// Stops this process, as whoever controls the terminal wants.
+/// Stops this process, as Ctrl-Z or another SIGTSTP asks.
 pub fn suspend() {
     restore();
     let _ = kill_process(getpid(), Signal::STOP);
 }
 
-/// Goes on after a stop.
+/// Enters raw mode again after a stop.
 pub fn resume() {
     enter_raw_mode();
 }
 
-/// Restores the modes also when this process is ended for a mistake of its own, or for memory that its
-/// host does not have.
+/// Restores the modes also when a fault of its own ends this process, or when the host has no memory for
+/// the guest (SIGBUS).
 fn restore_when_killed() {
     for signal in KILLING {
         // SAFETY: all zeros is a valid `sigaction`.
@@ -122,12 +122,12 @@ const KILLING: [c_int; 7] = [
     libc::SIGTRAP,
 ];
 
-/// What the process would have done for a signal.
+/// The action for a signal before [`on_killing`] was installed.
 struct Handler(libc::sigaction);
 
 // SAFETY: it is plain data: the address of a function, and flags.
 unsafe impl Send for Handler {}
-// SAFETY: likewise; nobody changes it.
+// SAFETY: likewise, and it is never changed.
 unsafe impl Sync for Handler {}
 
 /// By the signal's number.
@@ -140,12 +140,12 @@ extern "C" fn on_killing(signal: c_int, info: *mut siginfo_t, _context: *mut c_v
     if signal == libc::SIGBUS {
         let message =
             b"moat: the host has no memory for the guest (SIGBUS): is the disk of a file of \
-            guest memory full, or was the file cut?\n";
+            guest memory full, or was the file truncated?\n";
         // SAFETY: the bytes are there.
         unsafe { libc::write(libc::STDERR_FILENO, message.as_ptr().cast(), message.len()) };
     }
-    // What would have happened without us happens when this returns: the mistake is made again, or the
-    // signal, which waits until then, comes.
+    // The former action is taken when this handler returns: the faulting instruction runs again, or the
+    // signal, which is blocked until then, is delivered.
     match HANDLERS[signal as usize].get() {
         // SAFETY: it was the process's own handler before.
         Some(Handler(before)) if !is_sent => unsafe {

@@ -81,7 +81,7 @@ pub fn assert_as_listed(kernel: &str, output: &Output) {
     );
 }
 
-/// What came of a scenario: `P1 passed, 14 observations`.
+/// The result of a scenario: `P1 passed, 14 observations`.
 fn line(scenario: &Value) -> String {
     let (id, verdict) = (scenario["id"].as_str().unwrap(), scenario["verdict"].as_str().unwrap());
     let observations = scenario["observations"].as_array().unwrap();
@@ -89,8 +89,8 @@ fn line(scenario: &Value) -> String {
     format!("{id} {verdict}, {made} observations\n")
 }
 
-/// Of these scenarios exactly the first fail on a monitor, and all hold when what was observed is judged by
-/// someone who knows what the kernel lacks.
+/// Of these scenarios exactly `failing` fail on a monitor, and all hold when the observations are judged with
+/// `--expect-without lacks`.
 #[track_caller]
 pub fn assert_fails_on(vmm: &str, kernel: &str, lacks: &str, failing: &[&str], passing: &[&str]) {
     let only = [failing, passing].concat().join(",");
@@ -104,7 +104,7 @@ pub fn assert_fails_on(vmm: &str, kernel: &str, lacks: &str, failing: &[&str], p
     assert_eq!(output.status.code(), Some(0), "{kernel} without {lacks}");
 }
 
-/// Judges what a report has recorded, of a kernel that is known to lack something.
+/// Judges a report again, as one of a kernel that lacks something.
 fn judge(report: &Output, lacks: &str) -> Output {
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(&report.stdout).unwrap();

@@ -1,4 +1,4 @@
-//! The `moat` command with a kernel that does what a test tells it.
+//! The `moat` command with a kernel that a test drives.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -55,7 +55,7 @@ impl Fixture {
         "size=1G",
     ];
 
-    /// Starts `command`, in which a moat has those arguments, and gets hold of its guest.
+    /// Starts `command`, which runs moat with those arguments, and connects to the program in its guest.
     pub fn drive(&self, command: &mut Command) -> (Child, Program) {
         let mut child = command.current_dir(self.directory.path()).spawn().unwrap();
         let stream = loop {
@@ -68,7 +68,7 @@ impl Fixture {
         (child, Program::connect(stream, &self.path("ram")))
     }
 
-    /// Starts a machine with an API, and waits until it says that it answers.
+    /// Starts a machine with an API, and waits for the message that it is running.
     pub fn start(&self, arguments: &[&str]) -> Running {
         self.start_as(self.run(&["--kernel", "kernel", "--api-socket", "api"]).args(arguments))
     }

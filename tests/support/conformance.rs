@@ -1,5 +1,5 @@
-//! What can be asked of a virtio-mem device without Linux: each row of `docs/virtio-mem.md` that a
-//! bare-metal driver can see, as questions with the answers that the specification wants.
+//! What can be tested of a virtio-mem device without Linux: each row of `docs/virtio-mem.md` that a
+//! bare-metal driver can observe, as questions with the answers that the specification wants.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -18,17 +18,17 @@ use super::{GIB, MIB};
 pub const REGION: u64 = GIB;
 /// Bytes requested when a row begins.
 pub const REQUESTED: u64 = 64 * MIB;
-/// A device that is silent for so long stays silent.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a device may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A device, with somebody who can change its requested size.
+/// A device, and a function that changes its requested size.
 pub struct Device {
     pub program: Program,
     pub registers: Registers,
     pub request: Box<dyn FnMut(u64)>,
 }
 
-/// A question, what the specification wants, and what the device says.
+/// A question, the answer that the specification wants, and the device's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answered {
     pub row: &'static str,
@@ -65,7 +65,7 @@ pub fn interview(device: Device) -> Vec<Answered> {
             s.ask("usable_region_size when less is requested", before, after);
         }),
         ("C7", |s| {
-            // Whoever has read nothing cannot have read half of it.
+            // Some devices change the generation only after the configuration was read.
             s.config(REQUESTED_SIZE);
             let generation = s.generation();
             s.interrupt_status();
@@ -297,17 +297,17 @@ pub fn interview(device: Device) -> Vec<Answered> {
                 Completion::Used(0),
             );
             s.reset();
-            // A descriptor that goes on with itself.
+            // A descriptor whose next one is itself.
             let endless = Buffer::readable(REQUEST, 24).followed();
             write_descriptor(&mut s.device.program, 0, endless, 0);
             s.driver.make_available(&mut s.device.program, 0);
             s.driver.kick(&mut s.device.program);
-            let outcome = s.driver.completion(&mut s.device.program, PATIENCE);
+            let outcome = s.driver.completion(&mut s.device.program, TIMEOUT);
             s.ask("a chain without an end", true, outcome != Completion::Nothing);
             s.reset();
             s.driver.make_available(&mut s.device.program, QUEUE_SIZE);
             s.driver.kick(&mut s.device.program);
-            let outcome = s.driver.completion(&mut s.device.program, PATIENCE);
+            let outcome = s.driver.completion(&mut s.device.program, TIMEOUT);
             s.ask("a descriptor beyond the queue", Completion::NeedsReset, outcome);
         }),
         ("Q2", |s| s.ask_request("an unknown type", 4, |s| s.driver.block(0), 1, Answer::Error)),
@@ -323,7 +323,7 @@ pub fn interview(device: Device) -> Vec<Answered> {
                 s.driver.make_available(&mut s.device.program, 2 * n);
             }
             s.driver.kick(&mut s.device.program);
-            let outcome = s.driver.completion(&mut s.device.program, PATIENCE);
+            let outcome = s.driver.completion(&mut s.device.program, TIMEOUT);
             s.ask("the last of eight in a kick", USED_10, outcome);
             let acknowledged = (0..8)
                 .filter(|n| {
@@ -352,7 +352,7 @@ const PLUGGED_SIZE: u64 = 40;
 const REQUESTED_SIZE: u64 = 48;
 const CONFIG_SIZE: u64 = 56;
 
-/// In the interrupt status.
+/// A bit of the interrupt status.
 const CONFIGURATION_CHANGED: u64 = 2;
 /// A response was written.
 const USED_10: Completion = Completion::Used(10);
@@ -371,7 +371,7 @@ impl Interview {
         Self { device, driver, row: "", answered: Vec::new() }
     }
 
-    /// Whatever the row before has left behind, nothing is plugged, and [`REQUESTED`] requested.
+    /// Brings the device into the state in which a row begins: nothing plugged, and [`REQUESTED`] requested.
     fn begin(&mut self, row: &'static str) {
         self.row = row;
         self.reset();
@@ -385,10 +385,10 @@ impl Interview {
     }
 
     fn ask<T: Debug>(&mut self, question: &'static str, wanted: T, got: T) {
-        self.tell(question, format!("{wanted:x?}"), format!("{got:x?}"));
+        self.record(question, format!("{wanted:x?}"), format!("{got:x?}"));
     }
 
-    fn tell(&mut self, question: &'static str, wanted: String, got: String) {
+    fn record(&mut self, question: &'static str, wanted: String, got: String) {
         self.answered.push(Answered { row: self.row, question, wanted, got });
     }
 
@@ -403,10 +403,10 @@ impl Interview {
         let address = address(self);
         write_request(&mut self.device.program, REQUEST, kind, address, count);
         let chain = chain(REQUEST, RESPONSE);
-        match self.driver.offer(&mut self.device.program, &chain, PATIENCE) {
+        match self.driver.offer(&mut self.device.program, &chain, TIMEOUT) {
             Completion::Used(_) => self.ask_response(question, wanted),
             outcome => {
-                self.tell(question, format!("{wanted:?}"), format!("{outcome:?}"));
+                self.record(question, format!("{wanted:?}"), format!("{outcome:?}"));
                 self.reset();
             }
         }
@@ -449,10 +449,10 @@ impl Interview {
         self.ask(question, wanted, state);
     }
 
-    /// Offers a chain, after making sure that what answer there is comes from it.
+    /// Offers a chain, after clearing the response so that an answer is this chain's.
     fn offer(&mut self, question: &'static str, chain: &[Buffer], wanted: Completion) {
         self.device.program.write(2, RESPONSE, NO_ANSWER);
-        let outcome = self.driver.offer(&mut self.device.program, chain, PATIENCE);
+        let outcome = self.driver.offer(&mut self.device.program, chain, TIMEOUT);
         self.ask(question, wanted, outcome);
     }
 
@@ -461,7 +461,7 @@ impl Interview {
             NO_ANSWER => "none".to_owned(),
             _ => format!("{:?}", answer(&mut self.device.program, RESPONSE)),
         };
-        self.tell(question, format!("{wanted:?}"), got);
+        self.record(question, format!("{wanted:?}"), got);
     }
 
     fn plug(&mut self, first: u64, count: u16) {

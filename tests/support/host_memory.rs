@@ -1,4 +1,4 @@
-//! Memory of the host, as the host counts it.
+//! How much memory the host has allocated for a test.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -30,17 +30,17 @@ fn kib_of(file: &str, key: &str) -> u64 {
     value.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
 }
 
-/// A pool with so many free pages, and no others. Where that cannot be had, whatever needs it is skipped.
+/// A pool with this many free pages, and no others in use. Where that is not possible, the test is skipped.
 pub fn huge_pages(size: HugePageSize, free: u64) -> Option<HugePagePool> {
     if pages_in_use(size).is_ok_and(|pages| pages != 0) {
-        skip(format_args!("somebody uses huge pages of {size}"));
+        skip(format_args!("another process uses huge pages of {size}"));
         return None;
     }
     HugePagePool::with_free(size, free).map_err(skip).ok()
 }
 
-/// Says, past a runner that keeps what passing tests print, what a test does without. scripts/test
-/// counts these lines.
+/// Prints what a test skips and why, even if the test runner captures the output of passing tests.
+/// scripts/test counts these lines.
 pub fn skip(why: impl Display) {
     let test = thread::current().name().unwrap_or_default().to_owned();
     let mut past_the_runner = io::stderr();

@@ -1,10 +1,9 @@
-//! What a guest's kernel calls its functions, by its /proc/kallsyms: megabytes, which would take many
-//! minutes over a serial port.
+//! Samples of a guest's /proc/kallsyms. All of it would take many minutes over a serial port.
 
 use testvm::guest::{File, OpenFlags, Process};
 use vmm::symbols::KERNEL_HALF;
 
-/// The list, of which only pieces are read.
+/// The file, of which only pieces are read.
 pub struct Kallsyms(File);
 
 /// A symbol of the kernel itself.
@@ -19,7 +18,7 @@ impl Kallsyms {
         Self(process.open("/proc/kallsyms", OpenFlags::RDONLY).unwrap())
     }
 
-    /// The lines that lie in a piece as a whole, if not those of modules.
+    /// The symbols of whole lines in a piece, without those of modules.
     fn piece(&self, offset: u64, length: u32) -> Vec<KernelSymbol> {
         let text = String::from_utf8(self.0.read_at(offset, length).unwrap()).unwrap();
         let whole = text.find('\n').map_or("", |start| &text[start + 1..]);
@@ -56,7 +55,7 @@ impl Kallsyms {
         let pieces = (0..).step_by(400_000).map(|offset| self.piece(offset, 2000));
         let pieces = pieces.take_while(|piece| !piece.is_empty());
         let functions = pieces.flat_map(|piece| {
-            // Of what is at the edges, other names may lie outside.
+            // Symbols at the edges may have further names outside of the piece.
             let edges = [piece[0].address, piece[piece.len() - 1].address];
             piece.into_iter().filter(move |symbol| !edges.contains(&symbol.address))
         });

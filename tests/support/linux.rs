@@ -9,7 +9,7 @@ use testvm::vm::{Trouble, Vm, VmConfig, Vmm};
 use vmm::{Ending, MachineControl};
 
 /// Emulated hosts need 10 seconds; much more is a hang.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A kernel that scripts/guest-kernel has made.
 pub fn kernel(name: &str) -> GuestKernel {
@@ -24,7 +24,7 @@ pub fn machine(kernel: &GuestKernel, modules: &[&str]) -> VmConfig {
 }
 
 /// Whether KVM runs in an emulated host. There a guest may be lost, the likelier the more vCPUs it
-/// has: see `pin_to_one_cpu` in scripts/kvm-host.
+/// has, although QEMU emulates all CPUs on one (`kvm-host/`).
 pub fn emulated() -> bool {
     std::env::var_os("MOAT_KVM_HOST").is_some_and(|host| host == "emulated")
 }
@@ -57,7 +57,7 @@ impl Drop for Linux {
 }
 
 impl Linux {
-    /// Boots, and if an emulated host loses a guest of several vCPUs, says so and boots again.
+    /// Boots. If an emulated host loses a guest of several vCPUs, prints that and boots again.
     pub fn boot(config: &VmConfig) -> Self {
         let attempts = if emulated() && config.vcpus > 1 { 3 } else { 1 };
         for attempt in 1..attempts {
@@ -81,13 +81,13 @@ impl Linux {
     /// Has the guest reboot, on a machine that starts again.
     pub fn reboot(mut self) -> Self {
         self.vm.guest.reboot().unwrap();
-        self.vm.guest.wait_to_restart(PATIENCE).unwrap();
+        self.vm.guest.wait_to_restart(TIMEOUT).unwrap();
         self
     }
 
     /// Waits for the machine's end.
     pub fn ending(&self) -> Ending {
-        self.vm.wait_for_end(PATIENCE).expect("the machine ends")
+        self.vm.wait_for_end(TIMEOUT).expect("the machine ends")
     }
 
     /// Waits until device `index` has plugged what is requested.
@@ -98,7 +98,7 @@ impl Linux {
         });
     }
 
-    /// Waits for a state that nobody signals.
+    /// Polls until a state is reached.
     pub fn wait_until(&self, what: &str, mut is_so: impl FnMut() -> bool) {
         self.vm.wait_until(what, || Ok(is_so())).unwrap_or_else(|error| {
             panic!("{error}: {:#?}", self.control.status().unwrap());

@@ -1,6 +1,5 @@
-//! `lspci -vvv`, of Debian's package pciutils, on what a guest's kernel shows of its PCI functions.
-//! The guest has the agent and nothing else, so lspci runs on the host, over a copy of the guest's
-//! sysfs.
+//! `lspci -vvv`, of Debian's package pciutils, on the PCI functions that a guest's kernel shows.
+//! There is no lspci in the guest, so it runs on the host, on a copy of the guest's sysfs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +11,7 @@ use tempfile::TempDir;
 use testvm::guest::Guest;
 use vmm::machine::PciRangeStatus;
 
-/// What lspci reads of a function.
+/// The files of a function that lspci reads.
 const FILES: [&str; 8] = [
     "class",
     "config",
@@ -24,8 +23,7 @@ const FILES: [&str; 8] = [
     "vendor",
 ];
 
-/// The words by which lspci says that something is not as it should be, or that the registers and the
-/// kernel differ.
+/// What lspci prints where something is wrong, or where the registers and the kernel differ.
 const COMPLAINTS: [&str; 7] =
     ["<chain", "<ignored>", "<unassigned>", "<unreadable>", "<access denied>", "[virtual]", "!!!"];
 
@@ -54,14 +52,14 @@ impl PciSysfs {
         self.directory.path().join("devices").join(address).join(name)
     }
 
-    /// What lspci says of each function, by addresses such as `00:02.0`.
+    /// The output of lspci for each function, by addresses such as `00:02.0`.
     pub fn lspci(&self) -> BTreeMap<String, String> {
         let output = Command::new("lspci")
             .args(["-nvvv", "-A", "linux-sysfs", "-O"])
             .arg(format!("sysfs.path={}", self.directory.path().display()))
             .output()
             .unwrap_or_else(|error| panic!("lspci: {error}; apt-get install pciutils"));
-        // It also says so if the host has no list of modules, which is of no interest.
+        // A missing list of modules on the host is reported there too, and ignored here.
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && !errors.contains("pcilib:"), "{errors}");
         let text = String::from_utf8_lossy(&output.stdout);

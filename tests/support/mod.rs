@@ -26,7 +26,7 @@ pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
 pub const GIB: u64 = 1 << 30;
 
-/// How often a test repeats itself: as often as the environment says, for a long run.
+/// How often a test repeats itself: the value of an environment variable for a long run, or `default`.
 pub fn rounds(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |rounds| rounds.parse().expect("a number"))
 }
@@ -63,7 +63,7 @@ impl ProgramMachine {
         .unwrap()
     }
 
-    /// `change` says what is other than usual.
+    /// `change` changes the usual configuration.
     pub fn start_as(change: impl FnOnce(MachineSpec) -> MachineSpec) -> Result<Self, MachineError> {
         Self::start_printing(change, SerialEndpoint::null())
     }

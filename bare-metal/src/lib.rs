@@ -1,8 +1,8 @@
 //! A bare-metal guest, `program.s`: an ELF file that boots by PVH, and the host's end of its mailbox.
 //!
-//! What the guest is to do is written to its RAM, which has to be in a file that is shared with its
-//! VMM, and told to it by a byte on its second serial port. It is for tests and benchmarks, so whatever
-//! goes wrong is a panic.
+//! The guest's commands are written to its RAM, which has to be in a file that is shared with its VMM;
+//! a byte on its second serial port starts them. It is for tests and benchmarks, so all failures are
+//! panics.
 
 pub mod virtio_mem;
 
@@ -31,7 +31,7 @@ unsafe extern "C" {
 
 const LOAD_ADDRESS: u64 = 0x20_0000;
 
-/// A guest that does not do in this time what it is to do never will.
+/// The timeout for a guest's commands.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where the control blocks of the hammering processors lie.
@@ -76,16 +76,16 @@ pub fn write_elf(path: &Path) {
     fs::write(path, elf).expect("the program's file can be written");
 }
 
-/// Where the guest finds its commands: their number, and 8 bytes further the first one.
+/// The address of the mailbox: the number of commands, and 8 bytes further the first one.
 const MAILBOX: u64 = 0x60_0000;
-/// No more commands than this are in the mailbox at once.
+/// The most commands in the mailbox at once.
 const MAILBOX_COMMANDS: usize = 4096;
 
-/// What the guest says: that it has started, and that it has obeyed all commands.
+/// The bytes that the guest sends: when it has started, and when it has carried out all commands.
 const READY: u8 = b'R';
 const DONE: u8 = b'D';
 
-/// What a command has the guest do, as `program.s` numbers it.
+/// The operation of a command, as numbered in `program.s`.
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 #[repr(u8)]
 enum Operation {
@@ -103,7 +103,7 @@ enum Operation {
     ReadTsc,
 }
 
-/// A command in the mailbox. The result comes in the place of the value.
+/// A command in the mailbox. The guest writes the result over the value.
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 #[repr(C)]
 struct Command {
@@ -124,25 +124,25 @@ impl Command {
 pub struct Program {
     stream: UnixStream,
     ram: File,
-    /// Commands that will go with the next one.
+    /// Posted commands, which are sent with the next one.
     posted: Vec<Command>,
 }
 
-/// What a hammering processor has to tell.
+/// The counters of a hammering processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hammered {
     /// How often it has been through its range.
     pub rounds: u64,
-    /// How often it read something else than it wrote.
+    /// How often it read a value that it had not written.
     pub errors: u64,
 }
 
-/// What the boot processor met. What is of a machine check is only good for one.
+/// An exception on the boot processor. The machine-check registers are valid only for #MC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exception {
     /// 6 for #UD, 18 for #MC.
     pub vector: u64,
-    /// Of the instruction that met it.
+    /// Address of the instruction that caused it.
     pub instruction_pointer: u64,
     /// IA32_MCG_STATUS.
     pub mcg_status: u64,
@@ -166,28 +166,28 @@ pub struct Queue {
 }
 
 impl Program {
-    /// Where a copy goes.
+    /// The destination of [`Self::copy`].
     pub const COPY: u64 = 0x52_0000;
 
     /// Waits for the program at the other end of `stream`, with its RAM in the file `ram`, to be ready.
     pub fn connect(mut stream: UnixStream, ram: &Path) -> Self {
-        stream.set_read_timeout(Some(PATIENCE)).expect("a minute is a timeout");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a minute is a valid timeout");
         assert_eq!(listen(&mut stream), READY);
         let mut options = OpenOptions::new();
         let ram = options.read(true).write(true).open(ram).expect("the machine's RAM is a file");
         Self { stream, ram, posted: Vec::new() }
     }
 
-    /// Has the guest begin with all that is posted. Returns how many commands that is.
+    /// Has the guest start all posted commands. Returns their number.
     fn begin(&mut self) -> usize {
         let commands = std::mem::take(&mut self.posted);
         self.write_ram(MAILBOX, &(commands.len() as u64).to_le_bytes());
         self.write_ram(MAILBOX + 8, commands.as_bytes());
-        self.stream.write_all(&[0]).expect("the program listens");
+        self.stream.write_all(&[0]).expect("the guest's second serial port is connected");
         commands.len()
     }
 
-    /// Has the guest do all that is posted. Returns the result of each.
+    /// Has the guest carry out all posted commands. Returns the result of each.
     fn run(&mut self) -> Vec<u64> {
         let mut answered = vec![Answered::new_zeroed(); self.begin()];
         assert_eq!(listen(&mut self.stream), DONE);
@@ -195,7 +195,7 @@ impl Program {
         answered.into_iter().map(|command| command.result).collect()
     }
 
-    /// Has the guest do something, after all that is posted.
+    /// Has the guest carry out a command, after all posted ones.
     fn command(&mut self, operation: Operation, width: u8, address: u64, value: u64) -> u64 {
         let [result] = self.commands([Command::new(operation, width, address, value)]);
         result
@@ -207,10 +207,10 @@ impl Program {
         *results.last_chunk().expect("each command has a result")
     }
 
-    /// Writes `width` bytes before whatever else is done, but not at once: no answer is waited for,
+    /// Posts a write of `width` bytes: it is sent with the next command, without waiting for an answer,
     /// which makes many writes much faster.
     pub fn post(&mut self, width: u8, address: u64, value: u64) {
-        // There is always room for what cannot be posted.
+        // Keeps room for a command that is not posted.
         if self.posted.len() == MAILBOX_COMMANDS / 2 {
             self.run();
         }
@@ -237,12 +237,12 @@ impl Program {
 
     /// Reads RAM without the guest.
     pub fn read_ram(&self, address: u64, bytes: &mut [u8]) {
-        self.ram.read_exact_at(bytes, address).expect("the machine has its RAM still");
+        self.ram.read_exact_at(bytes, address).expect("the guest's RAM can be read");
     }
 
     /// Writes RAM without the guest.
     pub fn write_ram(&self, address: u64, bytes: &[u8]) {
-        self.ram.write_all_at(bytes, address).expect("the machine's RAM can be written");
+        self.ram.write_all_at(bytes, address).expect("the guest's RAM can be written");
     }
 
     /// Reads the boot processor's time-stamp counter.
@@ -255,27 +255,27 @@ impl Program {
         self.command(Operation::Fill, 0, address, size);
     }
 
-    /// How many marks of a range are not what [`Self::fill`] wrote.
+    /// How many marks of a range differ from what [`Self::fill`] wrote.
     pub fn verify(&mut self, address: u64, size: u64) -> u64 {
         self.command(Operation::Verify, 0, address, size)
     }
 
-    /// Copies quads by `rep movsq`. What was read is at [`Self::COPY`].
+    /// Copies 8-byte words by `rep movsq` to [`Self::COPY`].
     pub fn copy(&mut self, address: u64, quads: u64) {
         self.command(Operation::Copy, 8, address, quads);
     }
 
-    /// Fills quads with the address of the first, by `rep stosq`.
+    /// Fills 8-byte words with the address of the first, by `rep stosq`.
     pub fn store_string(&mut self, address: u64, quads: u64) {
         self.command(Operation::StoreString, 8, address, quads);
     }
 
-    /// Calls what is at `address`.
+    /// Calls the code at `address`.
     pub fn call(&mut self, address: u64) {
         self.command(Operation::Call, 8, address, 0);
     }
 
-    /// Reads 16 bytes by `paddq`, which KVM cannot emulate. Gives the first 8 of them.
+    /// Reads 16 bytes by `paddq`, which KVM cannot emulate. Returns the first 8 of them.
     pub fn add_vector(&mut self, address: u64) -> u64 {
         self.command(Operation::AddVector, 16, address, 0)
     }
@@ -318,7 +318,7 @@ impl Program {
         }
     }
 
-    /// Writes a byte to a port, without an answer to wait for: the machine may end of it.
+    /// Writes a byte to a port without waiting for an answer: the write may end the machine.
     pub fn out_and_end(mut self, port: u16, value: u8) {
         self.posted.push(Command::new(Operation::Out, 1, port.into(), value.into()));
         self.begin();
@@ -335,7 +335,7 @@ impl Program {
         const RESET_PORT: u64 = 0x602;
         self.posted.push(Command::new(Operation::Out, 1, RESET_PORT, 1));
         self.begin();
-        // It may get as far as being done.
+        // The guest may still report that the command is done.
         while listen(&mut self.stream) != READY {}
     }
 
@@ -349,7 +349,8 @@ impl Program {
         self.write(4, COMMAND, 0x000c_4610);
     }
 
-    /// Has processor `n` (the first that was started is 0) hammer a range that has been filled.
+    /// Has processor `n` (the first that was started is 0) hammer a range that has been filled: read
+    /// and rewrite all marks, over and over.
     pub fn hammer(&mut self, n: u64, address: u64, size: u64) {
         let block = CONTROL + 64 * n;
         self.post(8, block, address);
@@ -364,7 +365,7 @@ impl Program {
         rounds
     }
 
-    /// Waits until processor `n` has been through its range once more. Returns what it has seen so far.
+    /// Waits until processor `n` has been through its range once more. Returns its counters.
     pub fn wait_for_hammer(&mut self, n: u64) -> Hammered {
         let before = self.hammered(n).rounds;
         let start = Instant::now();
@@ -373,11 +374,14 @@ impl Program {
             if hammered.rounds > before {
                 return hammered;
             }
-            assert!(start.elapsed() < PATIENCE, "processor {n} does not run");
+            assert!(
+                start.elapsed() < PATIENCE,
+                "timed out after {PATIENCE:?} waiting until processor {n} completes a round"
+            );
         }
     }
 
-    /// What it has seen so far.
+    /// The counters of processor `n`.
     fn hammered(&mut self, n: u64) -> Hammered {
         let block = CONTROL + 64 * n;
         let [rounds, errors] = self.read_each([(8, block + 24), (8, block + 32)]);
@@ -388,11 +392,11 @@ impl Program {
 /// The next byte that the guest sends.
 fn listen(stream: &mut UnixStream) -> u8 {
     let mut byte = [0];
-    stream.read_exact(&mut byte).expect("the program answers");
+    stream.read_exact(&mut byte).expect("the guest answers on its second serial port in time");
     byte[0]
 }
 
-/// A command that the guest has obeyed.
+/// A command that the guest has carried out.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 struct Answered {
@@ -403,7 +407,7 @@ struct Answered {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn no_label_can_be_taken_for_a_function_of_the_c_library() {
+    fn labels_are_local_except_for_the_programs_bounds() {
         let labels = include_str!("program.s").lines().filter_map(|line| {
             let (label, _) = line.split_once(':')?;
             label.starts_with(|first: char| first.is_ascii_alphabetic()).then_some(label)

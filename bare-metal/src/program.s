@@ -2,20 +2,20 @@
 #
 # Entered by PVH in 32-bit protected mode at LOAD, it maps the first 1.5 TiB onto themselves, in pages
 # of 2 MiB as far as 8 GiB and of 1 GiB beyond, and goes to long mode. The boot processor sends READY
-# over the second serial port and sleeps until a byte comes from there. Then it obeys the commands at
+# over the second serial port and halts until a byte arrives there. Then it carries out the commands at
 # MAILBOX and sends DONE:
 #
 #     count u64, and for each command     operation u8, width u8, 6 bytes of padding, address u64,
 #                                         value u64, over which the result is written
 #
-# The other processors, once started by INIT and SIPI at AP_TRAMPOLINE, hammer the memory that their
-# control block names.
+# The other processors, once started by INIT and SIPI at AP_TRAMPOLINE, read and write ("hammer") the
+# memory range in their control block.
 #
-# A boot processor that meets #UD or #MC notes it at EXCEPTION and takes the next command. All other
-# exceptions are fatal: there is no gate for them, so a fault is a triple fault.
+# On #UD or #MC the boot processor records the exception at EXCEPTION and goes on with the next command.
+# All other exceptions are fatal: they have no gate in the IDT, so the first one is a triple fault.
 #
-# Labels start with .L and so are nobody else's: the compiler puts this beside Rust code, and that would
-# call a label read where it means the C library's function.
+# Labels start with .L, which makes them local: this is linked with Rust code, which would otherwise
+# call a label `read` instead of the C library's function.
 
     .set LOAD, 0x200000
     .set TABLES, 0x300000           # PML4, 3 PDPTs, then 8 page directories
@@ -155,7 +155,7 @@ moat_program_start:
     movb $READY, %al
     call .Lsend_byte
 
-# Interrupts are off but for the HLT, so none can come between the look and the sleep.
+# Interrupts are off except during the HLT, so none can arrive between the check and the HLT.
 .Lsleep:
     movw $(SERIAL + 5), %dx
     inb %dx, %al
@@ -258,7 +258,7 @@ moat_program_start:
     jb 1b
     jmp .Lanswer
 
-# Counts where that is not what is there.
+# Counts the addresses where the memory does not hold that.
 .Lverify:
     addq %r8, %r9
 1:  cmpq %r8, (%r8)
@@ -303,7 +303,7 @@ moat_program_start:
     call *%r8
     jmp .Lanswer
 
-# KVM's emulator knows neither of these two. The result is what %xmm0, zero before, is after.
+# KVM's emulator supports neither of these two. The result is %xmm0, which was zero before.
 .Ladd_vector:
     pxor %xmm0, %xmm0
     paddq (%r8), %xmm0
@@ -397,7 +397,7 @@ moat_program_start:
     outb %al, %dx
     ret
 
-# Has the serial port raise IRQ 3 for what it receives, and the 8259s let nothing else through.
+# Has the serial port raise IRQ 3 for received data, and masks all other IRQs at the 8259s.
 .Llisten:
     movb $0x11, %al                 # edge-triggered, cascaded, and three words follow
     outb %al, $MASTER
@@ -425,7 +425,7 @@ moat_program_start:
     outb %al, %dx
     ret
 
-# Only ever comes to the HLT, which has nothing in %rax.
+# Only interrupts the HLT, at which %rax holds nothing.
 .Lserial_interrupt:
     movb $0x20, %al
     outb %al, $MASTER

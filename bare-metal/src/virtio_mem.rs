@@ -1,4 +1,4 @@
-//! A virtio-mem driver whose every register access and memory write a bare-metal guest makes.
+//! A virtio-mem driver. A bare-metal guest makes all its register accesses and memory writes.
 
 use std::{
     cell::RefCell,
@@ -13,9 +13,9 @@ use super::{PATIENCE, Program, Queue};
 /// The first virtio-mmio device, which is the first virtio-mem device.
 const VIRTIO_MMIO: u64 = 0xd000_0000;
 
-/// Where moat has the configuration space of bus 0,
+/// Where the configuration space of bus 0 is on moat,
 pub const MOAT_ECAM: u64 = 0xe000_0000;
-/// and QEMU's machine q35.
+/// and on QEMU's machine q35.
 pub const Q35_ECAM: u64 = 0xb000_0000;
 
 /// Number of descriptors in the queue.
@@ -26,23 +26,23 @@ pub const REQUEST: u64 = 0x50_3000;
 /// Guest address of the response to it.
 pub const RESPONSE: u64 = 0x50_4000;
 
-// Where many of them are.
+// Guest addresses of many requests and responses.
 const REQUESTS: u64 = 0x54_0000;
 const REQUEST_BYTES: u64 = 32;
 const RESPONSES: u64 = 0x55_0000;
 const RESPONSE_BYTES: u64 = 16;
-// How many bytes the device reads and writes.
+// Bytes of a request and of a response.
 const REQUEST_SIZE: u32 = 24;
 const RESPONSE_SIZE: u32 = 10;
-/// No response has this type.
+/// Written before a request: no response has this type.
 pub const NO_ANSWER: u64 = 0xffff;
 
-/// Those of the first virtio-mmio device.
+/// The registers of the first virtio-mmio device.
 pub fn mmio_registers() -> Registers {
     Registers::Mmio { base: VIRTIO_MMIO }
 }
 
-/// Those of the first virtio-mem function on bus 0, whose BARs are then enabled.
+/// The registers of the first virtio-mem function on bus 0, whose BARs are then enabled.
 ///
 /// `ecam` is where bus 0's configuration space is.
 pub fn pci_registers(program: &mut Program, ecam: u64) -> Registers {
@@ -65,11 +65,11 @@ pub fn pci_registers(program: &mut Program, ecam: u64) -> Registers {
 
 /// The address of the BAR at `register`, which gets one if it has none.
 fn bar_address(program: &mut Program, register: u64) -> u64 {
-    /// In the windows of every host bridge, and without a firmware nothing is there yet.
+    /// An address in the windows of every host bridge, free because no firmware has assigned any.
     const UNASSIGNED: u64 = 0xc000_0000;
     let both = [(4, register), (4, register + 4)];
     if program.read_each(both)[0] & !0xf == 0 {
-        // A MiB for each, which is enough for all that a transport has.
+        // A MiB for each, which is enough for all structures of a transport.
         program.post(4, register, UNASSIGNED + ((register & 0x1c) << 18));
     }
     let [low, high] = program.read_each(both);
@@ -77,51 +77,51 @@ fn bar_address(program: &mut Program, register: u64) -> u64 {
     high << 32 | (low & !0xf)
 }
 
-/// How the device answers.
+/// The type of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
-    /// It is done.
+    /// ACK: the request was carried out.
     Ack,
-    /// Not so much.
+    /// NACK: the request exceeds the requested size.
     Nack,
-    /// Not now.
+    /// BUSY: the device cannot do it now.
     Busy,
-    /// It was no request that the driver may make.
+    /// ERROR: the request is invalid.
     Error,
 }
 
-/// What STATE says.
+/// The state that a STATE request reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// All blocks are plugged.
     Plugged,
-    /// None is.
+    /// No block is plugged.
     Unplugged,
-    /// Some are.
+    /// Some blocks are plugged, some are not.
     Mixed,
 }
 
-/// What becomes of a chain of descriptors.
+/// What happened to a chain of descriptors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Completion {
-    /// It was used, with so many bytes written.
+    /// It was used, with this number of bytes written.
     Used(u64),
-    /// The device is broken, and says so (DEVICE_NEEDS_RESET).
+    /// The device has set DEVICE_NEEDS_RESET.
     NeedsReset,
-    /// Nothing.
+    /// It was not used.
     Nothing,
 }
 
-/// A kind of request: to plug blocks.
+/// Request type: plug blocks.
 pub const PLUG: u64 = 0;
-/// To unplug them.
+/// Request type: unplug blocks.
 pub const UNPLUG: u64 = 1;
-/// To unplug all there are.
+/// Request type: unplug all blocks.
 pub const UNPLUG_ALL: u64 = 2;
-/// To say which state they are in.
+/// Request type: report the state of blocks.
 pub const STATE: u64 = 3;
 
-/// A request that blocks be plugged, or another one about blocks.
+/// A request.
 #[derive(Debug, Clone, Copy)]
 pub struct Request {
     /// [`PLUG`], [`UNPLUG`], [`UNPLUG_ALL`] or [`STATE`].
@@ -151,10 +151,10 @@ impl Driver {
     /// virtio-mmio.
     pub fn start(program: &mut Program, inaccessible: bool) -> Self {
         Self::start_on(program, mmio_registers(), inaccessible)
-            .expect("the device takes the features")
+            .expect("the device accepts the features")
     }
 
-    /// The same on any transport. None if the device does not take the features.
+    /// The same on any transport. None if the device does not accept the features.
     pub fn start_on(
         program: &mut Program,
         registers: Registers,
@@ -182,24 +182,24 @@ impl Driver {
         self.address + n * self.block_size
     }
 
-    /// Asks for `count` blocks to be plugged.
+    /// Requests to plug `count` blocks.
     pub fn plug(&mut self, program: &mut Program, first: u64, count: u16) -> Answer {
         let address = self.block(first);
         self.request(program, PLUG, address, count).0
     }
 
-    /// Asks for them to be unplugged.
+    /// Requests to unplug `count` blocks.
     pub fn unplug(&mut self, program: &mut Program, first: u64, count: u16) -> Answer {
         let address = self.block(first);
         self.request(program, UNPLUG, address, count).0
     }
 
-    /// Asks for all to be unplugged.
+    /// Requests to unplug all blocks.
     pub fn unplug_all(&mut self, program: &mut Program) -> Answer {
         self.request(program, UNPLUG_ALL, 0, 0).0
     }
 
-    /// Asks which state they are in.
+    /// Requests the state of `count` blocks.
     pub fn state(&mut self, program: &mut Program, first: u64, count: u16) -> State {
         let address = self.block(first);
         let (answer, state) = self.request(program, STATE, address, count);
@@ -207,7 +207,7 @@ impl Driver {
         state
     }
 
-    /// Lays many requests out, no more than [`Self::MOST_REQUESTS`], for [`Self::make_requests`].
+    /// Writes requests to guest memory, at most [`Self::MOST_REQUESTS`], for [`Self::make_requests`].
     pub fn lay_out_requests(&mut self, program: &Program, requests: &[Request]) {
         assert!(requests.len() <= Self::MOST_REQUESTS);
         for (n, request) in (0_u16..).zip(requests) {
@@ -222,8 +222,8 @@ impl Driver {
         }
     }
 
-    /// Has the guest make the first `count` requests that are laid out, one after the other, without
-    /// the host's help.
+    /// Has the guest make the first `count` of these requests, one after the other, as a single
+    /// command.
     pub fn make_requests(&mut self, program: &mut Program, count: u16) {
         let (notify, width) = self.registers.notify_field(program, 0);
         let queue = Queue {
@@ -237,7 +237,7 @@ impl Driver {
         self.queue.advance(count);
     }
 
-    /// What the device has answered to the first `count` of them.
+    /// The device's answers to the first `count` of them.
     pub fn answers(&self, program: &Program, count: u16) -> Vec<Answer> {
         let answer = |n| {
             let mut kind = u16::new_zeroed();
@@ -247,7 +247,7 @@ impl Driver {
         (0..count).map(answer).collect()
     }
 
-    /// The answer to any request. The state in it means something for STATE only.
+    /// Makes any request. The state in the answer is valid for STATE only.
     pub fn request(
         &mut self,
         program: &mut Program,
@@ -266,11 +266,11 @@ impl Driver {
     pub fn submit(&mut self, program: &mut Program, chain: &[Buffer]) -> u64 {
         match self.offer(program, chain, PATIENCE) {
             Completion::Used(length) => length,
-            other => panic!("the device does not answer: {other:?}"),
+            other => panic!("the device did not use the chain: {other:?}"),
         }
     }
 
-    /// The same, with any outcome within this time.
+    /// The same, with any completion, for which it waits at most `patience`.
     pub fn offer(
         &mut self,
         program: &mut Program,
@@ -288,7 +288,7 @@ impl Driver {
         self.queue.publish(program, head);
     }
 
-    /// Notifies the device of what is available.
+    /// Notifies the device of available chains.
     pub fn kick(&mut self, program: &mut Program) {
         self.registers.notify(program, 0);
     }
@@ -296,12 +296,12 @@ impl Driver {
     /// Reads the interrupt status, and clears it.
     pub fn take_interrupt_status(&self, program: &mut Program) -> u32 {
         let status = self.registers.take_interrupt_status(program);
-        // The acknowledgement is posted; done any later it would be for what comes next.
+        // Sends the posted acknowledgement now: later, it would acknowledge the next interrupt.
         self.registers.read(program, Register::DeviceStatus);
         status
     }
 
-    /// What becomes, within this time, of the chain that was made available last.
+    /// What happens, within `patience`, to the chain that was made available last.
     pub fn completion(&mut self, program: &mut Program, patience: Duration) -> Completion {
         let index = self.queue.available_index();
         let (status, width) = self.registers.locate(Register::DeviceStatus);
@@ -330,7 +330,7 @@ pub fn write_request(program: &mut Program, at: u64, kind: u64, address: u64, co
     program.post(8, at + 16, count.into());
 }
 
-/// Writes a descriptor of the queue; `next` counts if the buffer is followed.
+/// Writes a descriptor of the queue; `next` has an effect if the buffer's flags have NEXT.
 pub fn write_descriptor(program: &mut Program, index: u16, buffer: Buffer, next: u16) {
     Virtqueue::write_descriptor(program, RINGS.descriptors, index, buffer, next);
 }
@@ -373,7 +373,7 @@ impl State {
     }
 }
 
-/// What the guest's processor reads and writes, 8 bytes at a time.
+/// Accesses by the guest's processor, 8 bytes at a time.
 impl Bus for Program {
     fn read(&mut self, address: u64, data: &mut [u8]) {
         for (part, address) in data.chunks_mut(8).zip((address..).step_by(8)) {
@@ -391,7 +391,7 @@ impl Bus for Program {
     }
 }
 
-/// The guest's RAM, without the guest.
+/// Accesses to the guest's RAM by the host.
 struct Ram<'a>(&'a Program);
 
 impl Bus for Ram<'_> {

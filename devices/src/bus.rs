@@ -10,7 +10,7 @@ use crate::lock;
 /// A device that answers register reads and writes.
 ///
 /// `data` is as long as the guest's access; string I/O arrives as one access of many bytes.
-/// Both calls run on a vCPU's thread and must only touch registers.
+/// Both calls run on a vCPU's thread, so they must only access registers and return at once.
 pub trait BusDevice: Send {
     /// Fills `data` with what the guest reads at `offset` from the device's first address.
     fn read(&mut self, offset: u64, data: &mut [u8]);
@@ -18,7 +18,7 @@ pub trait BusDevice: Send {
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
-/// A range that cannot be given to a device.
+/// Why a range cannot be given to a device.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BusError {
     /// The range is empty or runs past the end of the address space.
@@ -41,7 +41,7 @@ pub enum BusError {
     },
 }
 
-struct Slot {
+struct Entry {
     size: u64,
     device: Arc<Mutex<dyn BusDevice>>,
 }
@@ -49,7 +49,7 @@ struct Slot {
 /// Devices by address. Built once, then shared between vCPUs.
 #[derive(Default)]
 pub struct Bus {
-    slots: BTreeMap<u64, Slot>,
+    entries: BTreeMap<u64, Entry>,
 }
 
 impl Bus {
@@ -64,12 +64,12 @@ impl Bus {
             .checked_sub(1)
             .and_then(|offset| base.checked_add(offset))
             .ok_or(BusError::InvalidRange { base, size })?;
-        if let Some((&other, slot)) = self.slots.range(..=last).next_back()
-            && other + (slot.size - 1) >= base
+        if let Some((&other, entry)) = self.entries.range(..=last).next_back()
+            && other + (entry.size - 1) >= base
         {
             return Err(BusError::Overlap { base, size, other });
         }
-        self.slots.insert(base, Slot { size, device });
+        self.entries.insert(base, Entry { size, device });
         Ok(())
     }
 
@@ -84,14 +84,14 @@ impl Bus {
     }
 
     fn with_device(&self, address: u64, access: impl FnOnce(&mut dyn BusDevice, u64)) -> bool {
-        let Some((base, slot)) = self.slots.range(..=address).next_back() else {
+        let Some((base, entry)) = self.entries.range(..=address).next_back() else {
             return false;
         };
         let offset = address - base;
-        if offset >= slot.size {
+        if offset >= entry.size {
             return false;
         }
-        let mut device = lock(&slot.device);
+        let mut device = lock(&entry.device);
         access(&mut *device, offset);
         true
     }
@@ -102,9 +102,9 @@ mod tests {
     use super::*;
 
     #[derive(Default)]
-    struct Register(u8);
+    struct ByteRegister(u8);
 
-    impl BusDevice for Register {
+    impl BusDevice for ByteRegister {
         fn read(&mut self, offset: u64, data: &mut [u8]) {
             data.fill(self.0 + offset as u8);
         }
@@ -114,7 +114,7 @@ mod tests {
     }
 
     fn register() -> Arc<Mutex<dyn BusDevice>> {
-        Arc::new(Mutex::new(Register::default()))
+        Arc::new(Mutex::new(ByteRegister::default()))
     }
 
     #[test]

@@ -1,25 +1,25 @@
-//! The few registers by which a guest ends itself: ACPI sleep and reset, pvpanic, and what a PC has had
-//! for resets since before ACPI. Kernels look at the latter whether or not there is such a device, so
-//! they answer as one does that has nothing to do.
+//! The few registers by which a guest shuts down, resets or reports a panic: ACPI sleep and reset,
+//! pvpanic, and the reset registers that PCs have had since before ACPI. Kernels access the latter
+//! whether or not there is such a device, so they read as those of an idle one.
 
 use std::sync::Arc;
 
 use crate::bus::BusDevice;
 
-/// What the guest asks of the machine.
+/// What the guest requests of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PlatformEvent {
     /// Enter ACPI state S5.
     PowerOff,
     /// Write to the ACPI reset register, or to an older one.
     Reset,
-    /// The kernel panicked, and told pvpanic.
+    /// The kernel reported a panic by pvpanic.
     Panicked,
 }
 
 /// Where [`PlatformEvent`]s go.
 pub trait PlatformControl: Send + Sync {
-    /// Takes note of `event`; called on a vCPU's thread, so it must not wait for vCPUs.
+    /// Receives `event`. Called on a vCPU's thread, so it must not wait for vCPUs.
     fn request(&self, event: PlatformEvent);
 }
 
@@ -31,13 +31,13 @@ impl PowerRegisters {
     pub const PORTS: u64 = 3;
     /// Offset of SLEEP_CONTROL_REG.
     pub const SLEEP_CONTROL: u16 = 0;
-    /// Offset of SLEEP_STATUS_REG, which always reads 0: nothing here wakes.
+    /// Offset of SLEEP_STATUS_REG, which always reads 0: the machine never wakes from a sleep state.
     pub const SLEEP_STATUS: u16 = 1;
     /// Offset of RESET_REG.
     pub const RESET: u16 = 2;
-    /// The value that RESET_REG wants.
+    /// The value that resets the machine when it is written to RESET_REG.
     pub const RESET_VALUE: u8 = 1;
-    /// SLP_TYP of S5, the only sleep state on offer.
+    /// SLP_TYP of S5, the only sleep state that is supported.
     pub const S5_SLEEP_TYPE: u8 = 5;
 
     const SLEEP_TYPE_SHIFT: u8 = 2;
@@ -101,7 +101,7 @@ impl KeyboardController {
     /// Number of I/O ports the device takes.
     pub const PORTS: u64 = 1;
 
-    /// Neither has the controller something for the processor to read, nor something left to do.
+    /// Status: the output buffer and the input buffer are empty.
     const IDLE: u8 = 0;
     /// Commands that pulse output lines: those whose low bits are clear. Bit 0 is the reset line.
     const PULSE: u8 = 0xf0;
@@ -126,7 +126,7 @@ impl BusDevice for KeyboardController {
     }
 }
 
-/// System Control Port A of the PS/2: another reset line, and the gate of address line 20.
+/// System Control Port A of the PS/2: another reset line, and the gate of address line 20 (A20).
 pub struct SystemControlPortA {
     control: Arc<dyn PlatformControl>,
     value: u8,
@@ -177,7 +177,7 @@ impl ResetControl {
 
     /// Resets when it goes from 0 to 1.
     const RESET_CPU: u8 = 1 << 2;
-    /// How much is reset, of which this machine knows one way only.
+    /// Selects the kind of reset. They are all the same here.
     const KINDS: u8 = 1 << 1 | 1 << 3;
 
     /// A register that reports to `control`.
@@ -201,8 +201,8 @@ impl BusDevice for ResetControl {
     }
 }
 
-/// A real-time clock that is never in the midst of an update, which a kernel would wait for. ACPI says
-/// that there is none (CMOS_RTC_NOT_PRESENT).
+/// A real-time clock that never has an update in progress, which a kernel would wait for. The ACPI
+/// tables declare that there is no clock (CMOS_RTC_NOT_PRESENT).
 pub struct AbsentClock;
 
 impl AbsentClock {
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_documented_values_end_the_guest() {
+    fn only_the_documented_values_are_requests() {
         let requests = Arc::new(Requests::default());
         let mut power = PowerRegisters::new(requests.clone());
         let mut pvpanic = Pvpanic::new(requests.clone());
@@ -266,11 +266,11 @@ mod tests {
     }
 
     #[test]
-    fn registers_of_old_reset_when_linux_and_others_want_them_to() {
+    fn legacy_registers_reset_as_linux_and_others_use_them() {
         // `reboot=k`, native_machine_emergency_restart() of Linux 6.12; other commands do nothing.
         assert_eq!(resets(KeyboardController::new, [0xfe]), 1);
         assert_eq!(resets(KeyboardController::new, [0x20, 0x60, 0xaa, 0xd1, 0xdf, 0xff]), 0);
-        // `reboot=p`: first how, then that.
+        // `reboot=p`: first the kind of reset, then the reset.
         assert_eq!(resets(ResetControl::new, [0x02, 0x06]), 1);
         assert_eq!(resets(ResetControl::new, [0x02, 0x0e]), 1);
         assert_eq!(resets(ResetControl::new, [0x02, 0x0a, 0x00]), 0);
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn registers_of_old_have_nothing_to_do() {
+    fn legacy_registers_read_as_idle() {
         let control = Arc::new(Requests::default());
         let mut data = [0xa5];
         KeyboardController::new(control.clone()).read(0, &mut data);

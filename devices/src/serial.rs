@@ -21,7 +21,7 @@ impl Trigger for Interrupt {
     }
 }
 
-/// Tells the machine when the guest has read all input, so that more may follow.
+/// Signals the machine when the guest has read all input, so that more may follow.
 struct Drained(Arc<dyn Signal>);
 
 impl SerialEvents for Drained {
@@ -33,8 +33,8 @@ impl SerialEvents for Drained {
     }
 }
 
-/// Registers of a 16550A (PC16550D, National Semiconductor, table 2) that the model leaves to us, or
-/// does not show.
+/// Registers of a 16550A (PC16550D, National Semiconductor, table 2) that `vm-superio`'s model does not
+/// implement or does not make accessible.
 mod register {
     pub const DATA: u64 = 0;
     pub const INTERRUPT_ENABLE: u64 = 1;
@@ -58,10 +58,10 @@ mod register {
 
 /// A serial port that sends the guest's output to a writer and takes input by [`Self::receive`].
 ///
-/// Output that the writer refuses is lost, as on a port with nobody at the other end: a guest
-/// must not be held up by its console. Input is not lost: the port takes none before the guest's driver
-/// says that it is ready for some, by asking for the interrupt or by setting Data Terminal Ready. A driver
-/// clears the FIFO before that.
+/// Output that the writer refuses is lost, as on a port that is not connected: a guest must not be held
+/// up by its console. Input is not lost: the port takes none before the guest's driver is ready for it,
+/// which it shows by enabling the interrupt or by setting Data Terminal Ready. A driver clears the FIFO
+/// before that.
 pub struct SerialPort {
     uart: Serial<Interrupt, Drained, Box<dyn Write + Send>>,
     /// As last written.
@@ -75,8 +75,8 @@ impl SerialPort {
     /// Number of I/O ports the device takes.
     pub const PORTS: u64 = 8;
 
-    /// A port that raises `interrupt`, writes to `output`, and signals `input_wanted` each time it may
-    /// take input after it would not: the guest has read the last byte, or its driver gets ready.
+    /// A port that raises `interrupt`, writes to `output`, and signals `input_wanted` each time it can
+    /// take input again: the guest has read the last byte, or its driver has become ready.
     pub fn new(
         interrupt: Arc<dyn Signal>,
         input_wanted: Arc<dyn Signal>,
@@ -101,7 +101,7 @@ impl SerialPort {
         if fitting.is_empty() {
             return 0;
         }
-        // In loopback mode the port is deaf and says so; the bytes stay with the caller.
+        // In loopback mode the port receives nothing; the bytes stay with the caller.
         self.uart.enqueue_raw_bytes(fitting).unwrap_or(0)
     }
 
@@ -121,14 +121,14 @@ impl SerialPort {
             register::MODEM_CONTROL => self.modem_control = byte,
             _ => {}
         }
-        // An error is the output's: the byte is lost and the guest goes on.
+        // An error can only come from the writer: the byte is lost and the guest goes on.
         let _ = self.uart.write(offset as u8, byte);
         if !wanted && self.wants_input() {
             self.input_wanted.signal();
         }
     }
 
-    /// The model has no FIFO control register.
+    /// Discards all input that the guest has not read. The model has no FIFO control register.
     fn clear_receiver(&mut self) {
         let line_control = self.line_control & !register::DIVISOR_LATCH;
         let _ = self.uart.write(register::LINE_CONTROL as u8, line_control);
@@ -211,7 +211,7 @@ mod tests {
             let (mut port, wanted) = port();
             assert_eq!(port.receive(b"early"), 0);
             assert!(!data_is_ready(&mut port));
-            // The divisor's registers are others at the same place.
+            // The divisor's registers are at the same offsets.
             port.write(register::LINE_CONTROL, &[register::DIVISOR_LATCH]);
             port.write(register::DATA, &[1, 0]);
             port.write(register::INTERRUPT_ENABLE, &[register::RECEIVED_DATA]);

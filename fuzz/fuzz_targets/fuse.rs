@@ -1,6 +1,6 @@
-//! FUSE messages of a guest gone mad.
+//! Random FUSE messages of a guest.
 //!
-//! Nothing outside of the shared directory changes, and after a reset the share answers again.
+//! Nothing outside of the shared directory may change, and after a reset the server must answer again.
 #![no_main]
 
 use std::fs;
@@ -23,7 +23,7 @@ struct Input {
 struct Message {
     opcode: Opcode,
     node: Small,
-    /// What most arguments begin with: a handle, or another node.
+    /// The first field of most arguments: a handle, or another node.
     first: Small,
     words: Vec<Word>,
     names: Vec<Name>,
@@ -33,11 +33,11 @@ struct Message {
     wrong_length: Option<u32>,
 }
 
-/// An opcode, mostly one that there is.
+/// An opcode, mostly one that exists.
 #[derive(Debug)]
 struct Opcode(u32);
 
-/// A node or a handle, mostly one that there may be.
+/// A node or a handle, mostly one that may exist.
 #[derive(Debug)]
 struct Small(u64);
 
@@ -82,7 +82,7 @@ impl<'a> Arbitrary<'a> for Name {
 impl Message {
     fn bytes(&self) -> Vec<u8> {
         let mut arguments = self.first.0.to_le_bytes().to_vec();
-        // So that data fits into what it claims to be as often as not.
+        // So that data often has the size that its header claims.
         arguments.extend(self.words.iter().take(20).flat_map(|Word(word)| word.to_le_bytes()));
         for Name(name) in &self.names {
             arguments.extend(name.as_bytes());

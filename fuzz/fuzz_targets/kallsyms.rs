@@ -1,7 +1,8 @@
-//! Memory of kernels that have symbol tables: sound ones, damaged ones, and what only looks like one.
+//! Memory of kernels that have symbol tables: valid ones, damaged ones, and bytes that only look like
+//! one.
 //!
-//! A sound table is found, and its names are read. Of any other it is enough that it does no harm:
-//! what is found then has the one name right whose address is known, and names that can be shown.
+//! A valid table must be found, and its names read. Any other one must do no harm: if a table is found
+//! in it, the symbol with the known address must have its name, and all names must be printable.
 #![no_main]
 
 use arbitrary::Arbitrary;
@@ -21,7 +22,7 @@ struct Function {
     name: Vec<u8>,
 }
 
-/// What else a guest does to its memory.
+/// A change that the guest makes to its memory.
 #[derive(Debug, Arbitrary)]
 enum Damage {
     SetByte { at: u16, value: u8 },
@@ -58,7 +59,7 @@ fuzz_target!(|guest: Guest| {
     }
 });
 
-/// A few functions, the one whose address is known first.
+/// A few functions. The first is the one whose address is known.
 fn symbols(functions: &[Function]) -> Vec<Symbol> {
     const FUNCTIONS: usize = 300;
     const NAME: usize = 200;

@@ -1,8 +1,9 @@
 //! Accesses to base address ranges, MSI-X structures, expansion ROMs and I/O ports, while
 //! configuration accesses move them about.
 //!
-//! An access ends alike whichever way it goes, reads of nothing give ones, and memory changes only
-//! when devices work, one of them is a bus master, and somebody rang for it.
+//! A read and a write of the same address must end alike, reads of unmapped addresses must give ones,
+//! and memory must change only while devices are processed, one of them is a bus master, and a doorbell
+//! has rung.
 #![no_main]
 
 use std::mem::discriminant;
@@ -11,11 +12,11 @@ use arbitrary::Arbitrary;
 use devices::pci::{Access, Command};
 use libfuzzer_sys::fuzz_target;
 use moat_fuzz::guest::AccessBytes;
-use moat_fuzz::pci_machine::{MEMORY, Machine, ROM_OFFSET, Register, Target};
+use moat_fuzz::pci_machine::{ConfigOffset, ConfigTarget, MEMORY, Machine, ROM_OFFSET};
 
 #[derive(Debug, Arbitrary)]
 enum Action {
-    Config { target: Target, register: Register, bytes: AccessBytes },
+    Config { target: ConfigTarget, register: ConfigOffset, bytes: AccessBytes },
     Configure,
     Memory { place: Place, bytes: AccessBytes },
     AnyMemory { address: u64, bytes: AccessBytes },
@@ -53,7 +54,7 @@ impl Place {
     }
 }
 
-/// The probe's registers for a transfer, of which few values do anything.
+/// The probe's registers for a transfer: mostly valid values.
 #[derive(Debug, Arbitrary)]
 struct Dma {
     address: u16,
@@ -98,7 +99,7 @@ fuzz_target!(|actions: Vec<Action>| {
 fn run(machine: &Machine, action: Action) {
     match action {
         Action::Config { target, register, mut bytes } => {
-            let (Target(function), Register(register)) = (target, register);
+            let (ConfigTarget(function), ConfigOffset(register)) = (target, register);
             machine.root.write_config(function, register.into(), bytes.written());
             machine.root.read_config(function, register.into(), bytes.room());
         }
@@ -134,7 +135,7 @@ fn assert_alike(written: Access, read: Access, bytes: &[u8]) {
     assert!(read == Access::Claimed || bytes.iter().all(|&byte| byte == u8::MAX));
 }
 
-/// Whether any function says that it is one.
+/// Whether any function is a bus master.
 fn bus_masters(machine: &Machine) -> bool {
     machine.root.status().iter().any(|function| function.command.contains(Command::MASTER))
 }

@@ -1,7 +1,7 @@
 //! Configuration accesses, through memory and through I/O ports, to bridges and functions.
 //!
-//! Nothing the guest writes makes a function appear, go away or become another one, reads have no
-//! effects, and both ways lead to the same registers.
+//! No write may make a function appear, go away or become another one, reads must have no effects, and
+//! both ways must lead to the same registers.
 #![no_main]
 
 use arbitrary::Arbitrary;
@@ -9,23 +9,23 @@ use devices::bus::BusDevice;
 use devices::pci::{ConfigPorts, Ecam};
 use libfuzzer_sys::fuzz_target;
 use moat_fuzz::guest::AccessBytes;
-use moat_fuzz::pci_machine::{Machine, Register, Target};
+use moat_fuzz::pci_machine::{ConfigOffset, ConfigTarget, Machine};
 
 #[derive(Debug, Arbitrary)]
 enum Action {
-    WriteEcam { target: Target, register: Register, bytes: AccessBytes },
-    ReadEcam { target: Target, register: Register, bytes: AccessBytes },
+    WriteEcam { target: ConfigTarget, register: ConfigOffset, bytes: AccessBytes },
+    ReadEcam { target: ConfigTarget, register: ConfigOffset, bytes: AccessBytes },
     WriteAnywhereInEcam { offset: u64, bytes: AccessBytes },
     WritePorts { offset: u8, bytes: AccessBytes },
     ReadPorts { offset: u8, bytes: AccessBytes },
-    Compare { target: Target, register: Register },
+    Compare { target: ConfigTarget, register: ConfigOffset },
     Configure,
     Process,
 }
 
-/// What reads as the vendor and device ID of nothing.
+/// The vendor and device ID that read where there is no function.
 const NOTHING: u32 = u32::MAX;
-/// The registers whose reads are all the PCI core's: the header.
+/// The registers whose reads only the PCI core answers: the header.
 const HEADER: usize = 0x40;
 
 fuzz_target!(|actions: Vec<Action>| {
@@ -76,17 +76,17 @@ fn identities(machine: &Machine) -> Vec<u32> {
         .collect()
 }
 
-fn ecam_offset(Target(function): Target, Register(register): Register) -> u64 {
+fn ecam_offset(ConfigTarget(function): ConfigTarget, ConfigOffset(register): ConfigOffset) -> u64 {
     u64::from(function.requester_id()) << 12 | u64::from(register)
 }
 
-fn read_ecam(machine: &mut Machine, target: Target, register: usize) -> u32 {
+fn read_ecam(machine: &mut Machine, target: ConfigTarget, register: usize) -> u32 {
     let mut data = [0xa5; 4];
-    machine.ecam.read(ecam_offset(target, Register(register as u16)), &mut data);
+    machine.ecam.read(ecam_offset(target, ConfigOffset(register as u16)), &mut data);
     u32::from_le_bytes(data)
 }
 
-fn read_ports(machine: &mut Machine, Target(function): Target, register: usize) -> u32 {
+fn read_ports(machine: &mut Machine, ConfigTarget(function): ConfigTarget, register: usize) -> u32 {
     let mut data = [0xa5; 4];
     let address = 1 << 31 | u32::from(function.requester_id()) << 8 | register as u32;
     machine.config_ports.write(0, &address.to_le_bytes());

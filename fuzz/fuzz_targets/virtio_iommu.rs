@@ -1,7 +1,7 @@
 //! Requests to an IOMMU, and the DMA of devices behind it.
 //!
-//! Every transfer gets to the very bytes that a naive model has for it, or to none. Every fault
-//! that is reported is of a transfer that was refused.
+//! Every transfer must access exactly the bytes that a simple model has for it, or none. Every reported
+//! fault must be of a transfer that was refused.
 #![no_main]
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use moat_fuzz::mmio_driver::{self, BUFFERS, MmioDriver};
 use virtio_driver::{Buffer, Bus, mmio};
 use vm_memory::{Bytes, GuestAddress};
 
-/// What endpoints access.
+/// The memory that endpoints access.
 const MEMORY: u64 = 0x10_0000;
 const MEMORY_SIZE: usize = 0x4000;
 
@@ -27,7 +27,7 @@ const REQUEST_AT: u64 = BUFFERS;
 const ANSWER_AT: u64 = BUFFERS + 0x1000;
 const REPORT_AT: u64 = BUFFERS + 0x2000;
 const REPORT_SIZE: u32 = 24;
-/// All features that there are.
+/// All features of the device.
 const FEATURES: u64 = 0b111_0111;
 /// Offset of `bypass` in the configuration.
 const BYPASS: u64 = 36;
@@ -50,11 +50,11 @@ enum Action {
 #[derive(Debug)]
 struct Domain(u32);
 
-/// An endpoint that there is, or any.
+/// An endpoint that exists, or any.
 #[derive(Debug)]
 struct Endpoint(u32);
 
-/// Flags that there are, or any.
+/// Flags that exist, or any.
 #[derive(Debug)]
 struct Flags(u32);
 
@@ -69,7 +69,7 @@ struct Range {
     last: u64,
 }
 
-/// What they are mapped to: mostly memory.
+/// The addresses that they are mapped to: mostly memory.
 #[derive(Debug)]
 struct Physical(u64);
 
@@ -131,7 +131,7 @@ struct Machine {
     driver: MmioDriver,
     translations: Arc<Translations>,
     memory: Memory,
-    /// What is in memory if all is right.
+    /// The expected contents of memory.
     expected: Vec<u8>,
     model: Model,
     /// Endpoint and address of each transfer that was refused.
@@ -163,7 +163,7 @@ impl Machine {
         self.refused.clear();
     }
 
-    /// The model learns of what the device says it has done.
+    /// Sends a request, and updates the model with it if the device acknowledges it.
     fn request(&mut self, request: &[u8], room: u32) {
         self.driver.store(REQUEST_AT, request);
         let request_buffer = Buffer::readable(REQUEST_AT, request.len() as u32);

@@ -1,6 +1,7 @@
-//! Registers, rings and buffers of virtio devices, by a driver gone mad.
+//! Random accesses of a driver to registers, rings and buffers of virtio devices.
 //!
-//! A memory device has plugged what it says, and after a reset every device answers again.
+//! A memory device must have as much plugged as it reports, and after a reset every device must answer
+//! again.
 #![no_main]
 
 use std::io;
@@ -40,7 +41,7 @@ enum Device {
 enum Action {
     Read { offset: u16, bytes: AccessBytes },
     Write { offset: u16, bytes: AccessBytes },
-    SetRegister { register: Register, value: Value },
+    SetRegister { register: MmioOffset, value: Value },
     Store { address: u16, bytes: AccessBytes },
     Describe { queue: bool, index: u8, address: Address, length: u16, flags: u8, next: u8 },
     Publish { queue: bool, head: u8 },
@@ -53,9 +54,9 @@ enum Action {
 
 /// A register that does something when written.
 #[derive(Debug)]
-struct Register(u64);
+struct MmioOffset(u64);
 
-/// What registers are set to: mostly what may be right.
+/// A value of a register: mostly one that may be valid.
 #[derive(Debug)]
 struct Value(u32);
 
@@ -63,7 +64,7 @@ struct Value(u32);
 #[derive(Debug)]
 struct Address(u64);
 
-impl<'a> Arbitrary<'a> for Register {
+impl<'a> Arbitrary<'a> for MmioOffset {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
         Ok(Self(*u.choose(&[
             register::DRIVER_FEATURES,
@@ -154,7 +155,7 @@ impl Machine {
         self.driver.store(BUFFERS, request.as_flattened());
     }
 
-    /// Sends a request that the device is to answer, and checks how long the answer is.
+    /// Sends a request that the device must answer, and checks the length of the answer.
     fn assert_works(&mut self) {
         self.driver.bring_up(0);
         let (request, answer) = match self.device {

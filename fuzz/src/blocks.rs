@@ -1,4 +1,5 @@
-//! The memory of a virtio-mem device: what is plugged, and whether that was done in order.
+//! The memory of a virtio-mem device: which blocks are plugged. Asserts that each call is for blocks in
+//! the right state.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -42,7 +43,7 @@ impl Blocks {
         let blocks = indices.start as usize..indices.end as usize;
         assert!(state.plugged[blocks.clone()].iter().all(|&before| before != plugged));
         if state.is_busy {
-            return Err(BackendBusy("told to refuse".into()));
+            return Err(BackendBusy("refused by the test".into()));
         }
         state.plugged[blocks].fill(plugged);
         Ok(())
@@ -61,7 +62,7 @@ impl BlockBackend for Blocks {
     fn unplug_all(&self) -> Result<(), BackendBusy> {
         let mut state = self.state();
         if state.is_busy {
-            return Err(BackendBusy("told to refuse".into()));
+            return Err(BackendBusy("refused by the test".into()));
         }
         state.plugged = [false; BLOCKS];
         Ok(())

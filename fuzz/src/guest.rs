@@ -1,4 +1,4 @@
-//! What a guest does, and what it does it to.
+//! A guest's accesses, and the machine parts that they need.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,19 +10,19 @@ use devices::pci::{Doorbell, InterruptLine, Message, MessageSink};
 use devices::platform::{PlatformControl, PlatformEvent};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
-/// What an access carries: at least a byte, and no more than string I/O brings at once.
+/// The bytes of an access: at least one, and no more than string I/O transfers at once.
 #[derive(Debug, Clone)]
 pub struct AccessBytes(Vec<u8>);
 
 impl AccessBytes {
     const MAX: usize = 64;
 
-    /// What a write carries.
+    /// The bytes of a write.
     pub fn written(&self) -> &[u8] {
         &self.0
     }
 
-    /// Room for a read of the same length, and afterwards what was read.
+    /// A buffer for a read of the same length.
     pub fn room(&mut self) -> &mut [u8] {
         &mut self.0
     }
@@ -54,17 +54,17 @@ impl Signal for Count {
     }
 }
 
-/// A doorbell that counts how often it rings, and knows where it is.
+/// A doorbell that counts how often it rings, and records its address.
 pub struct Bell {
-    /// All that ring count together,
+    /// Counts rings of all doorbells together,
     rings: Arc<Count>,
-    /// and each for itself.
+    /// and of this one.
     own_rings: Count,
     address: Mutex<Option<u64>>,
 }
 
 impl Bell {
-    /// A doorbell that is nowhere, and counts in `rings` too.
+    /// A doorbell without an address, which counts in `rings` too.
     pub fn new(rings: Arc<Count>) -> Self {
         Self { rings, own_rings: Count::default(), address: Mutex::default() }
     }
@@ -74,7 +74,7 @@ impl Bell {
         self.own_rings.get()
     }
 
-    /// Where it was told to be.
+    /// The address that it was notified of.
     pub fn address(&self) -> Option<u64> {
         *self.address.lock().expect("nothing has panicked")
     }
@@ -107,7 +107,7 @@ impl MessageSink for Count {
     }
 }
 
-/// An interrupt line that nobody listens to.
+/// An interrupt line that is not connected.
 pub struct IdleLine;
 
 impl InterruptLine for IdleLine {
@@ -123,9 +123,9 @@ pub fn mapping(start: u64, size: usize) -> Arc<GuestRegionMmap> {
 /// Guest memory.
 #[derive(Clone)]
 pub struct Memory {
-    /// As processors see it.
+    /// As vCPUs see it.
     pub guest: GuestMemoryMmap,
-    /// As devices do.
+    /// As devices see it.
     pub dma: DmaMemory,
 }
 
@@ -140,7 +140,7 @@ impl Memory {
         }
     }
 
-    /// What a device sees that nothing translates for.
+    /// The view of a device without an IOMMU.
     pub fn view(&self) -> DmaView {
         DmaPath::direct(self.dma.clone()).view(Arc::new(FixedRequester(0)))
     }

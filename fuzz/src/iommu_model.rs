@@ -1,7 +1,8 @@
-//! Who may access what, from nothing but what the driver asked for and was promised.
+//! A model of an IOMMU: which endpoint may access what, derived from the requests that the device
+//! acknowledged.
 //!
-//! Requests are read here from their bytes a second time, and looked up address by address. What a
-//! device must not have promised (virtio 1.3, section 5.13.6) fails at once.
+//! It parses requests independently of the device, and translates address by address. A request that a
+//! device must not acknowledge (virtio 1.3, section 5.13.6) fails at once.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +16,7 @@ const LAST_INPUT: u64 = (1 << 48) - 1;
 const MSI_FIRST: u64 = 0xfee0_0000;
 const MSI_LAST: u64 = 0xfeef_ffff;
 
-/// What the driver knows.
+/// The state of the IOMMU as the driver expects it.
 #[derive(Default)]
 pub struct Model {
     features: u64,
@@ -36,12 +37,12 @@ struct Mapping {
     flags: u32,
 }
 
-/// An address that a device must not get to.
+/// An address that a device must not access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refused(pub u64);
 
 impl Model {
-    /// A device whose endpoints access memory as it is, or do not.
+    /// A device whose endpoints access memory untranslated until they have a domain, or not at all.
     pub fn new(bypass: bool) -> Self {
         Self { bypass, ..Self::default() }
     }
@@ -58,7 +59,7 @@ impl Model {
         }
     }
 
-    /// The device has promised to have carried out `request`.
+    /// The device has acknowledged `request`.
     pub fn carried_out(&mut self, request: &[u8]) {
         let word = |at: usize| u32::from_le_bytes(request[at..at + 4].try_into().expect("4 bytes"));
         let long = |at: usize| u64::from(word(at + 4)) << 32 | u64::from(word(at));
@@ -128,8 +129,8 @@ impl Model {
         domain
     }
 
-    /// Where each of `length` bytes from `address` on is for `endpoint`. Of those that are nowhere,
-    /// the first.
+    /// Where each of `length` bytes from `address` on is for `endpoint`, or the first of them that it
+    /// must not access.
     pub fn translate(
         &self,
         endpoint: u32,

@@ -1,7 +1,7 @@
 //! What fuzz targets have in common: what a guest may do, and machines to do it to.
 //!
-//! Each target is a guest gone mad. It makes a sequence of accesses out of the fuzzer's bytes, and
-//! fails if one of them panics or does what no access may.
+//! Each target is a guest that makes random accesses. It derives them from the fuzzer's bytes, and
+//! fails if one of them panics or breaks an invariant.
 
 pub mod blocks;
 pub mod guest;

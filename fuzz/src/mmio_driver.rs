@@ -1,4 +1,4 @@
-//! The driver of a virtio device on MMIO: what it has in memory, and how it sets the device up.
+//! The driver of a virtio device on MMIO: its memory, and how it sets the device up.
 
 use std::sync::{Arc, Mutex};
 
@@ -31,7 +31,7 @@ pub struct MmioDriver {
 }
 
 impl MmioDriver {
-    /// `view` is the device's of the driver's `memory`, and may show more.
+    /// `view` is the device's view of the driver's `memory`, and may contain more.
     pub fn new(device: Arc<dyn VirtioDevice>, memory: GuestMemoryMmap, view: DmaView) -> Self {
         let signal = || Arc::new(Count::default()) as Arc<dyn Signal>;
         let transport = Mutex::new(MmioTransport::new(device, view, signal(), signal()));
@@ -48,13 +48,13 @@ impl MmioDriver {
         self.memory.write_slice(bytes, GuestAddress(address)).expect("the driver's memory");
     }
 
-    /// Resets the device, and sets up its queues, with `features` beside those there must be.
+    /// Resets the device, and sets up its queues, with `features` in addition to the required ones.
     pub fn bring_up(&mut self, features: u64) {
         REGISTERS.reset(self);
         REGISTERS.accept(self, features | VERSION_1);
         self.store(0, &vec![0; BUFFERS as usize]);
         self.queues = queues();
-        // A queue that does not exist takes no harm.
+        // To set up a queue that does not exist is harmless.
         for queue in 0..2 {
             let rings = self.queues[usize::from(queue)].rings();
             REGISTERS.place_queue(self, queue, rings);
@@ -86,8 +86,8 @@ impl MmioDriver {
         !self.queues[usize::from(queue)].is_idle()
     }
 
-    /// Lets the device work, and gives how much it has written to the next chain that it used, if
-    /// it has used another.
+    /// Lets the device work, and returns how many bytes it has written to the next chain that it used,
+    /// if it has used another.
     pub fn take_used(&mut self, queue: u16) -> Option<u32> {
         self.process();
         let used = self.queues[usize::from(queue)].next_used(&mut self.memory)?;
@@ -99,7 +99,8 @@ impl MmioDriver {
         self.transport.process_queues();
     }
 
-    /// Has the machine change the device's configuration, and tell the driver if `change` says so.
+    /// Has the machine change the device's configuration, and notify the driver if `change` returns
+    /// true.
     pub fn change_config(&mut self, mut change: impl FnMut() -> bool) {
         self.transport.change_config(&mut change);
     }
@@ -118,7 +119,7 @@ impl Bus for MmioDriver {
     }
 }
 
-/// Two queues that nothing has been done with.
+/// Two new queues.
 fn queues() -> [Virtqueue; 2] {
     [0, 0x3000].map(|base| Virtqueue::new(Rings { size: QUEUE_SIZE, ..Rings::at(base) }))
 }

@@ -27,7 +27,7 @@ use crate::guest::{Bell, Count, IdleLine, Memory};
 
 const PORT: FunctionAddress = address(0, 1, 0);
 const BRIDGE: FunctionAddress = address(0, 3, 0);
-/// All functions but the bridges, as they are numbered at first.
+/// All functions but the bridges, at their initial addresses.
 const ENDPOINTS: [FunctionAddress; 5] =
     [address(1, 0, 0), address(0, 2, 0), address(0, 2, 1), address(2, 0, 0), address(2, 1, 0)];
 
@@ -53,11 +53,11 @@ const fn address(bus: u8, device: u8, function: u8) -> FunctionAddress {
     FunctionAddress::new(bus, Slot::new(device, function).expect("it is one"))
 }
 
-/// A function that configuration accesses go to: mostly one that there is.
+/// A function that configuration accesses go to: mostly one that exists.
 #[derive(Debug, Clone, Copy)]
-pub struct Target(pub FunctionAddress);
+pub struct ConfigTarget(pub FunctionAddress);
 
-impl<'a> Arbitrary<'a> for Target {
+impl<'a> Arbitrary<'a> for ConfigTarget {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
         let known = [&[address(0, 0, 0), PORT, BRIDGE], &ENDPOINTS[..]].concat();
         let index = usize::from(u.arbitrary::<u8>()? % 16);
@@ -70,9 +70,9 @@ impl<'a> Arbitrary<'a> for Target {
 
 /// A register that configuration accesses start at: mostly one that does something.
 #[derive(Debug, Clone, Copy)]
-pub struct Register(pub u16);
+pub struct ConfigOffset(pub u16);
 
-impl<'a> Arbitrary<'a> for Register {
+impl<'a> Arbitrary<'a> for ConfigOffset {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
         let limit = *u.choose(&[0x40, 0x40, 0x100, 0x100, 0x100, 0x1000])?;
         Ok(Self(u.arbitrary::<u16>()? % limit))
@@ -81,7 +81,7 @@ impl<'a> Arbitrary<'a> for Register {
 
 /// The machine, and what the guest reaches of it.
 pub struct Machine {
-    /// The way to all functions.
+    /// The root complex.
     pub root: Arc<RootComplex>,
     /// Configuration space in memory,
     pub ecam: Ecam,
@@ -98,7 +98,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine as firmware leaves it: everything has addresses, and may do everything.
+    /// A machine as firmware leaves it: all functions have addresses and are enabled.
     pub fn new() -> Self {
         let mut devices = Devices::new();
         let below_port = devices.probe();
@@ -136,7 +136,7 @@ impl Machine {
         machine
     }
 
-    /// Gives everything its addresses, and turns it on.
+    /// Gives all functions their addresses, and enables them.
     pub fn configure(&self) {
         // Behind the port: all of e00xxxxx, ports cxxx. Behind the bridge: e03xxxxx and e04xxxxx,
         // dxxx.
@@ -179,7 +179,7 @@ impl Machine {
         self.root.write_config(function, register, &value.to_le_bytes());
     }
 
-    /// Does what devices have been asked to do.
+    /// Processes the pending work of all devices.
     pub fn process(&self) {
         self.probes.iter().for_each(|probe| Probe::process(probe, &self.root));
         for transport in &self.transports {
@@ -187,7 +187,7 @@ impl Machine {
         }
     }
 
-    /// Each doorbell rings where it was told to be, and no other one does.
+    /// Asserts that a write to the address of each doorbell rings that one only.
     pub fn assert_doorbells_ring(&self) {
         for bell in &self.bells {
             let Some(address) = bell.address() else { continue };

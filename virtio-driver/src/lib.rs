@@ -1,8 +1,8 @@
-//! A virtio driver for tests: what the unit tests of the device models, the fuzz targets and the
-//! bare-metal guest do to a device, right or wrong, through whatever [`Bus`] leads to it.
+//! A virtio driver for tests: the unit tests of the device models, the fuzz targets and the bare-metal
+//! guest use it to access a device, correctly or not, through any [`Bus`].
 //!
-//! Offsets and bits are written down here a second time: a test that took the device's own constants
-//! would not find a wrong one. Failures are panics.
+//! Offsets and bits are defined here a second time: a test with the device's own constants would not
+//! find a wrong one. Failures are panics.
 
 mod queue;
 mod registers;

@@ -50,7 +50,7 @@ impl Buffer {
     }
 }
 
-/// Where the driver puts a queue.
+/// The addresses of a queue's parts.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)]
 pub struct Rings {
@@ -79,11 +79,11 @@ impl Default for Rings {
 pub struct Used {
     /// First descriptor of the chain.
     pub head: u16,
-    /// Bytes that the device says it wrote.
+    /// Bytes that the device wrote, as it reports them.
     pub len: u32,
 }
 
-/// A queue, and how far the driver has come with it.
+/// A queue, and the driver's position in its rings.
 #[derive(Debug, Clone)]
 pub struct Virtqueue {
     rings: Rings,
@@ -93,7 +93,7 @@ pub struct Virtqueue {
 }
 
 impl Virtqueue {
-    /// A queue that nothing has been done with.
+    /// A new queue.
     pub const fn new(rings: Rings) -> Self {
         Self { rings, next_descriptor: 0, available_index: 0, used_index: 0 }
     }
@@ -103,7 +103,7 @@ impl Virtqueue {
         self.rings
     }
 
-    /// Writes one descriptor of a table; `next` counts if the buffer's flags say so.
+    /// Writes one descriptor of a table; `next` has an effect if the buffer's flags have NEXT.
     pub fn write_descriptor(
         memory: &mut impl Bus,
         table: u64,
@@ -127,8 +127,8 @@ impl Virtqueue {
         }
     }
 
-    /// Writes a chain of `buffers` into the descriptor table and returns its head. Never more
-    /// than a table's worth may be under way.
+    /// Writes a chain of `buffers` into the descriptor table and returns its head. At most as many
+    /// descriptors as the table has may be under way.
     pub fn write_chain(&mut self, memory: &mut impl Bus, buffers: &[Buffer]) -> u16 {
         let count = buffers.len() as u16;
         if self.next_descriptor + count > self.rings.size {

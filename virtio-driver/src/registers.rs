@@ -13,7 +13,7 @@ pub enum Register {
     DeviceStatus,
     ConfigGeneration,
     QueueSelect,
-    /// Read, the largest size; written, the size.
+    /// Reads as the largest size; a write sets the size.
     QueueSize,
     QueueEnable,
     QueueDesc,
@@ -129,7 +129,7 @@ pub mod cfg_type {
     pub const PCI: u8 = 5;
 }
 
-/// Where a structure is that a capability describes.
+/// The location of a structure, from its capability.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Structure {
     /// What is in it.
@@ -182,8 +182,8 @@ pub enum Registers {
 }
 
 impl Registers {
-    /// Those of a PCI function. `config` reads 4 bytes of its configuration space, `bar` says where
-    /// a BAR is.
+    /// The registers of a PCI function. `config` reads 4 bytes of its configuration space, `bar` says
+    /// where a BAR is.
     pub fn of_pci(mut config: impl FnMut(usize) -> u32, mut bar: impl FnMut(u8) -> u64) -> Self {
         let structures = structures(&mut config);
         let find = |cfg_type| {
@@ -261,7 +261,7 @@ impl Registers {
         self.write(bus, Register::DeviceStatus, 0);
     }
 
-    /// The features on offer.
+    /// The features that the device offers.
     pub fn offered_features(&self, bus: &mut impl Bus) -> u64 {
         let mut half = |select| {
             self.write(bus, Register::DeviceFeatureSelect, select);
@@ -270,7 +270,7 @@ impl Registers {
         half(0) | half(1) << 32
     }
 
-    /// Accepts `features`, after a reset. Whether the device agrees.
+    /// Accepts `features`, after a reset. True if the device accepts them.
     pub fn accept(&self, bus: &mut impl Bus, features: u64) -> bool {
         self.add_status(bus, status::ACKNOWLEDGE);
         self.add_status(bus, status::DRIVER);
@@ -282,7 +282,7 @@ impl Registers {
         self.read(bus, Register::DeviceStatus) & u64::from(status::FEATURES_OK) != 0
     }
 
-    /// Tells the device where queue `index` is, which it does not look at yet.
+    /// Writes the addresses of queue `index` to the device, without making the queue ready.
     pub fn place_queue(&self, bus: &mut impl Bus, index: u16, rings: Rings) {
         self.write(bus, Register::QueueSelect, index.into());
         self.write(bus, Register::QueueSize, rings.size.into());
@@ -291,7 +291,7 @@ impl Registers {
         self.write(bus, Register::QueueDevice, rings.used);
     }
 
-    /// Address and width of what a write notifies the device of buffers in `queue` by.
+    /// Address and width of the register by which the device is notified of buffers in `queue`.
     pub fn notify_field(&self, bus: &mut impl Bus, queue: u16) -> Field {
         match *self {
             Self::Mmio { base } => (base + mmio::QUEUE_NOTIFY, 4),
@@ -309,7 +309,7 @@ impl Registers {
         write(bus, notify, queue.into());
     }
 
-    /// What the device interrupted for since the last time, without MSI-X.
+    /// Reads and acknowledges the interrupt status, without MSI-X.
     pub fn take_interrupt_status(&self, bus: &mut impl Bus) -> u32 {
         match *self {
             Self::Mmio { base } => {
@@ -324,7 +324,7 @@ impl Registers {
 }
 
 fn read(bus: &mut impl Bus, (address, width): Field) -> u64 {
-    // No byte of this is read where a device leaves it alone.
+    // Bytes that the device leaves unwritten read as 0xa5, which no register holds.
     let mut data = [0xa5; 8];
     for (half, address) in data[..width].chunks_mut(4).zip((address..).step_by(4)) {
         bus.read(address, half);

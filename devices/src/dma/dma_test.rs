@@ -1,4 +1,4 @@
-//! Views of memory, straight and through an IOMMU.
+//! Views of memory, direct and through an IOMMU.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -36,25 +36,25 @@ fn direct_view(regions: Vec<DmaRegion>) -> DmaView {
 }
 
 #[derive(Default)]
-struct Bus {
+struct TestRequester {
     id: AtomicU32,
-    is_slave: AtomicBool,
+    is_denied: AtomicBool,
 }
 
-impl Requester for Bus {
+impl Requester for TestRequester {
     fn id(&self) -> u32 {
         self.id.load(Ordering::Relaxed)
     }
 
     fn is_permitted(&self) -> bool {
-        !self.is_slave.load(Ordering::Relaxed)
+        !self.is_denied.load(Ordering::Relaxed)
     }
 }
 
 type Asked = (u32, u64, usize, Permissions);
 
-/// Addresses from 0 on are 16 bytes here, 16 bytes there. Requester 7 may not do anything, and
-/// nobody may write beyond 0x1000.
+/// Swaps neighbouring groups of 16 bytes, each byte as a piece of its own. Requester 7 may not access
+/// anything, and no requester may write beyond 0x1000.
 #[derive(Default)]
 struct Shuffle(Mutex<Vec<Asked>>);
 
@@ -80,7 +80,7 @@ struct Machine {
     /// What a vCPU sees.
     memory: GuestMemoryMmap,
     iommu: Arc<Shuffle>,
-    bus: Arc<Bus>,
+    requester: Arc<TestRequester>,
     view: DmaView,
 }
 
@@ -90,10 +90,10 @@ fn machine(reachability: Option<Arc<dyn Reachability>>) -> Machine {
         Some(reachability) => DmaRegion::partial(ram.clone(), reachability),
         None => DmaRegion::fixed(ram.clone()),
     };
-    let (iommu, bus) = (Arc::new(Shuffle::default()), Arc::new(Bus::default()));
-    let view = DmaPath::through(iommu.clone(), memory(vec![region])).view(bus.clone());
+    let (iommu, requester) = (Arc::new(Shuffle::default()), Arc::new(TestRequester::default()));
+    let view = DmaPath::through(iommu.clone(), memory(vec![region])).view(requester.clone());
     let memory = GuestMemoryMmap::from_arc_regions(vec![ram]).unwrap();
-    Machine { memory, iommu, bus, view }
+    Machine { memory, iommu, requester, view }
 }
 
 impl DmaView {
@@ -103,7 +103,7 @@ impl DmaView {
 }
 
 #[test]
-fn a_partial_region_refuses_what_is_not_there_and_serves_the_rest() {
+fn a_partial_region_refuses_what_is_not_present_and_serves_the_rest() {
     let view = direct_view(vec![DmaRegion::partial(ram(), Arc::new(FirstHalf))]);
     let view = view.now();
     view.write_obj(0x1234_u32, GuestAddress(0x10ffc)).unwrap();
@@ -126,7 +126,7 @@ fn an_access_across_regions_is_made_whole_or_not_at_all() {
 }
 
 #[test]
-fn regions_that_overlap_or_are_out_of_order_are_no_memory() {
+fn regions_that_overlap_or_are_out_of_order_are_refused() {
     let memory = |regions: [u64; 2]| {
         let regions = regions.map(|start| DmaRegion::fixed(mapping(start, 0x1000)));
         DmaMemory::new(regions.into(), Leases::default()).err()
@@ -137,7 +137,7 @@ fn regions_that_overlap_or_are_out_of_order_are_no_memory() {
 }
 
 #[test]
-fn a_direct_path_leads_to_all_memory_and_asks_nobody() {
+fn a_direct_path_leads_to_all_memory_without_a_translation() {
     let view = direct_view(vec![DmaRegion::fixed(ram())]);
     assert!(!view.is_translated());
     view.now().write_obj(0x1234_u32, GuestAddress(RAM)).unwrap();
@@ -160,7 +160,7 @@ fn an_access_is_made_piece_by_piece() {
 }
 
 #[test]
-fn accesses_within_a_lease_have_only_so_many_pieces() {
+fn the_number_of_pieces_within_a_lease_is_limited() {
     let Machine { view, .. } = machine(None);
     // Each byte is a piece.
     let mut buffer = [0; 0x800];
@@ -176,7 +176,7 @@ fn accesses_within_a_lease_have_only_so_many_pieces() {
 }
 
 #[test]
-fn what_is_refused_in_part_is_not_done_at_all() {
+fn an_access_that_is_refused_in_part_is_not_made_at_all() {
     let Machine { memory, view, .. } = machine(None);
     let view = view.now();
     assert!(view.write_slice(&[1; 0x20], GuestAddress(0xff0)).is_err());
@@ -191,7 +191,7 @@ fn what_is_refused_in_part_is_not_done_at_all() {
 }
 
 #[test]
-fn memory_that_is_not_there_is_not_there_behind_an_iommu() {
+fn memory_that_is_not_present_is_not_accessible_behind_an_iommu() {
     let Machine { memory, view, .. } = machine(Some(Arc::new(FirstHalf)));
     let mut data = [1; 0x20];
     assert!(view.now().read_slice(&mut data, GuestAddress(0x1000)).is_err());
@@ -200,7 +200,7 @@ fn memory_that_is_not_there_is_not_there_behind_an_iommu() {
     assert_eq!(memory.read_obj::<u8>(GuestAddress(RAM + 0xfff)).unwrap(), 1);
 }
 
-/// Nothing is there. Keeps who wanted it.
+/// A region of which nothing is present. Records the refused accesses.
 #[derive(Default)]
 struct Nowhere(Mutex<Vec<(String, u32, Option<ChainId>)>>);
 
@@ -232,11 +232,11 @@ fn a_refused_access_is_reported_with_its_device_its_requester_and_its_chain() {
 }
 
 #[test]
-fn the_requester_is_asked_for_every_access() {
-    let Machine { bus, view, .. } = machine(None);
+fn the_permission_is_looked_up_for_every_access() {
+    let Machine { requester, view, .. } = machine(None);
     let clone = view.clone();
     for (id, permitted) in [(0, true), (7, false), (8, true)] {
-        bus.id.store(id, Ordering::Relaxed);
+        requester.id.store(id, Ordering::Relaxed);
         assert_eq!(view.now().read_obj::<u8>(GuestAddress(0)).is_ok(), permitted);
         assert_eq!(clone.now().write_obj(0_u8, GuestAddress(0)).is_ok(), permitted);
     }
@@ -244,10 +244,10 @@ fn the_requester_is_asked_for_every_access() {
 
 #[test]
 fn a_requester_that_is_not_permitted_gets_no_lease() {
-    let Machine { bus, view, .. } = machine(None);
-    bus.is_slave.store(true, Ordering::Relaxed);
+    let Machine { requester, view, .. } = machine(None);
+    requester.is_denied.store(true, Ordering::Relaxed);
     assert_eq!(view.lease().err(), Some(NotPermitted));
-    bus.is_slave.store(false, Ordering::Relaxed);
+    requester.is_denied.store(false, Ordering::Relaxed);
     assert!(view.lease().is_ok());
 }
 
@@ -263,9 +263,9 @@ fn a_revoked_view_ends_with_its_clones_and_no_other() {
 }
 
 #[test]
-fn no_bytes_are_no_access() {
-    let Machine { iommu, bus, view, .. } = machine(None);
-    bus.id.store(7, Ordering::Relaxed);
+fn an_access_to_no_bytes_succeeds() {
+    let Machine { iommu, requester, view, .. } = machine(None);
+    requester.id.store(7, Ordering::Relaxed);
     view.now().write_slice(&[], GuestAddress(0)).unwrap();
     assert!(iommu.0.lock().unwrap().is_empty());
 }

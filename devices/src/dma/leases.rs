@@ -1,19 +1,20 @@
-//! Leases: how long an access of a device may rely on what it was permitted.
+//! Leases: how long a device's access may rely on a permission.
 //!
-//! A device asks whether it may access memory, is told where the memory is, and accesses it. What it was
-//! told must hold until it is done. So it does all three within a lease. Whoever takes a permission away
-//! (bus mastering, a translation, a plugged block) changes the state first, which every later lease
-//! sees, and then waits for the leases from before to end.
+//! A device looks up whether it may access memory and where that memory is, and accesses it. The result
+//! of the lookup must hold until the access is done, so all of this happens within a lease. Code that
+//! takes a permission away (bus mastering, a translation, a plugged block) changes the state first,
+//! which every later lease sees, and then waits for the leases from before to end.
 //!
-//! So this is the rule, whatever thread a device works on: **memory is accessed within a lease, and nothing
-//! that was taken away is good to others before the leases have been settled.** In particular
+//! So this is the rule, whatever thread a device works on: **memory is accessed within a lease, and
+//! what was taken away is not put to another use before the leases have been settled.** In particular
 //!
 //! - an unplugged block's memory goes after that (the machine's block backend drains);
 //! - a driver's UNMAP, DETACH or ATTACH is answered after that (`virtio::iommu::translations`);
 //! - a vCPU that has cleared Bus Master Enable, reset a queue, or taken the IOMMU's bypass away by a
 //!   register executes its next instruction after that (it settles after each exit).
 //!
-//! What is given, such as a plugged block, waits for nobody: whoever does not see it yet is refused.
+//! To grant something, such as a plugged block, needs no waiting: an access that does not see it yet is
+//! refused.
 //!
 //! A lease is short: a copy of some KiB. Nothing within one waits for a vCPU or for the host.
 
@@ -32,7 +33,7 @@ struct Shared {
     under_way: RwLock<()>,
     /// How often a permission was taken away.
     revoked: AtomicU64,
-    /// Of which so many times no lease from before is left.
+    /// The value of `revoked` up to which no earlier lease is left.
     settled: AtomicU64,
 }
 
@@ -42,7 +43,7 @@ thread_local! {
     static HELD: Cell<usize> = const { Cell::new(0) };
 }
 
-/// While this lives, permissions that were found are good.
+/// While this lives, permissions that were looked up hold.
 pub struct Lease<'a> {
     /// None within another lease of the same thread.
     _under_way: Option<RwLockReadGuard<'a, ()>>,
@@ -59,8 +60,8 @@ impl Leases {
         Lease { _under_way: under_way, _not_send: PhantomData }
     }
 
-    /// A permission has been taken away. Whoever did it must not go on before [`Self::settle`]. Never
-    /// waits, so it may be called with a device's lock held.
+    /// Records that a permission has been taken away. The caller must not go on before
+    /// [`Self::settle`]. Never waits, so it may be called with a device's lock held.
     pub fn revoke(&self) {
         self.0.revoked.fetch_add(1, Ordering::Release);
     }
@@ -68,7 +69,7 @@ impl Leases {
     /// Waits until no lease is left from before the latest [`Self::revoke`].
     ///
     /// To be called without any device's lock, for which a lease may wait. Within a lease it does
-    /// nothing: a device's own access, which took the permission away, is over when it is.
+    /// nothing: there a device's own access took the permission away, and ends with that lease.
     pub fn settle(&self) {
         let revoked = self.0.revoked.load(Ordering::Acquire);
         if self.0.settled.load(Ordering::Acquire) >= revoked || HELD.get() > 0 {
@@ -78,7 +79,8 @@ impl Leases {
         self.0.settled.fetch_max(revoked, Ordering::Release);
     }
 
-    /// A permission has been taken away: waits until no lease is left that may rely on it.
+    /// [`Self::revoke`] and [`Self::settle`]: waits until no lease is left that may rely on the
+    /// permission.
     pub fn drain(&self) {
         self.revoke();
         self.settle();
@@ -98,7 +100,7 @@ mod tests {
     use std::thread;
 
     #[test]
-    fn whoever_takes_a_permission_away_waits_for_the_leases_from_before() {
+    fn taking_a_permission_away_waits_for_earlier_leases() {
         let leases = Leases::default();
         let (taken, is_taken) = mpsc::channel();
         let (end, is_ended) = mpsc::channel::<()>();
@@ -123,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_waited_for_where_nothing_was_taken_away() {
+    fn without_a_revocation_settling_does_not_wait() {
         let leases = Leases::default();
         let lease = leases.take();
         thread::scope(|scope| {
@@ -133,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_within_a_lease_neither_waits_nor_is_waited_for() {
+    fn a_nested_lease_neither_waits_nor_is_waited_for() {
         let leases = Leases::default();
         let outer = leases.take();
         let inner = leases.take();

@@ -1,11 +1,10 @@
-//! The one door through which devices reach guest memory.
+//! The only way in which devices access guest memory.
 //!
-//! Every device holds a [`DmaView`], and accesses memory within a [`DmaLease`] of it. Each access asks
-//! anew: whether the device may make requests at all (on PCI, whether it is a bus master), where the
-//! [`Iommu`], if there is one, has the address lead to, and whether that memory is there
-//! ([`Reachability`]: no device can touch an unplugged virtio-mem block any more than a vCPU can). The
-//! answers hold until the lease ends, and nothing remembers them any longer, so none can be stale
-//! ([`Leases`]).
+//! Every device holds a [`DmaView`], and accesses memory within a [`DmaLease`] of it. Each access looks
+//! up anew whether the device may make requests at all (on PCI, whether it is a bus master), where the
+//! [`Iommu`], if there is one, translates the address to, and whether that memory is present
+//! ([`Reachability`]: a device can access an unplugged virtio-mem block no more than a vCPU can). The
+//! results hold until the lease ends and are not cached beyond it, so none can be stale ([`Leases`]).
 
 mod leases;
 
@@ -27,24 +26,24 @@ use vm_memory::{
 
 pub use leases::{Lease, Leases};
 
-/// Says which part of a region exists at this moment.
+/// Which part of a region is present at this moment.
 pub trait Reachability: Send + Sync {
     /// Whether all of `[offset, offset + len)`, which lies in the region, may be accessed now.
     fn permits(&self, offset: u64, len: usize) -> bool;
 
-    /// Takes note that an access was not permitted: a device's attempt to touch memory that is not
-    /// there.
+    /// Called when an access was not permitted: a device tried to access memory that is not present.
     fn refused(&self, _origin: DmaOrigin<'_>, _offset: u64, _len: usize) {}
 }
 
-/// Whose access it is.
+/// Which device makes an access, and for what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DmaOrigin<'a> {
     /// The name that the machine has given to the device.
     pub device: &'a str,
-    /// What it carries to say who makes it; see [`Requester::id`].
+    /// The ID that the access carries; see [`Requester::id`].
     pub requester: u32,
-    /// What it is made for, unless it is for the rings or the device has none.
+    /// The chain that it is made for; none for an access to the rings, or by a device without
+    /// virtqueues.
     pub chain: Option<ChainId>,
 }
 
@@ -57,7 +56,7 @@ pub struct ChainId {
     pub head: u16,
 }
 
-/// A piece of guest memory, and whether it is all there.
+/// A piece of guest memory, and which part of it is present.
 #[derive(Clone)]
 pub struct DmaRegion {
     mapping: Arc<GuestRegionMmap>,
@@ -65,23 +64,25 @@ pub struct DmaRegion {
 }
 
 impl DmaRegion {
-    /// Memory that is always there.
+    /// Memory that is always present.
     pub fn fixed(mapping: Arc<GuestRegionMmap>) -> Self {
         Self { mapping, reachability: None }
     }
 
-    /// Memory of which only what `reachability` permits is there.
+    /// Memory of which only what `reachability` permits is present.
     pub fn partial(mapping: Arc<GuestRegionMmap>, reachability: Arc<dyn Reachability>) -> Self {
         Self { mapping, reachability: Some(reachability) }
     }
 }
 
-/// Regions that are no address space.
+/// Regions that overlap or are not sorted by address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("the memory at {0:#x} is not above all memory before it")]
+#[error(
+    "the memory region at {0:#x} starts below the end of the one before it: expected disjoint regions, sorted by address"
+)]
 pub struct UnsortedRegions(u64);
 
-/// All guest memory, as far as devices may get at it. Cheap to clone.
+/// All guest memory that devices can access. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct DmaMemory {
     regions: Arc<[DmaRegion]>,
@@ -99,7 +100,7 @@ impl DmaMemory {
         }
     }
 
-    /// What accesses rely on.
+    /// The leases that accesses are made within.
     pub fn leases(&self) -> &Leases {
         &self.leases
     }
@@ -120,19 +121,21 @@ pub struct PhysicalRange {
     pub length: usize,
 }
 
-/// Of so many pieces an access may consist at most, and all accesses within a lease together. No device
-/// of ours moves as much; a driver could map and describe far more than anybody has time and memory for.
+/// The most pieces that an access may consist of, and all accesses within a lease together. No device
+/// here needs as many; without a limit, a driver could map and describe more than the host has time and
+/// memory for.
 pub const MAX_PIECES: usize = 16 << 10;
 
-/// An access that the IOMMU does not allow. It has recorded that by itself.
+/// An access that the IOMMU does not allow. The IOMMU has recorded it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the IOMMU refuses the access")]
 pub struct Refused;
 
-/// What translates the accesses of devices.
+/// Translates the addresses that devices access.
 pub trait Iommu: Send + Sync {
     /// The pieces that `[address, address + length)` consists of for `requester`, in the order of
-    /// its addresses. If one of them is refused, or there are more than [`MAX_PIECES`], everything is.
+    /// its addresses. If one of them is refused, or there are more than [`MAX_PIECES`], the whole
+    /// access is refused.
     fn translate(
         &self,
         requester: u32,
@@ -142,16 +145,16 @@ pub trait Iommu: Send + Sync {
     ) -> Result<Vec<PhysicalRange>, Refused>;
 }
 
-/// A device, as an IOMMU tells it from others.
+/// A device, as an IOMMU distinguishes it from others.
 pub trait Requester: Send + Sync {
-    /// What an access carries at this moment to say who makes it; for PCI, the requester ID.
+    /// The ID that the device's accesses carry at this moment; for PCI, the requester ID.
     fn id(&self) -> u32;
 
     /// Whether the device may access memory at this moment; for PCI, whether it is a bus master.
     fn is_permitted(&self) -> bool;
 }
 
-/// A device whose ID the machine has given to it for ever, and which may always access memory.
+/// A device with a fixed ID, which may always access memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FixedRequester(pub u32);
 
@@ -165,7 +168,7 @@ impl Requester for FixedRequester {
     }
 }
 
-/// The way from a device to memory: straight, or through an IOMMU.
+/// The way from a device to memory: direct, or through an IOMMU.
 #[derive(Clone)]
 pub struct DmaPath {
     memory: DmaMemory,
@@ -184,17 +187,17 @@ impl DmaPath {
         Self { memory, iommu: Some(iommu), device: Arc::default() }
     }
 
-    /// The name of the device whose way it is.
+    /// The name of the device that uses this path.
     pub fn device(&self) -> &str {
         &self.device
     }
 
-    /// The way of the device of this name, by which what it is refused is reported.
+    /// The same path for the device of this name, under which refused accesses are reported.
     pub fn of(&self, device: &str) -> Self {
         Self { device: device.into(), ..self.clone() }
     }
 
-    /// What `requester` gets to see.
+    /// Guest memory as `requester` sees it.
     pub fn view(&self, requester: Arc<dyn Requester>) -> DmaView {
         DmaView { path: self.clone(), requester, revoked: Arc::default() }
     }
@@ -224,8 +227,8 @@ impl DmaView {
         Self { revoked: Arc::default(), ..self.clone() }
     }
 
-    /// Ends what this view and its clones are good for. Before [`Leases::settle`] an access may be
-    /// under way.
+    /// Ends all access by this view and its clones. Until [`Leases::settle`] returns, an access may
+    /// still be under way.
     pub fn revoke(&self) {
         self.revoked.store(true, Ordering::Release);
         self.path.memory.leases.revoke();
@@ -234,7 +237,7 @@ impl DmaView {
     /// Starts accesses.
     pub fn lease(&self) -> Result<DmaLease<'_>, NotPermitted> {
         let lease = self.path.memory.leases.take();
-        // Asked within the lease: whoever forbids it from here on waits for its end.
+        // Looked up within the lease: code that forbids it from here on waits for the lease to end.
         if self.revoked.load(Ordering::Acquire) || !self.requester.is_permitted() {
             return Err(NotPermitted);
         }
@@ -246,18 +249,18 @@ impl DmaView {
 pub struct DmaLease<'a> {
     view: &'a DmaView,
     chain: Cell<Option<ChainId>>,
-    /// Of which all accesses so far consisted.
+    /// The number of pieces of all accesses so far.
     pieces: Cell<usize>,
     _lease: Lease<'a>,
 }
 
 impl DmaLease<'_> {
-    /// Says what accesses are made for, from now on.
+    /// Sets the chain that accesses are made for from now on.
     pub fn work_on(&self, chain: ChainId) {
         self.chain.set(Some(chain));
     }
 
-    /// The pieces that an access consists of, whether there is memory or not.
+    /// The pieces that an access consists of, whether or not they are memory.
     pub fn pieces(
         &self,
         address: GuestAddress,
@@ -322,7 +325,7 @@ impl GuestMemory for DmaLease<'_> {
         access: Permissions,
     ) -> GuestMemoryResult<impl GuestMemorySliceIterator<'a, ()>> {
         let mut slices = Slices::default();
-        // Who accesses nothing does nothing wrong.
+        // An access to no bytes always succeeds.
         if count == 0 {
             return Ok(slices);
         }
@@ -338,7 +341,7 @@ impl GuestMemory for DmaLease<'_> {
     }
 }
 
-/// What an access touches, piece by piece. Most have one.
+/// The memory of an access, piece by piece. Most accesses have one piece.
 #[derive(Default)]
 struct Slices<'a> {
     first: Option<VolatileSlice<'a>>,

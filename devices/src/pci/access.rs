@@ -1,10 +1,10 @@
-//! What becomes of an access to an address.
+//! How an access to an address ends.
 
 use serde::{Deserialize, Serialize};
 
 use super::{AddressSpace, BaseRegister, FunctionAddress};
 
-/// How an access to an address of PCI's ended.
+/// How an access to an address that belongs to PCI ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Access {
@@ -14,7 +14,7 @@ pub enum Access {
     /// writes vanish.
     Refused(Refusal),
     /// There is nothing at the address. Reads give ones, writes vanish.
-    Nobody,
+    Unmapped,
 }
 
 /// Which way an access goes.

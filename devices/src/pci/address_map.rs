@@ -1,4 +1,5 @@
-//! Who decodes which addresses of one address space, and whose they would be.
+//! Which function decodes which addresses of one address space, and which functions have ranges that
+//! they do not decode now.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,12 +29,12 @@ impl Span {
         self.first <= address && address <= self.last
     }
 
-    /// The smallest range that both are in.
+    /// The smallest range that contains both.
     pub fn hull(&self, other: &Self) -> Self {
         Self { first: self.first.min(other.first), last: self.last.max(other.last) }
     }
 
-    /// What is in both, if anything.
+    /// The addresses in both, if any.
     pub fn intersect(&self, other: &Self) -> Option<Self> {
         let first = self.first.max(other.first);
         let last = self.last.min(other.last);
@@ -41,7 +42,7 @@ impl Span {
     }
 }
 
-/// A piece of the map.
+/// A range of addresses that a target decodes.
 pub(super) struct Claim {
     last: u64,
     /// Where the target's offset 0 is.
@@ -110,7 +111,7 @@ impl AddressMap {
         self.claims.insert(span.first, Claim { last: span.last, base, completer, target });
     }
 
-    /// Who decodes `address`.
+    /// What decodes `address`.
     pub fn route(&self, address: u64) -> Option<Route> {
         let (_, claim) = self.claims.range(..=address).next_back()?;
         let beyond = claim.last.checked_sub(address)?;
@@ -122,8 +123,8 @@ impl AddressMap {
         })
     }
 
-    /// Whose `address` would be. Where a range is programmed to be now counts before where
-    /// another one was.
+    /// The range that would contain `address` if its function decoded it. Where a range is programmed
+    /// to be now takes precedence over where another one was decoded last.
     pub fn stray(&self, address: u64) -> Option<&Stray> {
         self.programmed.iter().chain(&self.remembered).find(|stray| stray.span.contains(address))
     }
@@ -134,7 +135,7 @@ impl AddressMap {
 pub(super) struct DecodeMap {
     pub memory: AddressMap,
     pub io: AddressMap,
-    /// All there are, in the order of their functions.
+    /// All doorbells, in the order of their functions.
     pub doorbells: Vec<PlacedDoorbell>,
 }
 

@@ -1,9 +1,9 @@
 //! Base address registers (PCI Express Base 6.0, section 7.5.1.2.1) and the expansion ROM's
 //! (section 7.5.1.2.4).
 //!
-//! As many low bits of an address are read-only zeros as the range is long. That is how a driver
-//! finds out the size: it writes all ones and looks which stick. Nothing here treats that as
-//! special: for a moment, the range is programmed to be at the end of the address space.
+//! The low bits of an address, below the size of the range, are read-only zeros. That is how a driver
+//! finds out the size: it writes all ones and reads back which bits are set. This needs no code of its
+//! own: for a moment, the range is programmed to be at the end of the address space.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -48,21 +48,21 @@ impl BarIndex {
     }
 }
 
-/// What a range is made of, and where it may be placed.
+/// Whether a range is memory or I/O ports, and where it may be placed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BarKind {
     /// Memory below 4 GiB.
     Memory32,
     /// Memory anywhere. Takes two registers.
     Memory64,
-    /// Memory anywhere that may be read ahead of need. Takes two registers.
+    /// Prefetchable memory anywhere. Takes two registers.
     Memory64Prefetchable,
     /// I/O ports.
     Io,
 }
 
 impl BarKind {
-    /// The sizes that there can be. The specification allows I/O ranges of 256 ports at most.
+    /// The valid sizes. The specification allows I/O ranges of 256 ports at most.
     pub(super) fn sizes(self) -> RangeInclusive<u64> {
         match self {
             Self::Memory32 => 16..=1 << 31,
@@ -75,7 +75,7 @@ impl BarKind {
         matches!(self, Self::Memory64 | Self::Memory64Prefetchable)
     }
 
-    /// The read-only low bits that say what the register is.
+    /// The read-only low bits that encode the kind of range.
     fn type_bits(self) -> u32 {
         match self {
             Self::Memory32 => 0b0000,
@@ -123,7 +123,7 @@ pub enum AddressSpace {
     Io,
 }
 
-/// A range of addresses that a function decodes where, and if, its registers say.
+/// A range of addresses. The function's registers define where it is and whether it is decoded.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BaseRange {
     pub register: BaseRegister,
@@ -162,7 +162,7 @@ impl BaseRange {
         if self.kind == BarKind::Io { AddressSpace::Io } else { AddressSpace::Memory }
     }
 
-    /// Where the registers say that the range is.
+    /// Where the range is according to the registers.
     pub fn programmed(&self, config: &ConfigSpace) -> Span {
         let offset = self.register.offset();
         let low = u64::from(config.u32(offset));
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_is_where_its_registers_say_and_on_when_command_says() {
+    fn registers_place_a_range_and_command_enables_it() {
         let range = bar(BarIndex::Bar0, BarKind::Memory64, 0x1000);
         let mut config = config(&range);
         config.write(0x10, &0x12_3456_7fff_u64.to_le_bytes());

@@ -15,8 +15,8 @@ use super::{
     PciDevice, ResetKind,
 };
 
-/// The host bridge and the bridges are the generic ones that Red Hat's vendor ID has numbers for,
-/// and Linux knows them by class alone.
+/// The host bridge and the bridges are the generic ones that have device IDs under Red Hat's vendor ID.
+/// Linux recognises them by class alone.
 const RED_HAT: u16 = 0x1b36;
 const HOST_BRIDGE: u16 = 0x0008;
 const ROOT_PORT: u16 = 0x000c;
@@ -27,7 +27,7 @@ const BRIDGE_CLASS: u8 = 0x06;
 const HOST: u8 = 0x00;
 const PCI_TO_PCI: u8 = 0x04;
 
-/// A device that is nothing but its registers.
+/// A device without behaviour besides its registers.
 struct RegistersOnly;
 
 impl PciDevice for RegistersOnly {
@@ -47,7 +47,7 @@ fn identity(device: u16, sub: u8) -> Identity {
     }
 }
 
-/// What stands for the root complex at 00:00.0.
+/// The host bridge, the root complex's own function at 00:00.0.
 pub(super) fn host_bridge() -> Function {
     FunctionBuilder::new(identity(HOST_BRIDGE, HOST)).build(Arc::new(Mutex::new(RegistersOnly)))
 }
@@ -55,7 +55,7 @@ pub(super) fn host_bridge() -> Function {
 /// A root port.
 pub(super) fn root_port(access_control: bool) -> Function {
     let mut function = bridge(identity(ROOT_PORT, PCI_TO_PCI));
-    // Never asserted. Where the machine leaves PME to Linux, its port driver wants to have one.
+    // Never asserted. Where the machine leaves PME to Linux, its port driver requires an interrupt pin.
     function.config.set(register::INTERRUPT_PIN, &[InterruptPin::A as u8]);
     function.config.allow_command(Command::INTX_DISABLE);
     if access_control {
@@ -89,7 +89,7 @@ fn bridge(identity: Identity) -> Function {
     config.allow(register::BRIDGE_CONTROL, &BridgeControl::all().bits().to_le_bytes());
 
     let mut capabilities = CapabilityList::new();
-    // A bridge that forgot its bus numbers would take everything below it along.
+    // A bridge that lost its bus numbers would make everything below it unreachable.
     power::add(&mut capabilities, &mut config, SoftReset::No);
     let completer = Completer {
         state: Arc::new(FunctionState::default()),

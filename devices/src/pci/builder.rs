@@ -17,29 +17,33 @@ use super::{
     InterruptPin, IntxPin, MessageSink, Msix, MsixLayout, PciDevice, VendorCapability,
 };
 
-/// A function that cannot be.
+/// Why a function cannot be built.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum FunctionError {
-    /// A range has a size that its kind cannot have.
-    #[error("{kind:?} range of {size:#x} bytes: want a power of two from {min:#x} to {max:#x}")]
+    /// A range has a size that is not valid for its kind.
+    #[error(
+        "invalid size {size:#x} of a {kind:?} range: expected a power of two from {min:#x} to {max:#x}"
+    )]
     Size {
         /// The kind.
         kind: BarKind,
         /// The size asked for.
         size: u64,
-        /// The smallest size there can be.
+        /// The smallest valid size.
         min: u64,
         /// The largest.
         max: u64,
     },
     /// The register, or the one for the upper half of its address, is taken or does not exist.
-    #[error("no free register for {0}")]
+    #[error("{0} is already in use, or has no register to hold the upper half of its address")]
     RegisterTaken(BaseRegister),
     /// The MSI-X structures are not in a memory BAR, overlap, are not aligned, or are too many.
-    #[error("MSI-X cannot be laid out as {0:?}")]
+    #[error(
+        "invalid MSI-X layout {0:?}: expected one table of 1 to 2048 entries and its PBA, 8-byte aligned and disjoint, in one memory BAR"
+    )]
     MsixLayout(MsixLayout),
     /// A doorbell is not in a memory BAR.
-    #[error("no memory for a doorbell at {offset:#x} of BAR {}", *bar as u8)]
+    #[error("invalid doorbell at {offset:#x} of BAR {}: expected an offset in a memory BAR", *bar as u8)]
     Doorbell {
         /// The BAR.
         bar: BarIndex,
@@ -51,7 +55,7 @@ pub enum FunctionError {
     CapabilitySpace,
 }
 
-/// Describes a function, and hands out what its device model is made with.
+/// Describes a function, and creates the parts that its device model needs.
 ///
 /// Every function has power management (D0 and D3hot, and a reset on the way back) and, unless it
 /// ends up on a conventional bus, a PCI Express capability with Function Level Reset.
@@ -88,7 +92,7 @@ impl FunctionBuilder {
         }
     }
 
-    /// What the device model may ask about the function.
+    /// The function's state as its device model may query it.
     pub fn state(&self) -> Arc<FunctionState> {
         Arc::clone(&self.state)
     }
@@ -135,7 +139,7 @@ impl FunctionBuilder {
         self.ranges.push(range);
     }
 
-    /// Adds an expansion ROM with these contents, and zeros up to a size that can be.
+    /// Adds an expansion ROM with these contents, padded with zeros to a valid size.
     pub fn rom(&mut self, contents: Vec<u8>) -> Result<(), FunctionError> {
         let (register, kind) = (BaseRegister::ExpansionRom, BarKind::Memory32);
         if self.ranges.iter().any(|range| range.register == register) {
@@ -168,9 +172,9 @@ impl FunctionBuilder {
         Ok(msix)
     }
 
-    /// Says that a write to the register at `offset` of a memory BAR added before does nothing but
-    /// ring `doorbell`, which replaces one added before. The device model still has to ring it,
-    /// where the machine does not.
+    /// Declares that a write to the register at `offset` of a memory BAR added before does nothing but
+    /// ring `doorbell`. It replaces one added before. A write that the machine does not serve by itself
+    /// gets to the device model, which has to ring the doorbell.
     pub fn doorbell(
         &mut self,
         bar: BarIndex,

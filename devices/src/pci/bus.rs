@@ -1,5 +1,4 @@
-//! The tree of buses: how configuration requests find their way, and how the address maps are
-//! made.
+//! The tree of buses: how configuration requests are routed, and how the address maps are made.
 
 use std::sync::Arc;
 
@@ -17,11 +16,11 @@ use super::{
 /// The functions on a bus, in the order of their slots.
 pub(super) struct Bus {
     kind: BusKind,
-    pub seats: Vec<Seat>,
+    pub slots: Vec<SlotEntry>,
 }
 
 /// A function in its slot and, if it is a bridge, the bus below.
-pub(super) struct Seat {
+pub(super) struct SlotEntry {
     pub address: FunctionAddress,
     pub function: Function,
     pub below: Option<Bus>,
@@ -39,33 +38,33 @@ impl Bus {
                 RootNode::Integrated(node) => bus.add(node, &mut last_bus)?,
             }
         }
-        Ok(Self { kind: bus.kind, seats: bus.seats })
+        Ok(Self { kind: bus.kind, slots: bus.slots })
     }
 
     /// The function that a configuration request for `target` gets to from this bus, whose number
     /// is `number` at this time (PCI Express Base 6.0, section 7.3.3).
-    pub fn find(&mut self, number: u8, target: FunctionAddress) -> Option<&mut Seat> {
+    pub fn find(&mut self, number: u8, target: FunctionAddress) -> Option<&mut SlotEntry> {
         if target.bus == number {
-            return self.seats.iter_mut().find(|seat| seat.address.slot == target.slot);
+            return self.slots.iter_mut().find(|entry| entry.address.slot == target.slot);
         }
-        self.seats.iter_mut().find_map(|seat| {
-            let below = seat.below.as_mut()?;
-            let numbers = reach::bus_numbers(&seat.function.config)?;
+        self.slots.iter_mut().find_map(|entry| {
+            let below = entry.below.as_mut()?;
+            let numbers = reach::bus_numbers(&entry.function.config)?;
             numbers.contains(&target.bus).then(|| below.find(*numbers.start(), target))
         })?
     }
 
-    /// Who decodes what, as all registers of bus 0 and behind it say now.
+    /// The map of decoded addresses, from the registers of all functions on bus 0 and behind it.
     pub fn map(&mut self) -> DecodeMap {
         let mut map = DecodeMap::default();
         self.decode(&Reach::root(), &mut map);
         map
     }
 
-    /// Enters into `map` what everybody on the bus and behind it decodes. The first one to decode
-    /// an address gets it.
+    /// Enters into `map` what all functions on the bus and behind it decode. The first one to decode an
+    /// address gets it.
     fn decode(&mut self, reach: &Reach, map: &mut DecodeMap) {
-        for Seat { address, function, below } in &mut self.seats {
+        for SlotEntry { address, function, below } in &mut self.slots {
             function.decode(*address, reach, map);
             if let Some(below) = below {
                 below.decode(&reach.through(&function.config, below.kind), map);
@@ -73,18 +72,18 @@ impl Bus {
         }
     }
 
-    /// What an observer may know of everybody on the bus and behind it.
+    /// The status of all functions on the bus and behind it.
     pub fn status(&self) -> Vec<FunctionStatus> {
-        let of_seat = |seat: &Seat| {
-            let mut status = vec![seat.function.status(seat.address)];
-            status.extend(seat.below.iter().flat_map(Self::status));
+        let of_entry = |entry: &SlotEntry| {
+            let mut status = vec![entry.function.status(entry.address)];
+            status.extend(entry.below.iter().flat_map(Self::status));
             status
         };
-        self.seats.iter().flat_map(of_seat).collect()
+        self.slots.iter().flat_map(of_entry).collect()
     }
 
     fn reset(&mut self, resets: &mut Vec<Reset>) {
-        for Seat { function, below, .. } in &mut self.seats {
+        for SlotEntry { function, below, .. } in &mut self.slots {
             resets.push(function.reset(ResetKind::Hot));
             if let Some(below) = below {
                 below.reset(resets);
@@ -93,8 +92,8 @@ impl Bus {
     }
 }
 
-impl Seat {
-    /// The guest writes registers. A bridge may be told to reset what is below it.
+impl SlotEntry {
+    /// The guest writes registers. For a bridge, that may reset everything below it.
     pub fn write(&mut self, offset: usize, data: &[u8]) -> Written {
         let held_reset = reach::holds_reset(&self.function.config);
         let mut written = self.function.write(offset, data);
@@ -113,12 +112,12 @@ struct BusBuilder {
     number: u8,
     lines: [Arc<SharedLine>; 4],
     devices: u8,
-    seats: Vec<Seat>,
+    slots: Vec<SlotEntry>,
 }
 
 impl BusBuilder {
     fn new(kind: BusKind, number: u8, lines: [Arc<SharedLine>; 4]) -> Self {
-        Self { kind, number, lines, devices: 0, seats: Vec::new() }
+        Self { kind, number, lines, devices: 0, slots: Vec::new() }
     }
 
     fn add(&mut self, node: Node, last_bus: &mut u8) -> Result<(), TopologyError> {
@@ -160,7 +159,7 @@ impl BusBuilder {
                 lines: &self.lines,
             };
             function.place(&placement);
-            self.seats.push(Seat { address: placement.address, function, below: None });
+            self.slots.push(SlotEntry { address: placement.address, function, below: None });
         }
         Ok(())
     }
@@ -195,8 +194,8 @@ impl BusBuilder {
         };
         function.place(&placement);
         bridge::set_bus_numbers(&mut function.config, self.number, &(secondary..=*last_bus));
-        let below = Some(Bus { kind, seats: below.seats });
-        self.seats.push(Seat { address: placement.address, function, below });
+        let below = Some(Bus { kind, slots: below.slots });
+        self.slots.push(SlotEntry { address: placement.address, function, below });
         Ok(())
     }
 
@@ -236,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_numbered_cannot_be() {
+    fn a_topology_with_too_many_devices_functions_or_buses_is_refused() {
         let devices = |count| (0..count).map(|_| device(1)).collect::<Vec<_>>();
         assert!(build(devices(31)).is_ok());
         assert_eq!(build(devices(32)).err(), Some(TopologyError::TooManyDevices { bus: 0 }));

@@ -9,7 +9,7 @@ use super::state::FunctionState;
 use super::{BarIndex, IntxPin, Msix, PciDevice, ResetKind};
 use crate::lock;
 
-/// What of a function an access goes to.
+/// The part of a function that an access goes to.
 #[derive(Clone)]
 pub(super) enum Target {
     Device(BarIndex),
@@ -38,7 +38,7 @@ impl Completer {
             Target::MsixPending(msix) => msix.read_pending(offset, data),
             Target::Rom => {
                 data.fill(0);
-                // Larger than no ROM is, so that it fits.
+                // No ROM is larger than that, so it fits.
                 let contents = self.rom.iter().skip(offset as usize);
                 data.iter_mut().zip(contents).for_each(|(data, byte)| *data = *byte);
             }
@@ -57,7 +57,7 @@ impl Completer {
         }
     }
 
-    /// The registers have been reset; now everything else is.
+    /// Resets everything but the registers, which have been reset already.
     pub fn reset(&self, kind: ResetKind) {
         self.state.count_reset();
         // Under the device's lock, so that an interrupt that it was about to raise is gone too.

@@ -7,14 +7,14 @@ use crate::bus::BusDevice;
 use crate::platform::ResetControl;
 
 /// The Enhanced Configuration Access Mechanism (PCI Express Base 6.0, section 7.2.2): the
-/// registers of all functions in memory, which ACPI's MCFG table tells of (PCI Firmware 3.3,
-/// section 4.1.2).
+/// registers of all functions in memory, at the address in ACPI's MCFG table (PCI Firmware 3.3, section
+/// 4.1.2).
 pub struct Ecam(Arc<RootComplex>);
 
 impl Ecam {
     /// Bytes of memory for each bus, from bus 0 on.
     pub const BYTES_PER_BUS: u64 = 1 << 20;
-    /// Bytes of memory for all buses there can be.
+    /// Bytes of memory for the largest number of buses.
     pub const SIZE: u64 = Self::BYTES_PER_BUS * Topology::BUSES as u64;
 
     const FUNCTION_SHIFT: u32 = 12;
@@ -44,8 +44,8 @@ impl BusDevice for Ecam {
 }
 
 /// CONFIG_ADDRESS and CONFIG_DATA (PCI Local Bus 3.0, section 3.2.2.3.2): the first 256 bytes of
-/// each function's registers, through two I/O ports. In the midst of the first, for accesses of a byte, is
-/// the register that resets a PC.
+/// each function's registers, through two I/O ports. The second byte of the first port is, for accesses
+/// of one byte, the register that resets a PC (0xcf9).
 pub struct ConfigPorts {
     root: Arc<RootComplex>,
     address: u32,
@@ -76,8 +76,8 @@ impl ConfigPorts {
         (offset, size) == (ResetControl::PORT - Self::FIRST, 1)
     }
 
-    /// The registers that an access of `size` bytes at `offset` concerns, if it is to the data
-    /// register and one that a CPU makes.
+    /// The registers that an access of `size` bytes at `offset` concerns, if it is a valid one to the
+    /// data register.
     fn decode(&self, offset: u64, size: usize) -> Option<(FunctionAddress, usize)> {
         let byte = offset.checked_sub(Self::DATA)?;
         let fits = matches!(size, 1 | 2 | 4) && byte <= Self::PORTS - Self::DATA - size as u64;

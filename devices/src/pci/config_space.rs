@@ -21,7 +21,7 @@ impl ConfigSpace {
         Self { bytes: zeros(), writable: zeros(), reset_values: zeros() }
     }
 
-    /// Takes away what conventional PCI does not have.
+    /// Cuts the space to the size that it has on conventional PCI.
     pub fn make_conventional(&mut self) {
         self.bytes.truncate(Self::CONVENTIONAL_SIZE);
     }
@@ -31,7 +31,8 @@ impl ConfigSpace {
         self.bytes[offset..offset + value.len()].copy_from_slice(value);
     }
 
-    /// Lets the guest write the bits that are set in `mask`, beside those that it may already.
+    /// Makes the bits that are set in `mask` writable by the guest, in addition to those that already
+    /// are.
     pub fn allow(&mut self, offset: usize, mask: &[u8]) {
         for (writable, mask) in self.writable[offset..].iter_mut().zip(mask) {
             *writable |= mask;
@@ -58,7 +59,7 @@ impl ConfigSpace {
         u32::from(self.u16(offset)) | u32::from(self.u16(offset + 2)) << 16
     }
 
-    /// The guest reads. Where there are no bytes, it reads ones.
+    /// The guest reads. Bytes beyond the end read as ones.
     pub fn read(&self, offset: usize, data: &mut [u8]) {
         data.fill(u8::MAX);
         for (data, byte) in data.iter_mut().zip(self.bytes.iter().skip(offset)) {
@@ -78,12 +79,12 @@ impl ConfigSpace {
         changed
     }
 
-    /// From now on [`Self::reset`] leads back to here.
+    /// Saves the present values as those that [`Self::reset`] restores.
     pub fn seal(&mut self) {
         self.reset_values.clone_from(&self.bytes);
     }
 
-    /// Every register has the value it had when it was sealed.
+    /// Restores the values at the time of [`Self::seal`].
     pub fn reset(&mut self) {
         self.bytes.clone_from(&self.reset_values);
     }

@@ -1,4 +1,4 @@
-//! The address maps against a walk from the root that looks at raw registers.
+//! Compares the address maps with a walk from the root over the raw registers.
 
 use std::sync::Arc;
 
@@ -6,14 +6,14 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::address_map::Route;
-use super::bus::{Bus, Seat};
+use super::bus::{Bus, SlotEntry};
 use super::completer::Target;
 use super::config_space::ConfigSpace;
 use super::intx::SharedLine;
 use super::test_machine::{BAR0_SIZE, DOORBELL, Line, MSIX, Messages, function};
 use super::*;
 
-/// What a random machine has.
+/// A part of a random machine.
 #[derive(Debug, Clone)]
 enum Shape {
     Device(u8),
@@ -58,13 +58,15 @@ fn root_node(shape: &Shape) -> RootNode {
 /// A write to a register of some function.
 #[derive(Debug, Clone)]
 struct Write {
-    /// The seat on bus 0, on the bus below it, and so on, each modulo the number of seats.
+    /// The index of a function on bus 0, on the bus below it, and so on, each modulo the number of
+    /// functions.
     path: Vec<usize>,
     offset: usize,
     data: Vec<u8>,
 }
 
-/// Addresses close to each other, so that ranges meet, and what they leave of a register.
+/// Addresses close to each other, so that ranges overlap or touch, in the formats of different
+/// registers.
 fn value() -> impl Strategy<Value = u32> {
     prop_oneof![
         (0..3_u32, 0..4_u32).prop_map(|(high, low)| 0xe000_0000 + (high << 20) + (low << 12)),
@@ -94,17 +96,17 @@ fn write() -> impl Strategy<Value = Write> {
     })
 }
 
-fn pick<'a>(bus: &'a mut Bus, path: &[usize]) -> &'a mut Seat {
-    let count = bus.seats.len();
-    let seat = &mut bus.seats[path[0] % count];
-    if path.len() > 1 && seat.below.as_ref().is_some_and(|below| !below.seats.is_empty()) {
-        pick(seat.below.as_mut().unwrap(), &path[1..])
+fn pick<'a>(bus: &'a mut Bus, path: &[usize]) -> &'a mut SlotEntry {
+    let count = bus.slots.len();
+    let entry = &mut bus.slots[path[0] % count];
+    if path.len() > 1 && entry.below.as_ref().is_some_and(|below| !below.slots.is_empty()) {
+        pick(entry.below.as_mut().unwrap(), &path[1..])
     } else {
-        seat
+        entry
     }
 }
 
-/// A claim, told by the function, what of it is meant, and the offset.
+/// The function that decodes an address, the part of it, and the offset there.
 type Owner = (FunctionAddress, &'static str, u64);
 
 fn owner(route: &Route) -> Owner {
@@ -120,9 +122,10 @@ fn owner(route: &Route) -> Owner {
     (route.completer.state.address().unwrap(), target, route.offset)
 }
 
-/// Who decodes an address: the first on the bus whose registers say so, one byte at a time.
+/// Finds what decodes an address: the first function on the bus whose registers match it, one byte at a
+/// time.
 fn walk(bus: &Bus, io: bool, address: u64) -> Option<Owner> {
-    bus.seats.iter().find_map(|Seat { address: place, function, below }| {
+    bus.slots.iter().find_map(|SlotEntry { address: place, function, below }| {
         let config = &function.config;
         let awake = config.u8(0x44) & 3 == 0;
         let enabled = config.u8(0x04) & if io { 1 } else { 2 } != 0;
@@ -142,13 +145,13 @@ fn walk(bus: &Bus, io: bool, address: u64) -> Option<Owner> {
     })
 }
 
-fn endpoints(bus: &Bus) -> Vec<&Seat> {
-    bus.seats
+fn endpoints(bus: &Bus) -> Vec<&SlotEntry> {
+    bus.slots
         .iter()
-        .flat_map(|seat| match &seat.below {
+        .flat_map(|entry| match &entry.below {
             Some(below) => endpoints(below),
             // The host bridge has none.
-            None => Vec::from_iter((seat.function.config.u16(0) == 0x1234).then_some(seat)),
+            None => Vec::from_iter((entry.function.config.u16(0) == 0x1234).then_some(entry)),
         })
         .collect()
 }
@@ -188,7 +191,7 @@ fn decodes(config: &ConfigSpace, io: bool, address: u64) -> Option<(&'static str
 
 proptest! {
     #[test]
-    fn maps_say_what_registers_say(
+    fn maps_agree_with_registers(
         shapes in prop::collection::vec(shape(), 1..5),
         writes in prop::collection::vec(write(), 0..60),
         probes in prop::collection::vec(value(), 20),
@@ -202,7 +205,7 @@ proptest! {
         let map = root.map();
         let walked: Vec<_> = endpoints(&root)
             .into_iter()
-            .map(|Seat { address, function, .. }| {
+            .map(|SlotEntry { address, function, .. }| {
                 let at = u64::from(function.config.u32(0x18)) + DOORBELL;
                 (walk(&root, false, at) == Some((*address, "BAR 2", DOORBELL))).then_some(at)
             })

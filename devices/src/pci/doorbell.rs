@@ -1,4 +1,5 @@
-//! Doorbells: registers that do nothing but signal, so that a machine can do it in their stead.
+//! Doorbells: registers that do nothing but signal, so that a machine can serve writes to them without
+//! the device.
 
 use std::sync::Arc;
 
@@ -7,20 +8,20 @@ use crate::Signal;
 
 /// What a register rings when the guest writes to it, whatever the guest writes.
 ///
-/// To ring takes no device, so a machine may do it by itself for writes that start at the
-/// register's address (KVM's ioeventfd). Nothing counts those ([`Counters`](super::Counters)).
-/// All others get to the device as ever.
+/// Ringing does not involve the device, so a machine may do it by itself for writes that start at the
+/// register's address (KVM's ioeventfd). Those are not counted ([`Counters`](super::Counters)). All
+/// other writes get to the device as usual.
 pub trait Doorbell: Signal {
-    /// The register is at memory address `address` now, or nowhere, as it was at first.
+    /// The register is at memory address `address` now, or at none, as initially.
     ///
-    /// What is said is never more than the truth: the register is gone from an address only after
-    /// this, and is at the next one before it. No two registers are ever said to be at the same
-    /// address, since only one of those that decode it answers. Called on a vCPU's thread with all
+    /// The register leaves an address only after the call that removes it from there, and is at a new
+    /// one before the call that reports it. No two registers are ever reported at the same address,
+    /// since only one of those that decode it answers. Called on a vCPU's thread with all
     /// of configuration space locked, so it must neither wait nor access any of that.
     fn moved(&self, address: Option<u64>);
 }
 
-/// The register of a function that rings.
+/// A function's register that rings a doorbell.
 pub(super) struct DoorbellRegister {
     pub bar: BarIndex,
     /// Bytes from the start of the range.
@@ -39,13 +40,13 @@ pub(super) struct PlacedDoorbell {
 pub(super) struct Moves(Vec<(PlacedDoorbell, Option<u64>)>);
 
 impl Moves {
-    /// What is not the same `before` and `after`, which have the same doorbells in the same order.
+    /// The differences between `before` and `after`, which have the same doorbells in the same order.
     pub fn between(before: &[PlacedDoorbell], after: &[PlacedDoorbell]) -> Self {
         let moves = before.iter().cloned().zip(after.iter().map(|placed| placed.address));
         Self(moves.filter(|(before, after)| before.address != *after).collect())
     }
 
-    /// Tells all of them to leave, so that each finds its new place free.
+    /// Removes all of them from their old addresses, so that each new address is free.
     pub fn leave(&self) {
         for (before, _) in &self.0 {
             if before.address.is_some() {
@@ -54,7 +55,7 @@ impl Moves {
         }
     }
 
-    /// Tells those that are somewhere again.
+    /// Reports the new addresses of those that have one.
     pub fn arrive(self) {
         for (before, after) in self.0 {
             if after.is_some() {

@@ -1,4 +1,4 @@
-//! Doorbells are told where they are.
+//! Doorbells are notified of their addresses.
 
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -33,7 +33,7 @@ fn map(machine: &Machine, function: FunctionAddress, address: u32) {
 }
 
 #[test]
-fn a_doorbell_is_where_its_function_decodes_it() {
+fn a_doorbell_is_notified_of_the_address_that_its_function_decodes() {
     for function in [FIRST, BELOW_PORT, NESTED] {
         let machine = Machine::new();
         machine.write(function, BAR2, AT);
@@ -42,7 +42,7 @@ fn a_doorbell_is_where_its_function_decodes_it() {
         assert_eq!(place(&machine, function), in_range(AT));
         machine.write(function, BAR2, AT + 0x1000);
         assert_eq!(place(&machine, function), in_range(AT + 0x1000));
-        // What a driver does to find out the size.
+        // As a driver does to find out the size.
         machine.write(function, BAR2, u32::MAX);
         assert_eq!(place(&machine, function), in_range(0xffff_f000));
         machine.write(function, BAR2, AT);
@@ -61,7 +61,7 @@ fn a_function_that_is_reset_or_asleep_has_no_doorbell() {
     machine.write_u16(FIRST, power, D3HOT);
     assert_eq!(place(&machine, FIRST), None);
     machine.write_u16(FIRST, power, 0);
-    assert_eq!(place(&machine, FIRST), None, "it was reset on its way");
+    assert_eq!(place(&machine, FIRST), None, "the transition to D0 has reset it");
     map(&machine, FIRST, AT);
     assert_eq!(place(&machine, FIRST), in_range(AT));
     let express = machine.capability(FIRST, PCI_EXPRESS).unwrap() + 8;
@@ -70,7 +70,7 @@ fn a_function_that_is_reset_or_asleep_has_no_doorbell() {
 }
 
 #[test]
-fn a_bridge_that_does_not_pass_on_silences_what_is_below() {
+fn below_a_bridge_that_forwards_nothing_there_is_no_doorbell() {
     for (bridge, function) in [(PORT, BELOW_PORT), (BRIDGE, BELOW_BRIDGE), (NESTED_BRIDGE, NESTED)]
     {
         let machine = Machine::new();
@@ -102,15 +102,15 @@ fn of_two_at_one_address_the_one_that_answers_has_a_doorbell() {
     assert_eq!((place(&machine, FIRST), place(&machine, SECOND)), (in_range(AT), None));
     machine.write(FIRST, BAR2, AT + 0x1000);
     assert_eq!(place(&machine, SECOND), in_range(AT));
-    // The other one's ROM is a range too, and half as long.
+    // The other one's ROM is half as long as the range.
     machine.write(FIRST, register::EXPANSION_ROM, AT | 1);
     assert_eq!(place(&machine, SECOND), in_range(AT), "the ROM ends before it");
     machine.write(FIRST, register::EXPANSION_ROM, (AT + 0x800) | 1);
     assert_eq!(place(&machine, SECOND), None);
 }
 
-/// Where accesses to all these addresses end, by who is told so.
-fn assert_told_where_writes_end(machine: &Machine) -> Result<(), TestCaseError> {
+/// Asserts that a write rings exactly those doorbells that have been notified of its address.
+fn assert_doorbells_ring_at_their_addresses(machine: &Machine) -> Result<(), TestCaseError> {
     let functions = machine.root.status();
     let doorbell = |function: &FunctionStatus| {
         let range = function.ranges.iter().find(|range| range.kind == BarKind::Memory32)?;
@@ -129,17 +129,17 @@ fn assert_told_where_writes_end(machine: &Machine) -> Result<(), TestCaseError> 
 
 proptest! {
     #[test]
-    fn doorbells_are_told_where_writes_ring_them(
+    fn doorbells_are_notified_of_the_addresses_where_writes_ring_them(
         writes in prop::collection::vec(write(), 0..60),
     ) {
         let machine = Machine::new();
-        // All in one place.
+        // All at the same address.
         for function in ENDPOINTS {
             map(&machine, function, AT);
         }
         for (function, offset, value) in writes {
             machine.write(function, offset, value);
-            assert_told_where_writes_end(&machine)?;
+            assert_doorbells_ring_at_their_addresses(&machine)?;
         }
     }
 }

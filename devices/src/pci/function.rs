@@ -1,5 +1,4 @@
-//! A function in its place: what becomes of accesses to its registers, and what they say about
-//! who answers where.
+//! A function in its slot: accesses to its registers, and the address ranges that they place.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -22,7 +21,7 @@ use super::{
 };
 use crate::lock;
 
-/// A function. What there is to know about it is in its registers.
+/// A function. All of its state is in its registers.
 pub struct Function {
     pub(super) config: ConfigSpace,
     pub(super) capabilities: CapabilityList,
@@ -33,12 +32,12 @@ pub struct Function {
     pub(super) completer: Arc<Completer>,
 }
 
-/// A range, and what became of it.
+/// A range and its history.
 #[derive(Clone, Copy)]
 pub(super) struct RangeRegisters {
     range: BaseRange,
     last_decoded: Option<Span>,
-    /// Since it was last decoded.
+    /// What happened to it since it was last decoded.
     was_reset: bool,
 }
 
@@ -48,7 +47,7 @@ impl RangeRegisters {
     }
 }
 
-/// Where MSI-X is: its registers, and its structures.
+/// Where MSI-X has its registers and its structures.
 pub(super) struct MsixRegisters {
     pub capability: MsixCapability,
     pub layout: MsixLayout,
@@ -77,11 +76,11 @@ impl DeviceBytesAccess {
     }
 }
 
-/// What a write to registers leads to.
+/// What has to follow a write to registers.
 pub(super) struct Written {
-    /// Whether there is a new map of addresses to be made.
+    /// Whether the map of addresses has to be made anew.
     pub changed: bool,
-    /// Whose registers were reset, so that the rest of them is to follow.
+    /// The functions whose registers were reset, so that the rest of each has to be reset too.
     pub resets: Vec<Reset>,
     pub device_bytes: Option<DeviceBytesAccess>,
 }
@@ -94,7 +93,7 @@ pub(super) struct Placement<'a> {
     pub address: FunctionAddress,
     /// What the function is on PCI Express; none on a conventional bus.
     pub port_type: Option<PortType>,
-    /// Whether there is something at the other end of the function's link.
+    /// Whether there is a device at the other end of the function's link.
     pub linked: bool,
     pub multi_function: bool,
     /// The lines that the pins of device 0 of the bus are wired to.
@@ -102,13 +101,13 @@ pub(super) struct Placement<'a> {
 }
 
 impl Function {
-    /// Gives it a name, by which its status tells of it.
+    /// Gives it a name, which its status reports.
     pub fn named(self, name: String) -> Self {
         self.completer.state.set_name(name);
         self
     }
 
-    /// Fills in what depends on where the function is. A reset leads back to here.
+    /// Fills in the registers that depend on where the function is. A reset restores this state.
     pub(super) fn place(&mut self, placement: &Placement) {
         let Placement { address, port_type, linked, multi_function, lines } = *placement;
         self.completer.state.set_address(address);
@@ -134,7 +133,8 @@ impl Function {
         power::state(&self.config)
     }
 
-    /// The guest reads registers. What is the device's own is left to it.
+    /// The guest reads registers. For the device's own bytes, returns the access to be made to the
+    /// device.
     pub(super) fn read(&mut self, offset: usize, data: &mut [u8]) -> Option<DeviceBytesAccess> {
         let mut status = Status::CAPABILITIES_LIST;
         status.set(Status::INTERRUPT, self.completer.intx.as_ref().is_some_and(|i| i.level()));
@@ -172,7 +172,7 @@ impl Function {
         })
     }
 
-    /// Resets the registers. The rest of the function is to follow.
+    /// Resets the registers. The caller then resets the rest of the function.
     pub(super) fn reset(&mut self, kind: ResetKind) -> Reset {
         self.config.reset();
         for range in &mut self.ranges {
@@ -181,8 +181,8 @@ impl Function {
         (Arc::clone(&self.completer), kind)
     }
 
-    /// Tells what works beside the registers what they say now, and enters the function's ranges
-    /// into `map` as far as accesses get here.
+    /// Updates everything that depends on the registers, and enters the function's ranges into `map` as
+    /// far as accesses get here.
     pub(super) fn decode(&mut self, address: FunctionAddress, reach: &Reach, map: &mut DecodeMap) {
         let command = self.config.command();
         let power_state = self.power_state();
@@ -209,7 +209,7 @@ impl Function {
         }
     }
 
-    /// Where writes get to the doorbell. Nobody who comes later can take an address away.
+    /// The address at which writes get to the doorbell. A function that comes later cannot claim it.
     fn doorbell_address(&self, register: &DoorbellRegister, map: &AddressMap) -> Option<u64> {
         let DoorbellRegister { bar, offset, .. } = *register;
         let mut ranges = self.ranges.iter().map(|registers| registers.range);
@@ -272,7 +272,7 @@ impl Function {
             register: range.register,
             reason,
         };
-        // A register that was never written does not claim the first addresses there are.
+        // A register that was never written does not claim the addresses from 0 on.
         if span.first != 0 {
             map.programmed.push(stray(span));
         }
@@ -296,7 +296,7 @@ impl Function {
         targets
     }
 
-    /// What an observer may know.
+    /// The function's status.
     pub(super) fn status(&self, address: FunctionAddress) -> FunctionStatus {
         let awake = self.power_state() == PowerState::D0;
         let ranges = self.ranges.iter().map(|RangeRegisters { range, .. }| RangeStatus {
@@ -319,7 +319,7 @@ impl Function {
     }
 }
 
-/// A function as its registers are now.
+/// A function's status, from its registers as they are now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FunctionStatus {
     /// The name that the machine has given to it; bridges have none.
@@ -336,21 +336,21 @@ pub struct FunctionStatus {
     pub power_state: PowerState,
     /// Its ranges.
     pub ranges: Vec<RangeStatus>,
-    /// How often something happened.
+    /// Counters of accesses and resets.
     pub counters: Counters,
 }
 
-/// A range as its registers are now.
+/// A range's status, from its registers as they are now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RangeStatus {
     /// The register that gives the function the range.
     pub register: BaseRegister,
-    /// What the range is made of.
+    /// Memory or I/O ports.
     pub kind: BarKind,
     /// Its first address, 0 where none has been given to it.
     pub address: u64,
     /// Its size in bytes.
     pub size: u64,
-    /// Whether the function decodes what gets to it.
+    /// Whether the function decodes accesses to the range that reach it.
     pub enabled: bool,
 }

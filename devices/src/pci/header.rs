@@ -57,7 +57,7 @@ bitflags! {
         const INTX_DISABLE = 1 << 10;
     }
 
-    /// Status register (section 7.5.1.1.4), as far as it says anything here.
+    /// Status register (section 7.5.1.1.4), as far as it is used here.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub(super) struct Status: u16 {
         const INTERRUPT = 1 << 3;
@@ -87,7 +87,7 @@ pub struct ClassCode {
     pub interface: u8,
 }
 
-/// What a driver recognises a function by.
+/// The registers by which a driver recognises a function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     /// Vendor ID.
@@ -105,8 +105,8 @@ pub struct Identity {
 }
 
 impl ConfigSpace {
-    /// The registers of a header that both types have, with those bits of COMMAND writable that
-    /// every function has a use for.
+    /// The registers of a header that both types have, with those bits of COMMAND writable that every
+    /// function uses.
     pub fn with_header(identity: &Identity, header_type: HeaderType) -> Self {
         let mut config = Self::new();
         let ClassCode { base, sub, interface } = identity.class;
@@ -126,7 +126,7 @@ impl ConfigSpace {
         Command::from_bits_truncate(self.u16(register::COMMAND))
     }
 
-    /// Lets the guest write `command`, beside what it may already.
+    /// Makes the bits of `command` writable, in addition to those that already are.
     pub fn allow_command(&mut self, command: Command) {
         self.allow(register::COMMAND, &command.bits().to_le_bytes());
     }

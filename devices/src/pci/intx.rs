@@ -75,14 +75,14 @@ impl State {
 
 impl IntxPin {
     /// Sets Interrupt Status, and drives the line unless Interrupt Disable or MSI-X forbids it.
-    /// The level stays until it is taken back.
+    /// The level stays until the next call.
     pub fn set_level(&self, level: bool) {
         let mut state = lock(&self.state);
         state.level = level;
         state.update();
     }
 
-    /// Interrupt Status: the device's wish, whether or not the line follows.
+    /// Interrupt Status: the level that the device has set, whether or not it drives the line.
     pub(super) fn level(&self) -> bool {
         lock(&self.state).level
     }
@@ -109,7 +109,7 @@ mod tests {
 
     impl InterruptLine for Line {
         fn set_level(&self, asserted: bool) {
-            assert_ne!(self.0.swap(asserted, Ordering::Relaxed), asserted, "told twice");
+            assert_ne!(self.0.swap(asserted, Ordering::Relaxed), asserted, "the same level twice");
         }
     }
 
@@ -131,7 +131,7 @@ mod tests {
         assert!(level());
         other.permit(false);
         assert!(!level());
-        assert!(other.level(), "Interrupt Status does not heed Interrupt Disable");
+        assert!(other.level(), "Interrupt Status does not depend on Interrupt Disable");
         other.permit(true);
         assert!(level());
         other.set_level(false);

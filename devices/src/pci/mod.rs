@@ -1,20 +1,20 @@
-//! PCI Express: a root complex, what hangs below it, and who answers where.
+//! PCI Express: a root complex, the functions below it, and which of them answers at which address.
 //!
-//! A machine describes what it has as a [`Topology`]: devices, root ports, bridges. Each
-//! [`Function`] of a device comes out of a [`FunctionBuilder`], which hands out what the device
-//! model needs: its [`FunctionState`], and the [`Msix`] and [`IntxPin`] to interrupt with.
+//! A machine describes what it has as a [`Topology`]: devices, root ports, bridges. Each [`Function`]
+//! of a device is made by a [`FunctionBuilder`], which provides what the device model needs: its
+//! [`FunctionState`], and the [`Msix`] and [`IntxPin`] to interrupt with.
 //! [`RootComplex`] keeps every function's configuration space and serves everything that needs no
 //! device: configuration accesses, MSI-X tables, expansion ROMs. A device model is a [`PciDevice`]
 //! and sees accesses to its base address ranges only, and resets.
 //!
-//! Registers decide who decodes an address, never the other way round: after a write to a
-//! configuration register the whole map of addresses is computed anew from all registers. A range
-//! whose function does not decode it is not there. The root complex still remembers whose it was,
-//! so that a stray access can be told to its culprit's owner ([`Refusal`]). A [`Doorbell`] is told
-//! where it is whenever that changes, for it can be rung without a device.
+//! The registers alone determine which function decodes an address: after a write to a configuration
+//! register the whole map of addresses is computed anew from all registers. A range whose function does
+//! not decode it does not answer. The root complex still records which function it belongs to, so that
+//! a stray access can be reported with it ([`Refusal`]). A [`Doorbell`] is notified whenever its
+//! address changes, since it can be rung without the device.
 //!
-//! Locks: one for all configuration space, one for the map, one a device. None is held while
-//! another thread's device works, so a busy device delays its own accesses only.
+//! Locks: one for all configuration space, one for the map, one a device. No thread waits for a
+//! device's lock while it holds one of the other two, so a busy device delays its own accesses only.
 
 mod access;
 mod address_map;
@@ -65,8 +65,8 @@ pub use root_complex::RootComplex;
 pub use state::{Counters, FunctionState, PowerState};
 pub use topology::{Node, RootNode, RootPort, Topology, TopologyError};
 
-/// Where a function is (PCI Express Base 6.0, section 2.2.4.2): what config requests name, and
-/// what the function's own requests carry.
+/// A function's address (PCI Express Base 6.0, section 2.2.4.2): the target of configuration requests,
+/// and the ID that the function's own requests carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FunctionAddress {
     /// Bus number.
@@ -110,7 +110,7 @@ impl Slot {
     /// Functions in a device.
     pub const FUNCTIONS: u8 = 8;
 
-    /// Function `function` of device `device`; none where there cannot be one.
+    /// Function `function` of device `device`; none if one of the numbers is out of range.
     pub const fn new(device: u8, function: u8) -> Option<Self> {
         if device < Self::DEVICES && function < Self::FUNCTIONS {
             Some(Self(device << 3 | function))
@@ -136,11 +136,11 @@ impl fmt::Display for Slot {
     }
 }
 
-/// What a function does beside its configuration space, which the root complex keeps.
+/// The behaviour of a function outside of its configuration space, which the root complex keeps.
 ///
 /// An access is handed over as the guest made it: any width, any alignment, but never past the end
-/// of the range. String I/O arrives as one access of many bytes. Accesses run on a vCPU's thread
-/// and must only touch registers.
+/// of the range. String I/O arrives as one access of many bytes. Accesses run on a vCPU's thread, so
+/// they must only access registers and return at once.
 pub trait PciDevice: Send {
     /// Fills `data` with what the guest reads at `offset` of a base address range.
     fn read_bar(&mut self, bar: BarIndex, offset: u64, data: &mut [u8]);
@@ -148,12 +148,12 @@ pub trait PciDevice: Send {
     /// Takes what the guest writes at `offset` of a base address range.
     fn write_bar(&mut self, bar: BarIndex, offset: u64, data: &[u8]);
 
-    /// Everything becomes as after power-on. The registers already are, and MSI-X and INTx will
-    /// be.
+    /// Resets the device to its state after power-on. The registers have been reset before, MSI-X and
+    /// INTx will be afterwards.
     fn reset(&mut self, kind: ResetKind);
 
     /// Fills `data` with what the guest reads from the device's own bytes of a vendor-specific
-    /// capability ([`VendorCapability::device_bytes`]). `capability` is all of it as it stands in
+    /// capability ([`VendorCapability::device_bytes`]). `capability` is all of it as it is in
     /// configuration space, and `offset` counts from its start.
     fn read_capability(&mut self, capability: &[u8], offset: usize, data: &mut [u8]) {
         let _ = (capability, offset, data);
@@ -172,7 +172,7 @@ pub enum ResetKind {
     FunctionLevel,
     /// A hot reset of the bus that the function is on (section 6.6.1).
     Hot,
-    /// The way from D3hot to D0 without No_Soft_Reset (section 5.3.1.4).
+    /// The transition from D3hot to D0 without No_Soft_Reset (section 5.3.1.4).
     PowerManagement,
 }
 
@@ -193,6 +193,6 @@ pub trait MessageSink: Send + Sync {
 
 /// A level-triggered interrupt line.
 pub trait InterruptLine: Send + Sync {
-    /// Asserts the line or takes that back. Called from any thread, and never waits.
+    /// Asserts or deasserts the line. Called from any thread, and never waits.
     fn set_level(&self, asserted: bool);
 }

@@ -1,4 +1,4 @@
-//! MSI-X: the table of messages and the bits of those that wait (PCI Express Base 6.0, sections
+//! MSI-X: the table of messages and the bits of those that are pending (PCI Express Base 6.0, sections
 //! 6.1.4 and 7.7.2).
 
 use std::ops::Range;
@@ -18,8 +18,8 @@ bitflags! {
     }
 }
 
-/// Where a function's MSI-X structures are: both in one memory BAR, the rest of which stays the
-/// device's.
+/// Where a function's MSI-X structures are: both in one memory BAR, the rest of which belongs to the
+/// device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MsixLayout {
     /// The BAR.
@@ -47,7 +47,7 @@ impl MsixLayout {
         start..start + u64::from(self.vectors.div_ceil(64)) * 8
     }
 
-    /// Whether both structures are what they should be in a BAR of `size` bytes.
+    /// Whether both structures are valid in a BAR of `size` bytes.
     pub(super) fn fits(&self, size: u64) -> bool {
         let (table, pending) = (self.table_range(), self.pending_range());
         (1..=Self::MAX_VECTORS).contains(&self.vectors)
@@ -112,7 +112,8 @@ impl State {
         self.control == MessageControl::ENABLE && self.bus_master
     }
 
-    /// Sends what waits on `vectors` as far as nothing holds it back any more.
+    /// Sends the pending messages of `vectors` that are not masked, if MSI-X is enabled and the
+    /// function is a bus master.
     fn deliver(&mut self, vectors: Range<usize>, sink: &dyn MessageSink) {
         if !self.is_open() {
             return;
@@ -150,14 +151,14 @@ impl Msix {
         }
     }
 
-    /// Whether the driver uses MSI-X, so that INTx is silent.
+    /// Whether the driver uses MSI-X, so that INTx is not asserted.
     pub fn is_enabled(&self) -> bool {
         lock(&self.state).control.contains(MessageControl::ENABLE)
     }
 
     /// The number of vectors.
     pub fn vectors(&self) -> u16 {
-        // At most 2048, as the layout says.
+        // At most 2048, as the layout requires.
         lock(&self.state).table.len() as u16
     }
 
@@ -172,7 +173,7 @@ impl Msix {
         }
     }
 
-    /// The table and what waits are as after power-on. The registers look after themselves.
+    /// Resets the table and the pending bits. The function resets the registers.
     pub(super) fn reset(&self) {
         let mut state = lock(&self.state);
         state.table.fill(Entry::INITIAL);

@@ -1,5 +1,5 @@
-//! What passes a bridge, downwards and upwards (PCI Express Base 6.0, section 7.5.1.3; PCI-to-PCI Bridge
-//! 1.2, section 3.2.5 and chapter 4).
+//! Which requests a bridge forwards, downstream and upstream (PCI Express Base 6.0, section 7.5.1.3;
+//! PCI-to-PCI Bridge 1.2, section 3.2.5 and chapter 4).
 
 use std::ops::RangeInclusive;
 
@@ -40,13 +40,13 @@ pub(super) enum BusKind {
     Conventional,
 }
 
-/// What the requests of the functions on a bus carry once they get to the root complex.
+/// Which IDs the requests of the functions on a bus carry once they get to the root complex.
 #[derive(Clone, Copy)]
 pub(super) enum Requesters {
     /// The functions' own addresses, with this bus number.
     Own(u8),
-    /// All the same: a bridge from conventional PCI, where requests carry nothing, has made them
-    /// its own. It puts in function 0 of its secondary bus (PCI Express to PCI/PCI-X Bridge 1.0,
+    /// All the same: a bridge from conventional PCI, where requests carry no ID, has taken ownership of
+    /// them. It inserts function 0 of its secondary bus (PCI Express to PCI/PCI-X Bridge 1.0,
     /// section 2.3; `pci_for_each_dma_alias()` of Linux 6.12).
     Bridge(FunctionAddress),
 }
@@ -60,7 +60,7 @@ impl Requesters {
     }
 }
 
-/// What gets to a bus from above, and from it.
+/// Which accesses get to a bus from upstream, and which of its requests get there.
 pub(super) struct Reach {
     /// Disjoint ranges of memory.
     pub memory: Vec<Span>,
@@ -68,7 +68,7 @@ pub(super) struct Reach {
     pub io: Vec<Span>,
     /// Whether requests of the functions on it get upstream.
     pub bus_master: bool,
-    /// Who those requests are from.
+    /// The IDs that those requests carry.
     pub requesters: Requesters,
 }
 
@@ -79,11 +79,11 @@ impl Reach {
         Self { memory: vec![Span::ALL], io: vec![Span::ALL], bus_master: true, requesters }
     }
 
-    /// What gets on through the bridge whose registers are `config` to the bus of `kind` below.
+    /// What gets through the bridge with the registers `config` to the bus of `kind` below.
     pub fn through(&self, config: &ConfigSpace, kind: BusKind) -> Self {
         let secondary = config.u8(register::SECONDARY_BUS);
         let requesters = match (self.requesters, kind) {
-            // The bridge nearest to the root complex has the last word.
+            // The bridge nearest to the root complex determines the ID.
             (Requesters::Bridge(_), _) => self.requesters,
             (_, BusKind::Conventional) => {
                 Requesters::Bridge(FunctionAddress::from(u16::from(secondary) << 8))
@@ -137,7 +137,7 @@ fn memory_windows(config: &ConfigSpace) -> Vec<Span> {
         upper(register::PREFETCHABLE_BASE_UPPER) | address(register::PREFETCHABLE_BASE),
         upper(register::PREFETCHABLE_LIMIT_UPPER) | address(register::PREFETCHABLE_LIMIT),
     );
-    // Two windows that overlap are one: what is in both passes once.
+    // Two windows that overlap are merged into one.
     if memory.intersect(&prefetchable).is_some() {
         vec![memory.hull(&prefetchable)]
     } else {

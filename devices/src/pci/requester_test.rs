@@ -1,4 +1,4 @@
-//! What functions' requests carry, as an IOMMU gets to see it.
+//! The requester IDs of functions, as an IOMMU sees them.
 
 use super::header::register;
 use super::test_machine::*;
@@ -11,7 +11,7 @@ fn requester(machine: &Machine, function: FunctionAddress) -> FunctionAddress {
 }
 
 #[test]
-fn a_function_on_express_is_known_by_its_address() {
+fn a_function_on_pci_express_has_its_address_as_requester_id() {
     let machine = Machine::new();
     for function in [FIRST, SECOND, BELOW_PORT] {
         assert_eq!(requester(&machine, function), function);
@@ -19,14 +19,14 @@ fn a_function_on_express_is_known_by_its_address() {
 }
 
 #[test]
-fn behind_a_bridge_to_conventional_pci_all_are_known_by_its_secondary_bus() {
+fn behind_a_bridge_to_conventional_pci_the_requester_id_is_its_secondary_bus() {
     let machine = Machine::new();
     assert_eq!(requester(&machine, BELOW_BRIDGE), address(2, 0, 0));
     assert_eq!(requester(&machine, NESTED), address(2, 0, 0));
 }
 
 #[test]
-fn the_guest_gives_buses_other_numbers() {
+fn requester_ids_follow_the_bus_numbers() {
     let machine = Machine::new();
     // Secondary and subordinate bus: 5 to 5 below the port, 8 to 9 below the bridge.
     machine.write_u16(PORT, register::SECONDARY_BUS, 0x0505);
@@ -40,7 +40,7 @@ fn the_guest_gives_buses_other_numbers() {
 }
 
 #[test]
-fn a_function_without_a_place_has_no_number() {
+fn a_function_outside_of_a_topology_has_requester_id_0() {
     let (_, handles) = function(InterruptPin::A, &Default::default(), &Default::default());
     assert_eq!(handles.state.id(), 0);
 }

@@ -1,4 +1,4 @@
-//! The root complex: the way from the machine to every function.
+//! The root complex: routes the machine's accesses to functions.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
@@ -17,13 +17,14 @@ use crate::lock;
 pub struct RootComplex {
     /// Every function with its registers.
     root: Mutex<Bus>,
-    /// What the registers say about addresses. Written with the registers' lock held.
+    /// The address maps that follow from the registers. Written with the registers' lock held.
     map: RwLock<DecodeMap>,
     leases: Leases,
 }
 
 impl RootComplex {
-    /// Functions as power-on leaves them, and bridges that firmware has given bus numbers.
+    /// Functions in their state after power-on, and bridges with bus numbers as firmware would assign
+    /// them.
     ///
     /// Pin A of device `d` on bus 0 drives line `d % 4`, pin B the next one, and so on. `leases` are those
     /// of the functions' own accesses.
@@ -43,7 +44,7 @@ impl RootComplex {
     pub fn read_config(&self, function: FunctionAddress, offset: usize, data: &mut [u8]) {
         data.fill(u8::MAX);
         let device_bytes =
-            lock(&self.root).find(0, function).and_then(|seat| seat.function.read(offset, data));
+            lock(&self.root).find(0, function).and_then(|entry| entry.function.read(offset, data));
         if let Some(access) = device_bytes {
             access.read(data);
         }
@@ -52,16 +53,16 @@ impl RootComplex {
     /// The guest writes registers of `function`, from `offset` on.
     pub fn write_config(&self, function: FunctionAddress, offset: usize, data: &[u8]) {
         let mut root = lock(&self.root);
-        let Some(seat) = root.find(0, function) else {
+        let Some(entry) = root.find(0, function) else {
             return;
         };
-        let written = seat.write(offset, data);
+        let written = entry.write(offset, data);
         if written.changed {
             self.replace_map(root.map());
-            // Functions may be bus masters, or decode what others write to, no more.
+            // Functions may have stopped being bus masters, or no longer decode what others write to.
             self.leases.revoke();
         }
-        // What is left takes devices' locks, and a device may be busy.
+        // The rest takes devices' locks, and a device may be busy.
         drop(root);
         for (completer, kind) in written.resets {
             completer.reset(kind);
@@ -103,7 +104,7 @@ impl RootComplex {
         lock(&self.root).status()
     }
 
-    /// Whoever decodes the first byte gets the access, up to the end of what it decodes.
+    /// The function that decodes the first byte gets the access, up to the end of what it decodes.
     fn read(&self, space: AddressSpace, address: u64, data: &mut [u8]) -> Access {
         data.fill(u8::MAX);
         match self.route(space, address) {
@@ -144,7 +145,7 @@ impl RootComplex {
     ) -> Access {
         let map = self.map();
         let Some(stray) = map.space(space).stray(address) else {
-            return Access::Nobody;
+            return Access::Unmapped;
         };
         stray.completer.state.count_refused();
         Access::Refused(Refusal {

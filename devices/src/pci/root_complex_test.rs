@@ -63,7 +63,7 @@ fn functions_are_where_the_topology_puts_them_and_nowhere_else() {
 }
 
 #[test]
-fn headers_say_what_functions_are() {
+fn headers_identify_functions() {
     let machine = Machine::new();
     assert_eq!(machine.read(FIRST, register::VENDOR_ID), 0x5678_1234);
     assert_eq!(machine.read(FIRST, register::REVISION_ID), 0xff01_0209);
@@ -86,7 +86,7 @@ fn headers_say_what_functions_are() {
 }
 
 #[test]
-fn functions_on_pci_express_are_of_the_type_that_their_place_asks_for() {
+fn functions_on_pci_express_have_the_port_type_of_their_place() {
     let machine = Machine::new();
     for (address, port_type) in [(FIRST, 9), (BELOW_PORT, 0), (PORT, 4), (BRIDGE, 7)] {
         let capability = machine.capability(address, PCI_EXPRESS).unwrap();
@@ -125,7 +125,7 @@ fn requests_follow_the_bus_numbers_that_bridges_have_now() {
     assert!(exists(moved(0x20)));
     machine.write(BRIDGE, register::PRIMARY_BUS, 0x1f_1000);
     assert!(!exists(moved(0x20)));
-    // The port's secondary bus is 0 and its subordinate bus covers everything: nothing loops.
+    // The port's secondary bus is 0 and its subordinate bus covers everything: routing must not loop.
     machine.write(PORT, register::PRIMARY_BUS, 0xff_0000);
     assert!(exists(FIRST));
     assert!(!exists(moved(1)) && !exists(moved(0x10)));
@@ -172,7 +172,7 @@ fn both_ways_lead_to_the_same_registers() {
 }
 
 #[test]
-fn a_range_is_there_while_command_says_so() {
+fn a_range_is_decoded_while_command_enables_it() {
     let machine = Machine::new();
     machine.map(FIRST, AT);
     let mut data = [0; 2];
@@ -195,8 +195,8 @@ fn a_range_is_there_while_command_says_so() {
         reason: RefusalReason::DecodingOff,
     };
     assert_eq!(access, Access::Refused(expected));
-    assert_eq!(machine.load(AT + BAR0_SIZE).1, Access::Nobody);
-    assert_eq!(machine.load(AT - 4).1, Access::Nobody);
+    assert_eq!(machine.load(AT + BAR0_SIZE).1, Access::Unmapped);
+    assert_eq!(machine.load(AT - 4).1, Access::Unmapped);
     let counters = Counters { reads: 1, writes: 1, refused: 1, resets: 0 };
     assert_eq!(handles.state.counters(), counters);
 }
@@ -215,7 +215,7 @@ fn an_access_ends_where_the_range_does() {
 }
 
 #[test]
-fn io_ranges_and_roms_have_switches_of_their_own() {
+fn io_ranges_and_roms_have_their_own_enable_bits() {
     let machine = Machine::new();
     machine.write(FIRST, register::BASE_ADDRESS + 12, 0xc000);
     machine.write(FIRST, register::EXPANSION_ROM, AT as u32);
@@ -223,7 +223,7 @@ fn io_ranges_and_roms_have_switches_of_their_own() {
     let mut data = [0; 1];
     assert_eq!(machine.root.read_io(0xc01f, &mut data), Access::Claimed);
     assert_eq!(data, [3]);
-    assert_eq!(machine.root.read_io(0xc020, &mut data), Access::Nobody);
+    assert_eq!(machine.root.read_io(0xc020, &mut data), Access::Unmapped);
     assert_eq!(refusal(machine.load(AT).1).register, BaseRegister::ExpansionRom);
     machine.write(FIRST, register::EXPANSION_ROM, AT as u32 | 1);
     assert_eq!(machine.load(AT), (u32::from_le_bytes(ROM), Access::Claimed));
@@ -312,9 +312,9 @@ fn a_function_level_reset_concerns_one_function() {
     let capability = machine.capability(FIRST, PCI_EXPRESS).unwrap();
     assert_eq!(machine.read_u16(FIRST, capability + 8), 0x2810);
     assert_eq!(machine.read(FIRST, register::HEADER_TYPE) as u8, 0x80);
-    // What it decoded last is forgotten when it decodes something else.
+    // The range that it decoded last is dropped once it decodes another one.
     machine.map(FIRST, AT + 0x10_0000);
-    assert_eq!(machine.load(AT).1, Access::Nobody);
+    assert_eq!(machine.load(AT).1, Access::Unmapped);
     machine.command(FIRST, Command::empty());
     assert_eq!(refusal(machine.load(AT + 0x10_0000).1).reason, RefusalReason::DecodingOff);
 }
@@ -341,7 +341,7 @@ fn a_secondary_bus_reset_concerns_everything_below() {
 }
 
 #[test]
-fn msix_waits_for_everything_that_may_hold_it_back() {
+fn msix_is_pending_until_it_is_enabled_unmasked_and_a_bus_master() {
     let machine = Machine::new();
     machine.map(BELOW_PORT, AT);
     let Handles { msix, device, .. } = machine.handles(BELOW_PORT);
@@ -385,9 +385,9 @@ fn msix_waits_for_everything_that_may_hold_it_back() {
     }
     machine.command(BELOW_PORT, Command::MASTER);
     msix.raise(1);
-    assert_eq!(machine.messages.take(), [message], "memory decoding has no part in it");
+    assert_eq!(machine.messages.take(), [message], "memory decoding is not needed");
 
-    assert_eq!(lock(device).reads, [], "none of it is its own");
+    assert_eq!(lock(device).reads, [], "the device does not see these accesses");
     assert_eq!(lock(device).writes, []);
     function_level_reset(&machine, BELOW_PORT);
     machine.map(BELOW_PORT, AT);
@@ -413,7 +413,7 @@ fn the_device_keeps_the_rest_of_the_bar_that_msix_is_in() {
 }
 
 #[test]
-fn intx_is_swizzled_to_the_line_and_heeds_its_switches() {
+fn intx_is_swizzled_to_the_line_and_can_be_disabled() {
     let machine = Machine::new();
     let levels = || machine.lines.each_ref().map(|line| line.level());
     // Device and pin, added up along the way: 1 + 0; 2 + 0; 2 + 1; 3 + 0; 3 + 1 + 0 + 2.
@@ -445,7 +445,7 @@ fn intx_is_swizzled_to_the_line_and_heeds_its_switches() {
 }
 
 #[test]
-fn a_capability_may_have_bytes_that_are_the_devices_own() {
+fn the_device_answers_for_its_own_bytes_of_a_capability() {
     let machine = Machine::new();
     let capability = machine.capability(FIRST, VENDOR_SPECIFIC).unwrap();
     assert_eq!(machine.read(FIRST, capability) >> 16, 0xee0c, "length, and a byte of the body");
@@ -457,11 +457,15 @@ fn a_capability_may_have_bytes_that_are_the_devices_own() {
     machine.write_u16(FIRST, capability + OWN_BYTES + 2, 0xbeef);
     assert_eq!(lock(&machine.handles(FIRST).device).own_bytes, [0, 0, 0xef, 0xbe]);
     assert_eq!(machine.read(FIRST, capability + OWN_BYTES), 0xbeef_0000);
-    assert_eq!(machine.read_u16(FIRST, capability + OWN_BYTES - 1), 0xee12, "not all its own");
+    assert_eq!(
+        machine.read_u16(FIRST, capability + OWN_BYTES - 1),
+        0xee12,
+        "not all bytes are the device's own"
+    );
 }
 
 #[test]
-fn a_busy_device_delays_nobody_else() {
+fn a_busy_device_does_not_delay_other_accesses() {
     let machine = Machine::new();
     machine.map(FIRST, AT);
     machine.map(SECOND, AT + BAR0_SIZE);

@@ -1,4 +1,4 @@
-//! What a device model, on any thread, may ask about its function.
+//! The state of its function that a device model may query, on any thread.
 
 use std::fmt;
 
@@ -16,11 +16,11 @@ use crate::dma::Requester;
 pub enum PowerState {
     /// Working.
     D0,
-    /// Asleep: configuration space is all that answers.
+    /// Asleep: only configuration space answers.
     D3hot,
 }
 
-/// How often something happened since the machine was built.
+/// Counters of accesses and resets since the machine was built.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// Reads of base address ranges that the function decoded.
@@ -66,8 +66,8 @@ impl FunctionState {
         self.bus_master.load(Ordering::Acquire)
     }
 
-    /// Has `signal` tell whenever the function becomes a bus master, so that the device model can
-    /// go on with what it must not do before. The first one counts.
+    /// Has `signal` signalled whenever the function becomes a bus master, so that the device model can
+    /// go on with what it must not do before. Later calls have no effect.
     pub fn signal_bus_master(&self, signal: Arc<dyn Signal>) {
         let _ = self.bus_master_signal.set(signal);
     }
@@ -77,7 +77,7 @@ impl FunctionState {
         if self.asleep.load(Ordering::Acquire) { PowerState::D3hot } else { PowerState::D0 }
     }
 
-    /// How often something happened.
+    /// The counters.
     pub fn counters(&self) -> Counters {
         Counters {
             reads: self.reads.load(Ordering::Relaxed),
@@ -88,12 +88,12 @@ impl FunctionState {
     }
 
     pub(super) fn set_name(&self, name: String) {
-        // A function is named once: the machine has it by value.
+        // A function is named once: naming takes it by value.
         let _ = self.name.set(name);
     }
 
     pub(super) fn set_address(&self, address: FunctionAddress) {
-        // A function is placed once: the topology that does it takes it by value.
+        // A function is placed once: the topology takes it by value.
         let _ = self.address.set(address);
     }
 
@@ -129,8 +129,8 @@ impl FunctionState {
     }
 }
 
-/// What the function's requests carry once they get to the root complex. It changes when the guest
-/// gives buses other numbers.
+/// The ID that the function's requests carry once they get to the root complex. It changes when the
+/// guest renumbers buses.
 impl Requester for FunctionState {
     fn id(&self) -> u32 {
         self.requester_id.load(Ordering::Acquire).into()

@@ -1,4 +1,4 @@
-//! A machine for tests: functions of each kind in places of each kind, and what they were told.
+//! A machine for tests: functions of each kind in places of each kind, and records of their calls.
 //!
 //! ```text
 //! 00:00.0 host bridge
@@ -20,7 +20,7 @@ use crate::dma::Leases;
 use crate::platform::{PlatformControl, PlatformEvent, ResetControl};
 use crate::{Signal, lock};
 
-/// A device that remembers, and reads as the number of the BAR.
+/// A device that records accesses, and reads as the number of the BAR.
 #[derive(Default)]
 pub struct Recorder {
     pub reads: Vec<(BarIndex, u64, usize)>,
@@ -84,15 +84,15 @@ impl Line {
 
 impl InterruptLine for Line {
     fn set_level(&self, asserted: bool) {
-        assert_ne!(self.0.swap(asserted, Ordering::Relaxed), asserted, "told twice");
+        assert_ne!(self.0.swap(asserted, Ordering::Relaxed), asserted, "the same level twice");
     }
 }
 
-/// Where doorbells have been told that they are.
+/// The addresses that doorbells have been notified of.
 #[derive(Default)]
 pub struct Places(Mutex<BTreeSet<u64>>);
 
-/// A doorbell that remembers where it is.
+/// A doorbell that records its address.
 #[derive(Default)]
 pub struct Bell {
     places: Arc<Places>,
@@ -119,7 +119,7 @@ impl Doorbell for Bell {
     }
 }
 
-/// What a device model would hold.
+/// The parts that a device model would hold.
 pub struct Handles {
     pub bell: Arc<Bell>,
     pub device: Arc<Mutex<Recorder>>,
@@ -279,7 +279,7 @@ impl Machine {
         self.command(function, Command::IO | Command::MEMORY | Command::MASTER);
     }
 
-    /// Reads four bytes of memory, and what became of that.
+    /// Reads four bytes of memory. Also returns how the access ended.
     pub fn load(&self, address: u64) -> (u32, Access) {
         let mut data = [0; 4];
         let access = self.root.read_memory(address, &mut data);
@@ -291,7 +291,7 @@ impl Machine {
     }
 }
 
-/// Counts what is asked of the machine.
+/// Counts requests to the machine.
 #[derive(Default)]
 pub struct Requests(AtomicUsize);
 
@@ -307,7 +307,7 @@ impl Requests {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// What counts here.
+    /// A reset register whose resets are counted.
     pub fn reset_control(self: &Arc<Self>) -> ResetControl {
         ResetControl::new(self.clone())
     }

@@ -16,9 +16,10 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// How many buses there may be: enough for root ports on all device numbers of bus 0 and a
-    /// conventional bus below one of them. Each bus more costs Linux' boot 32 configuration reads, for
-    /// it looks for host bridges that nobody told it of (`pcibios_fixup_peer_bridges`, 6.12).
+    /// The largest number of buses: enough for root ports on all device numbers of bus 0 and a
+    /// conventional bus below one of them. Each further bus adds 32 configuration reads to Linux's
+    /// boot, which looks for host bridges that firmware did not report (`pcibios_fixup_peer_bridges`,
+    /// 6.12).
     pub const BUSES: u8 = 64;
 }
 
@@ -26,7 +27,7 @@ impl Topology {
 pub enum RootNode {
     /// A port of the root complex.
     Port(RootPort),
-    /// Something integrated into the root complex.
+    /// A node integrated into the root complex.
     Integrated(Node),
 }
 
@@ -47,17 +48,20 @@ pub enum Node {
     ConventionalBridge(Vec<Node>),
 }
 
-/// A topology that cannot be.
+/// Why a topology cannot be built.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum TopologyError {
     /// A bus has too many devices.
-    #[error("more than {} devices on bus {bus}", Slot::DEVICES)]
+    #[error("too many devices on bus {bus}: expected at most {}", Slot::DEVICES)]
     TooManyDevices {
         /// The bus.
         bus: u8,
     },
     /// A device has no or too many functions.
-    #[error("{functions} functions in device {device} of bus {bus}: want 1 to {}", Slot::FUNCTIONS)]
+    #[error(
+        "invalid number of functions {functions} in device {device} of bus {bus}: expected 1 to {}",
+        Slot::FUNCTIONS
+    )]
     Functions {
         /// The bus.
         bus: u8,
@@ -67,6 +71,6 @@ pub enum TopologyError {
         functions: usize,
     },
     /// There are more bridges than buses.
-    #[error("more than {} buses", Topology::BUSES)]
+    #[error("too many buses: expected at most {}", Topology::BUSES)]
     TooManyBuses,
 }

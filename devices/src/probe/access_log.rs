@@ -1,4 +1,4 @@
-//! Who accessed what: counts of everything, and the last accesses one by one.
+//! Counts of all accesses, and a log of the last ones.
 
 use zerocopy::little_endian::{U32, U64};
 
@@ -55,7 +55,7 @@ impl From<&LoggedAccess> for LogEntry {
     }
 }
 
-/// An entry of which nothing is known yet.
+/// An unused entry.
 const UNUSED: LogEntry = LogEntry {
     sequence: U64::ZERO,
     offset: U64::ZERO,
@@ -66,7 +66,7 @@ const UNUSED: LogEntry = LogEntry {
     reserved: [0; 2],
 };
 
-/// What is remembered of all accesses. Of bounded size.
+/// The counts and the log. Of bounded size.
 #[derive(Default)]
 pub(super) struct AccessLog {
     counts: [AccessCounts; 6],

@@ -1,4 +1,4 @@
-//! The probe's ranges, and what the host knows of it.
+//! The probe's ranges, and its status for the host.
 
 use std::mem::offset_of;
 use std::sync::{Arc, Mutex};
@@ -31,7 +31,7 @@ pub struct ResetCounts {
     pub power_management: u64,
 }
 
-/// What the host knows. No reset of the function takes anything of it back but
+/// The probe's status for the host. A reset of the function changes nothing of it but
 /// [`dma_status`](Self::dma_status).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProbeStatus {
@@ -43,7 +43,7 @@ pub struct ProbeStatus {
     pub resets: ResetCounts,
     /// DMA transfers.
     pub dma: DmaCounts,
-    /// What the DMA engine does now.
+    /// The state of the DMA engine.
     pub dma_status: DmaStatus,
 }
 
@@ -61,7 +61,7 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// What a driver recognises the probe by.
+    /// The registers by which a driver recognises the probe.
     pub const IDENTITY: Identity = Identity {
         vendor: VENDOR,
         device: DEVICE,
@@ -75,7 +75,7 @@ impl Probe {
     ///
     /// BAR 2 is `ram_size` bytes long, a power of two; the guest can map it if that is a page at
     /// least. `doorbell` is signalled when a DMA transfer is started. The machine then calls
-    /// [`Self::process`] from a thread that is no vCPU's.
+    /// [`Self::process`] from a thread that does not run a vCPU.
     pub fn new(
         ram_size: u32,
         memory: &DmaPath,

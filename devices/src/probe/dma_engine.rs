@@ -11,16 +11,16 @@ use crate::Signal;
 use crate::dma::{DmaView, NotPermitted, PhysicalRange, Refused};
 use crate::pci::{Access, Direction, FunctionState, RootComplex};
 
-/// What the engine does.
+/// The state of the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DmaStatus {
     /// There was no transfer since the last reset.
     Idle,
     /// One is under way.
     Busy,
-    /// The last one went well.
+    /// The last one succeeded.
     Done,
-    /// The last one did not.
+    /// The last one failed.
     Fault(DmaFault),
 }
 
@@ -38,29 +38,30 @@ impl DmaStatus {
     }
 }
 
-/// Why a transfer went wrong.
+/// Why a transfer failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DmaFault {
     /// There is no such command.
     Command,
     /// The length is zero or more than the buffer's.
     Length,
-    /// The function is no bus master.
+    /// The function is not a bus master.
     BusMaster,
-    /// Not all of that is there for the device: neither memory, nor registers of a function.
+    /// The device may not access all of the range: part of it is neither memory nor registers of a
+    /// function.
     Address,
 }
 
-/// How transfers went since the machine was built.
+/// Transfers since the machine was built.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct DmaCounts {
-    /// Well.
+    /// Successful.
     pub completed: u64,
-    /// Not well.
+    /// Failed.
     pub faulted: u64,
 }
 
-/// A transfer to or from registers of functions, the probe's own maybe. So it is made while nobody holds
+/// A transfer to or from registers of functions. These may be the probe's own, so it is made without
 /// the probe's lock.
 pub(super) struct PeerTransfer {
     control: Control,
@@ -72,7 +73,8 @@ pub(super) struct PeerTransfer {
 }
 
 impl PeerTransfer {
-    /// Makes the transfer, at most 4 aligned bytes at a time, each of them if it is permitted then.
+    /// Makes the transfer, at most 4 aligned bytes at a time. Each access is made only if it is
+    /// permitted then.
     pub fn run(&mut self, peers: &RootComplex) -> Result<(), DmaFault> {
         let mut address = self.control.dma_address.get();
         let mut rest = &mut self.data[..];
@@ -125,13 +127,13 @@ impl From<Refused> for DmaFault {
     }
 }
 
-/// What has become of a transfer.
+/// The result of [`DmaEngine::process`].
 pub(super) enum Processed {
-    /// There was none.
+    /// There was no pending transfer.
     Nothing,
-    /// It is over; this is the number of the vector to raise for it.
+    /// The transfer is complete; this is the number of the vector to raise for it.
     Finished(u32),
-    /// It does not go to memory, and remains to be made.
+    /// The transfer is not to or from memory, and has still to be made.
     Peer(PeerTransfer),
 }
 
@@ -191,7 +193,7 @@ impl DmaEngine {
         }
     }
 
-    /// Ends a transfer that has been made, and gives the number of the vector to raise for it; none
+    /// Ends a transfer that has been made, and returns the number of the vector to raise for it; none
     /// after a reset.
     pub fn finish_peer(
         &mut self,
@@ -221,7 +223,7 @@ impl DmaEngine {
         control.dma_vector.get()
     }
 
-    /// A transfer that is not to or from memory is given back.
+    /// Makes a transfer to or from memory, and returns any other one.
     fn transfer(&mut self, control: Control) -> Result<Option<PeerTransfer>, DmaFault> {
         let length = control.dma_length.get() as usize;
         let address = GuestAddress(control.dma_address.get());

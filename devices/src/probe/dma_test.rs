@@ -30,7 +30,7 @@ pub fn start(machine: &Machine, command: u32, address: u64, length: u32) {
     machine.write(BAR0 + COMMAND, command);
 }
 
-/// Has a transfer carried out and gives its status.
+/// Has a transfer carried out and returns its status.
 pub fn transfer(machine: &Machine, command: u32, address: u64, length: u32) -> DmaStatus {
     start(machine, command, address, length);
     machine.process();
@@ -69,7 +69,7 @@ fn memory_is_read_written_and_filled() {
 }
 
 #[test]
-fn transfers_wait_for_the_machine_and_work_with_what_they_were_started_with() {
+fn a_transfer_is_made_by_process_with_the_registers_at_its_start() {
     let machine = Machine::new();
     machine.process();
     assert_eq!((machine.rings(), machine.status().dma), (0, DmaCounts::default()));
@@ -78,7 +78,7 @@ fn transfers_wait_for_the_machine_and_work_with_what_they_were_started_with() {
     start(&machine, FILL, MEMORY, 1);
     assert_eq!((machine.rings(), machine.read(BAR0 + STATUS)), (1, 1));
     assert_eq!(memory(&machine, MEMORY, 1), [0]);
-    // A second command is ignored, whatever else it is given.
+    // A second command is ignored, with any other registers.
     machine.write(BAR0 + BYTE, 2);
     start(&machine, FILL, MEMORY + 1, 2);
     assert_eq!(machine.rings(), 1);
@@ -89,7 +89,7 @@ fn transfers_wait_for_the_machine_and_work_with_what_they_were_started_with() {
 }
 
 #[test]
-fn what_cannot_be_done_is_a_fault_with_a_reason() {
+fn an_invalid_transfer_is_a_fault_with_a_reason() {
     let machine = Machine::new();
     let end = MEMORY + MEMORY_SIZE as u64;
     let cases = [
@@ -115,7 +115,7 @@ fn what_cannot_be_done_is_a_fault_with_a_reason() {
 }
 
 #[test]
-fn memory_is_out_of_reach_without_bus_mastering() {
+fn without_bus_mastering_memory_is_not_accessed() {
     let machine = Machine::new();
     machine.write(BAR0 + BYTE, 1);
     machine.command(Command::MEMORY);
@@ -123,7 +123,7 @@ fn memory_is_out_of_reach_without_bus_mastering() {
     assert_eq!(machine.read(BAR0 + STATUS), 0x103);
     machine.command(Command::MEMORY | Command::MASTER);
     start(&machine, FILL, MEMORY, 1);
-    // It counts when the transfer is carried out.
+    // Bus mastering is checked when the transfer is carried out.
     machine.command(Command::MEMORY);
     machine.process();
     assert_eq!(machine.status().dma, DmaCounts { completed: 0, faulted: 2 });
@@ -131,7 +131,7 @@ fn memory_is_out_of_reach_without_bus_mastering() {
 }
 
 #[test]
-fn the_end_of_a_transfer_interrupts_if_it_should() {
+fn the_end_of_a_transfer_interrupts_if_a_vector_is_set() {
     let machine = Machine::new();
     machine.enable_msix();
     let _ = transfer(&machine, READ, MEMORY, 1);
@@ -146,7 +146,7 @@ fn the_end_of_a_transfer_interrupts_if_it_should() {
 }
 
 #[test]
-fn a_reset_forgets_the_transfer_that_waits() {
+fn a_reset_drops_the_pending_transfer() {
     let machine = Machine::new();
     machine.write(BAR0 + BYTE, 1);
     start(&machine, FILL, MEMORY, 1);
@@ -161,7 +161,7 @@ fn a_reset_forgets_the_transfer_that_waits() {
 #[test]
 fn registers_of_a_function_are_read_and_written_as_far_as_they_are_decoded() {
     let machine = Machine::new();
-    // Its own ones, which nothing may lock meanwhile.
+    // Its own registers: the transfer must not hold the probe's lock.
     machine.write_bytes(BAR2 + 0x123, b"who goes there?");
     assert_eq!(transfer(&machine, READ, BAR2 + 0x123, 15), DmaStatus::Done);
     assert_eq!(machine.read_bytes(BAR0 + BUFFER, 16), b"who goes there?\0");
@@ -198,7 +198,7 @@ impl PciDevice for Peer {
 }
 
 #[test]
-fn registers_are_out_of_reach_from_the_moment_that_bus_mastering_ends() {
+fn no_register_is_accessed_after_bus_mastering_ends() {
     const PEER: FunctionAddress = address(1, 0, 1);
     const PEER_BAR: u64 = 0xe000_8000;
     let root = Arc::new(OnceLock::new());

@@ -6,12 +6,12 @@ use super::{DmaFault, DmaStatus};
 use crate::virtio::iommu::test_machine::{self as iommu, OK, TestMachine};
 use crate::virtio::test_driver::TransportKind;
 
-/// What the probe's requests carry.
+/// The requester ID of the probe.
 const ENDPOINT: u32 = 0x100;
 const REFUSED: DmaStatus = DmaStatus::Fault(DmaFault::Address);
 const RW: u32 = iommu::READ | iommu::WRITE;
 
-/// A probe in a domain in which nothing is mapped, and the IOMMU that it is behind.
+/// A probe in a domain without mappings, and the IOMMU that it is behind.
 fn machines() -> (Machine, TestMachine) {
     let mut iommu = TestMachine::up(TransportKind::Mmio);
     assert_eq!(iommu.attach(1, ENDPOINT), OK);
@@ -37,7 +37,7 @@ fn transfers_go_where_the_address_is_mapped() {
 }
 
 #[test]
-fn what_is_not_mapped_is_not_touched() {
+fn memory_that_is_not_mapped_is_not_accessed() {
     let (machine, mut iommu) = machines();
     assert_eq!(transfer(&machine, FILL, MEMORY, 1), REFUSED);
     assert_eq!(memory(&machine, MEMORY, 1), [0]);
@@ -51,7 +51,7 @@ fn what_is_not_mapped_is_not_touched() {
 }
 
 #[test]
-fn direction_matters() {
+fn a_mapping_permits_reads_and_writes_separately() {
     let (machine, mut iommu) = machines();
     assert_eq!(iommu.map(1, 0, 0xfff, MEMORY, iommu::READ), OK);
     assert_eq!(iommu.map(1, 0x1000, 0x1fff, MEMORY + 0x1000, iommu::WRITE), OK);
@@ -105,7 +105,7 @@ fn a_probe_on_a_bus_with_another_number_is_another_endpoint() {
 }
 
 #[test]
-fn the_msi_window_is_no_memory() {
+fn the_msi_window_is_not_memory() {
     let (machine, iommu) = machines();
     assert_eq!(transfer(&machine, WRITE, 0xfee0_0000, 4), REFUSED);
     assert_eq!(faults(&iommu, ENDPOINT), 1);

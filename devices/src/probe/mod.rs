@@ -1,13 +1,13 @@
-//! The probe: a PCI endpoint made for finding out who touches device memory.
+//! The probe: a PCI endpoint for finding out which accesses reach a device's memory.
 //!
-//! It has a range of every kind, and counts and logs every access that gets to one. Its identity
-//! reads the same at any width, so that a process that mapped the registers knows whether it
-//! still reaches them; the host knows from [`ProbeStatus`] whether anybody did. A DMA engine
-//! reads and writes memory wherever it is told to, and interrupts come when asked for.
+//! It has a range of every kind, and counts and logs every access that gets to one. Its identity reads
+//! the same at any width, so that a process that mapped the registers can find out whether it still
+//! reaches them; the host reads from [`ProbeStatus`] whether any access did. A DMA engine reads and
+//! writes memory at any address, and interrupts are raised on request.
 //!
-//! `docs/probe.md` is the programmer's manual, [`registers`] the same as code. What needs no
-//! device (configuration space, the MSI-X structures, the ROM, accesses that nobody decodes) is
-//! the root complex's, and counted there.
+//! `docs/probe.md` is the programmer's manual, [`registers`] the same as code. The root complex serves
+//! everything that needs no device (configuration space, the MSI-X structures, the ROM, accesses that
+//! no function decodes), and counts it.
 
 mod access_log;
 mod device;

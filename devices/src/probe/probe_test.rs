@@ -1,4 +1,4 @@
-//! The probe as a guest and the host meet it.
+//! The probe as the guest and the host see it.
 
 use std::sync::Arc;
 
@@ -101,7 +101,7 @@ fn accesses_are_counted_by_range() {
 }
 
 #[test]
-fn what_the_function_does_not_decode_never_gets_to_the_device() {
+fn an_access_that_the_function_does_not_decode_never_gets_to_the_device() {
     let machine = Machine::new();
     let before = machine.status();
     machine.command(Command::IO | Command::MASTER);
@@ -137,7 +137,7 @@ fn the_log_has_the_last_accesses() {
         access(4, BarIndex::Bar0, SCRATCH, 12, Direction::Write, 0x0909_0909_0909_0909),
     ];
     assert_eq!(machine.status().log, expected);
-    // The guest sees the same, and not that it looks.
+    // The guest reads the same log, without its own reads of the log.
     let entry = |slot: u64| machine.read_bytes(BAR0 + 0x800 + 32 * slot, 32);
     let mut third = [3_u64, 8, 7].map(u64::to_le_bytes).concat();
     third.extend([4, 0, 0, 0, 5, 1, 0, 0]);
@@ -167,7 +167,7 @@ fn the_log_is_a_ring_of_64() {
 }
 
 #[test]
-fn msix_vectors_come_when_asked_for() {
+fn msix_vectors_are_raised_on_request() {
     let machine = Machine::new();
     machine.enable_msix();
     for vector in [0, 7, 3, 3] {
@@ -222,7 +222,7 @@ fn reset(machine: &Machine, kind: ResetKind) {
 }
 
 #[test]
-fn resets_of_all_kinds_are_visible_and_leave_only_the_history() {
+fn resets_of_all_kinds_are_counted_and_keep_only_counts_and_log() {
     for (kind, counter, counts) in [
         (ResetKind::FunctionLevel, 0x20, ResetCounts { function_level: 1, ..Default::default() }),
         (ResetKind::Hot, 0x28, ResetCounts { hot: 1, ..Default::default() }),
@@ -262,7 +262,7 @@ fn resets_of_all_kinds_are_visible_and_leave_only_the_history() {
 }
 
 #[test]
-fn a_size_that_cannot_be_is_refused() {
+fn an_invalid_size_is_refused() {
     for size in [0, 3, 0x1800] {
         let probe = Probe::new(
             size,

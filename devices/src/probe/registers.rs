@@ -6,7 +6,7 @@
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// "mo" in ASCII. PCI-SIG has given this vendor ID to nobody.
+/// "mo" in ASCII. PCI-SIG has not assigned this vendor ID.
 pub const VENDOR: u16 = 0x6d6f;
 /// "at" in ASCII.
 pub const DEVICE: u16 = 0x6174;
@@ -30,7 +30,7 @@ pub mod bar0 {
     /// Bytes of scratch area.
     pub const SCRATCH_SIZE: usize = 0x200;
     /// A ring of [`LogEntry`](super::LogEntry), read-only. Accesses that start here are counted,
-    /// but not logged: who reads the log does not want to find himself in it.
+    /// but not logged, so that reads of the log do not fill it.
     pub const LOG: u64 = 0x800;
     /// Entries of the log.
     pub const LOG_ENTRIES: usize = 64;
@@ -48,8 +48,8 @@ pub mod bar4 {
     pub const TABLE: u32 = 0;
     /// Pending Bit Array.
     pub const PENDING: u32 = 0x800;
-    /// [`Signature`](super::Signature), read-only, so that the range has something to recognise
-    /// it by beside what the root complex keeps.
+    /// [`Signature`](super::Signature), read-only: identifies the range, whose other contents are the
+    /// root complex's.
     pub const SIGNATURE: u64 = 0xc00;
 }
 
@@ -90,17 +90,17 @@ pub struct Accesses {
     pub writes: U64,
 }
 
-/// What the device tells. The counts start with the machine, and resets leave them alone.
+/// The device's status. The counts start at 0 with the machine, and resets do not change them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Report {
     /// 0x00: which device this is.
     pub signature: Signature,
-    /// 0x08: what the DMA engine does: [`dma_status`].
+    /// 0x08: the state of the DMA engine: [`dma_status`].
     pub dma_status: U32,
     /// 0x0c: reserved.
     pub reserved: U32,
-    /// 0x10: transfers that went well.
+    /// 0x10: transfers that succeeded.
     pub dma_completed: U64,
     /// 0x18: transfers that faulted.
     pub dma_faulted: U64,
@@ -116,7 +116,7 @@ pub struct Report {
     pub accesses: [Accesses; 6],
 }
 
-/// What the device does. All can be read back. A register that acts does so when its lowest byte
+/// The device's commands. All can be read back. A register marked "acts" does so when its lowest byte
 /// is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
@@ -138,7 +138,7 @@ pub struct Control {
     pub dma_command: U32,
 }
 
-/// No number of a vector.
+/// Not a valid vector.
 pub const NO_VECTOR: u32 = u32::MAX;
 
 impl Control {
@@ -170,15 +170,15 @@ pub mod dma_status {
     pub const IDLE: u32 = 0;
     /// A transfer is under way.
     pub const BUSY: u32 = 1;
-    /// The last one went well.
+    /// The last one succeeded.
     pub const DONE: u32 = 2;
     /// There is no such command.
     pub const FAULT_COMMAND: u32 = 0x101;
     /// The length is zero or more than the buffer's.
     pub const FAULT_LENGTH: u32 = 0x102;
-    /// The function is no bus master.
+    /// The function is not a bus master.
     pub const FAULT_BUS_MASTER: u32 = 0x103;
-    /// Not all of that memory is there for the device. A part may have been transferred.
+    /// The device may not access all of that memory. A part may have been transferred.
     pub const FAULT_ADDRESS: u32 = 0x104;
 }
 

@@ -7,7 +7,7 @@ use zerocopy::{Immutable, IntoBytes};
 
 use crate::pci::Identity;
 
-/// Lengths count in these.
+/// Lengths are in units of this many bytes.
 const UNIT: usize = 512;
 const IMAGE_SIZE: usize = 4 * UNIT;
 

@@ -215,7 +215,7 @@ impl Machine {
         self.doorbell.0.load(Ordering::Relaxed)
     }
 
-    /// Has the probe do what it was told to do.
+    /// Has the probe make its pending transfer.
     pub fn process(&self) {
         Probe::process(&self.probe, &self.root);
     }

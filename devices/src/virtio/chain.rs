@@ -17,7 +17,7 @@ struct Buffer {
 /// A chain that the driver made available.
 ///
 /// Descriptors are read once. The memory that they describe is looked up at each access, since it may
-/// go away at any moment: no access is made that is not permitted when it is made.
+/// be unmapped at any moment: each access is made only if it is permitted then.
 pub struct Chain<'a> {
     memory: &'a DmaView,
     id: ChainId,
@@ -54,7 +54,7 @@ impl<'a> Chain<'a> {
         chain
     }
 
-    /// Which one it is.
+    /// The chain's ID.
     pub fn id(&self) -> ChainId {
         self.id
     }
@@ -108,8 +108,8 @@ impl<'a> Cursor<'a> {
         None
     }
 
-    /// Accesses the next bytes, at most `longest`, within one lease. Gives how many that were: as many as
-    /// there are, or as could be accessed.
+    /// Accesses the next bytes, at most `longest`, within one lease. Returns the number of bytes
+    /// accessed, which ends early at memory that may not be accessed.
     fn access(
         &mut self,
         longest: usize,
@@ -123,7 +123,7 @@ impl<'a> Cursor<'a> {
                 break;
             };
             if !access(&lease, address, done, length) {
-                // There is no going on behind what is not there.
+                // Nothing behind memory that may not be accessed is accessed either.
                 self.buffers = &[];
                 return match done {
                     0 => Err(io::Error::other("the driver's buffer may not be accessed")),

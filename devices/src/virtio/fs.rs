@@ -1,4 +1,5 @@
-//! The file system device (virtio 1.3, section 5.11): carries FUSE messages to whoever has the files.
+//! The file system device (virtio 1.3, section 5.11): carries FUSE messages to the server that has the
+//! files.
 
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,17 +14,17 @@ use crate::lock;
 
 /// Answers FUSE messages (linux/fuse.h).
 pub trait FileServer: Send + Sync {
-    /// Answers `request` in `reply`, and returns how many bytes that took; none if there is no reply to
-    /// such a request. Afterwards nobody needs what is in `request`.
+    /// Answers `request` in `reply`, and returns how many bytes that took; 0 if there is no reply to
+    /// such a request. The caller does not use the contents of `request` afterwards.
     ///
-    /// It may take as long as the host's files do. No lock of a device's is held meanwhile.
+    /// It may take as long as the host's file system does. No lock of a device is held meanwhile.
     fn answer(&self, request: &mut [u8], reply: &mut [u8]) -> usize;
 
-    /// Forgets the guest, which has reset the device.
+    /// Drops all state of the guest, which has reset the device.
     fn reset(&self);
 }
 
-/// A tag that no driver could mount by.
+/// A tag that does not fit into the configuration space.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("invalid tag {0:?} of a file system: expected 1 to 36 bytes")]
 pub struct InvalidTag(pub String);
@@ -42,7 +43,8 @@ pub struct FileSystem {
     server: Arc<dyn FileServer>,
     /// Buffers of messages, kept from one to the next.
     buffers: Mutex<Vec<Buffers>>,
-    /// The server has yet to be told of a reset. Forgetting a guest may take the host long.
+    /// The server's reset is still to be made: it may take the host long, so it is not made on a vCPU's
+    /// thread.
     was_reset: AtomicBool,
 }
 
@@ -53,10 +55,10 @@ struct Buffers {
 }
 
 impl FileSystem {
-    /// The most bytes of a request, and of a reply: a MiB of file data, and all that may come with it. What
-    /// a driver sends beyond is not looked at.
+    /// The most bytes of a request, and of a reply: a MiB of file data, and the headers that come with
+    /// it. Bytes beyond that are ignored.
     const LONGEST_MESSAGE: usize = (1 << 20) + (64 << 10);
-    /// Linux asks for as much at once as fits into a queue, a descriptor for each page.
+    /// Linux makes requests as large as fit into a queue, with a descriptor for each page.
     const QUEUE_MAX_SIZES: [u16; 2] = [128, 1024];
 
     /// A file system that guests mount by `tag`.
@@ -68,12 +70,12 @@ impl FileSystem {
         Ok(Self { config, server, buffers, was_reset })
     }
 
-    /// Answers the message in `chain`. One of which a part cannot be reached is not looked at.
+    /// Answers the message in `chain`. A message of which a part may not be accessed is ignored.
     fn answer(&self, chain: &Chain<'_>, buffers: &mut Buffers) -> Option<u32> {
         let Buffers { request, reply } = buffers;
         request.clear();
         chain.reader()?.take(Self::LONGEST_MESSAGE as u64).read_to_end(request).ok()?;
-        // FORGET has no reply, and no room for one.
+        // FORGET has no reply, and its chain no writable part.
         let mut writer = chain.writer()?;
         let room = usize::try_from(writer.available()).unwrap_or(usize::MAX);
         reply.resize(room.min(Self::LONGEST_MESSAGE), 0);
@@ -114,12 +116,13 @@ impl VirtioDevice for FileSystem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::hostile_queue::{Subject, hostile_queue_tests};
+    use crate::virtio::hostile_queue::{Fixture, hostile_queue_tests};
     use crate::virtio::iommu::test_machine::page_by_page;
     use crate::virtio::test_driver::memory::BUFFERS;
     use crate::virtio::test_driver::{Buffer, Rings, TestDriver, TransportKind, on_each_transport};
 
-    /// Answers with the request backwards, and with as many bytes more as there is room for, to 40 in all.
+    /// Answers with the request's bytes in reverse order, padded as far as there is room, to 40 bytes
+    /// at most.
     struct Backwards;
 
     impl FileServer for Backwards {
@@ -137,54 +140,54 @@ mod tests {
         Arc::new(FileSystem::new("host", Arc::new(Backwards)).unwrap())
     }
 
-    fn subject(on: TransportKind) -> Subject {
+    fn fixture(on: TransportKind) -> Fixture {
         let mut driver = TestDriver::new(on, device());
         driver.bring_up(0, Rings::default());
-        Subject { driver, request: vec![Buffer::writable(BUFFERS, 40)], answer: 40 }
+        Fixture { driver, request: vec![Buffer::writable(BUFFERS, 40)], answer: 40 }
     }
 
-    hostile_queue_tests!(subject);
+    hostile_queue_tests!(fixture);
 
     mod behind_an_iommu {
         use super::*;
 
-        fn subject(on: TransportKind) -> Subject {
+        fn fixture(on: TransportKind) -> Fixture {
             let mut driver = TestDriver::behind(page_by_page(), on, device(), vec![]);
             driver.bring_up(0, Rings::default());
-            Subject { driver, ..super::subject(on) }
+            Fixture { driver, ..super::fixture(on) }
         }
 
-        hostile_queue_tests!(subject);
+        hostile_queue_tests!(fixture);
     }
 
     on_each_transport! {
         a_message_is_answered
-        a_message_without_room_for_a_reply_is_taken
+        a_message_without_room_for_a_reply_is_used
         a_message_that_is_too_long_is_cut
         the_configuration_has_the_tag
     }
 
     fn a_message_is_answered(on: TransportKind) {
-        let Subject { mut driver, .. } = subject(on);
+        let Fixture { mut driver, .. } = fixture(on);
         driver.store(BUFFERS, *b"abcd");
         let chain = [Buffer::readable(BUFFERS, 4), Buffer::writable(BUFFERS + 8, 6)];
         assert_eq!(driver.send(&chain), 6);
         assert_eq!(&driver.load::<[u8; 6]>(BUFFERS + 8), b"dcbaZZ");
     }
 
-    fn a_message_without_room_for_a_reply_is_taken(on: TransportKind) {
-        let Subject { mut driver, .. } = subject(on);
+    fn a_message_without_room_for_a_reply_is_used(on: TransportKind) {
+        let Fixture { mut driver, .. } = fixture(on);
         assert_eq!(driver.send(&[Buffer::readable(BUFFERS, 4)]), 0);
     }
 
     fn a_message_that_is_too_long_is_cut(on: TransportKind) {
-        let Subject { mut driver, .. } = subject(on);
+        let Fixture { mut driver, .. } = fixture(on);
         let chain = [Buffer::readable(BUFFERS, 8 << 20), Buffer::writable(BUFFERS, 8 << 20)];
         assert_eq!(driver.send(&chain), 40);
     }
 
     fn the_configuration_has_the_tag(on: TransportKind) {
-        let Subject { mut driver, .. } = subject(on);
+        let Fixture { mut driver, .. } = fixture(on);
         let mut config = [0xff; 44];
         driver.read_config(0, &mut config);
         assert_eq!(config[..4], *b"host");

@@ -1,5 +1,5 @@
-//! A driver gone mad: any access to any register, any bytes in its rings, in any order. Whatever it
-//! does, every call returns, nothing panics, and after a reset the device works.
+//! A driver that makes random accesses: to any register, with any bytes in its rings, in any order.
+//! Every call must return without a panic, and after a reset the device must work.
 
 use std::io;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::rng::Rng;
 use super::test_driver::memory::{BUFFERS, RAM_SIZE, STAGE};
 use super::test_driver::{Buffer, Register, Rings, TestDriver, TransportKind};
 
-/// What a guest gone mad does next.
+/// One random action of the guest.
 #[derive(Debug, Clone)]
 enum Garbage {
     Read { offset: u64, width: usize },
@@ -103,7 +103,7 @@ fn run(driver: &mut TestDriver, step: Garbage) {
             driver.bring_up(features, Rings::default());
         }
         Garbage::Stage { present } => driver.stage.set_present(present),
-        // Not until nothing is left: rings that overlap may never come to that.
+        // A limited number of times: with rings that overlap, the queue may never become empty.
         Garbage::Process => {
             (0..3).for_each(|_| {
                 driver.process_queues();
@@ -132,7 +132,7 @@ fn buffer_to_fill(_: &TestDriver) -> Vec<Buffer> {
 
 proptest! {
     #[test]
-    fn garbage_harms_no_entropy_device(steps in prop::collection::vec(garbage(), 1..200)) {
+    fn an_entropy_device_survives_random_accesses(steps in prop::collection::vec(garbage(), 1..200)) {
         for on in TransportKind::ALL {
             let device = Rng::new(Box::new(io::repeat(0x5a)));
             let driver = TestDriver::new(on, Arc::new(device));
@@ -141,7 +141,7 @@ proptest! {
     }
 
     #[test]
-    fn garbage_harms_no_memory_device(steps in prop::collection::vec(garbage(), 1..200)) {
+    fn a_memory_device_survives_random_accesses(steps in prop::collection::vec(garbage(), 1..200)) {
         for on in TransportKind::ALL {
             let driver = TestMachine::new(on, test_machine::config()).driver;
             assert_survives(driver, &steps, buffer_to_fill);
@@ -149,7 +149,7 @@ proptest! {
     }
 
     #[test]
-    fn garbage_harms_no_iommu_device(steps in prop::collection::vec(garbage(), 1..200)) {
+    fn an_iommu_device_survives_random_accesses(steps in prop::collection::vec(garbage(), 1..200)) {
         for on in TransportKind::ALL {
             let driver = IommuMachine::new(on).driver;
             assert_survives(driver, &steps, IommuMachine::store_attach);
@@ -157,7 +157,9 @@ proptest! {
     }
 
     #[test]
-    fn garbage_harms_no_device_behind_an_iommu(steps in prop::collection::vec(garbage(), 1..200)) {
+    fn a_device_behind_an_iommu_survives_random_accesses(
+        steps in prop::collection::vec(garbage(), 1..200),
+    ) {
         for on in TransportKind::ALL {
             let device = Arc::new(Rng::new(Box::new(io::repeat(0x5a))));
             let driver = TestDriver::behind(page_by_page(), on, device, vec![]);

@@ -59,23 +59,23 @@ bitflags! {
     pub struct DeviceStatus: u8 {
         /// The guest has noticed the device.
         const ACKNOWLEDGE = 1;
-        /// The guest knows how to drive it.
+        /// The guest has a driver for it.
         const DRIVER = 2;
         /// The driver is ready.
         const DRIVER_OK = 4;
         /// Feature negotiation is complete.
         const FEATURES_OK = 8;
-        /// The device is in an error that only a reset mends.
+        /// The device has met an error from which only a reset recovers.
         const DEVICE_NEEDS_RESET = 64;
         /// The guest has given up on the device.
         const FAILED = 128;
     }
 }
 
-/// What every virtio device is to its transport.
+/// A virtio device as its transport uses it.
 ///
 /// The transport owns queues, features, status and interrupts. A device gets descriptor chains and
-/// answers them, and never knows which transport it is on.
+/// answers them, and does not depend on the transport.
 ///
 /// Every method but [`process_chain`](Self::process_chain) runs on a vCPU's thread, with the transport's
 /// lock held, and returns at once. `process_chain` may take as long as the host does. So a device keeps
@@ -84,7 +84,7 @@ pub trait VirtioDevice: Send + Sync {
     /// The device's type.
     fn device_type(&self) -> DeviceType;
 
-    /// The device type's own feature bits on offer.
+    /// The feature bits of the device type that the device offers.
     fn features(&self) -> u64 {
         0
     }
@@ -109,8 +109,7 @@ pub trait VirtioDevice: Send + Sync {
         true
     }
 
-    /// Whether the device has a use for another chain of `queue` now. It leaves those of which it has
-    /// none available.
+    /// Whether the device can use another chain of `queue` now. If not, the chain stays available.
     fn wants_chain(&self, queue: u16) -> bool {
         let _ = queue;
         true
@@ -125,13 +124,12 @@ pub trait VirtioDevice: Send + Sync {
         let _ = queue;
     }
 
-    /// The driver reset the device. A chain may still be under way, of which the driver will hear no
-    /// more.
+    /// The driver reset the device. A chain may still be under way: it is not returned to the driver.
     fn reset(&self) {}
 }
 
-/// Fills `data` from `config` at `offset`, with zeros past the end of `config`: how a device's
-/// configuration space reads at any width and offset.
+/// Fills `data` from `config` at `offset`, with zeros past the end of `config`. Any width and offset is
+/// valid.
 pub fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
     let from = usize::try_from(offset).map_or(config.len(), |offset| offset.min(config.len()));
     let available = &config[from..];

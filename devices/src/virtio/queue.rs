@@ -14,12 +14,12 @@ use vm_memory::GuestAddress;
 use super::{Chain, VirtioDevice};
 use crate::dma::{DmaView, NotPermitted};
 
-/// The driver broke the ring itself: only a device reset mends it.
+/// The driver corrupted the ring: the device has to be reset.
 #[derive(Debug, Error)]
 #[error("the driver corrupted the queue: {0}")]
 pub struct QueueCorrupt(#[from] virtio_queue::Error);
 
-/// What processing a queue led to.
+/// The result of processing a queue.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// The driver wants an interrupt for the buffers used.
@@ -49,11 +49,11 @@ pub struct Virtqueue {
     live: Option<Live>,
 }
 
-/// What a queue is while it is ready.
+/// The state of a queue while it is ready.
 struct Live {
     /// Identifies this use of the queue, and ends with it.
     memory: Arc<DmaView>,
-    /// None while somebody processes it.
+    /// None while a thread processes it.
     ring: Option<Ring>,
 }
 
@@ -64,7 +64,7 @@ impl Virtqueue {
         Self { registers, max_size, live: None }
     }
 
-    /// The largest size on offer.
+    /// The largest size offered.
     pub fn max_size(&self) -> u16 {
         self.max_size
     }
@@ -74,8 +74,8 @@ impl Virtqueue {
         self.live.is_some()
     }
 
-    /// Back to the state before the driver set it up. A ring that somebody processes is accessed no
-    /// more, once the leases from before are over ([`Leases::settle`](crate::dma::Leases::settle)).
+    /// Back to the state before the driver set it up. A ring that is being processed is not accessed
+    /// any more once the earlier leases are over ([`Leases::settle`](crate::dma::Leases::settle)).
     pub fn reset(&mut self) {
         if let Some(live) = &self.live {
             live.memory.revoke();
@@ -110,13 +110,13 @@ pub struct Ring {
     /// A chain that has been answered, and its used length: not in the used ring yet, because the device
     /// was not permitted to write there.
     answered: Option<(u16, u32)>,
-    /// Whether chains have been used of which the driver does not know.
+    /// Whether chains have been used of which the driver has not been notified.
     unannounced: bool,
 }
 
 /// Why a ring is not processed any further.
 enum Interruption {
-    /// It is left as it is until the device is permitted to access it again, if ever.
+    /// The device may not access it: it is left as it is until it may again.
     NotPermitted,
     Corrupt(QueueCorrupt),
 }
@@ -147,15 +147,15 @@ impl Ring {
         queue.try_set_used_ring_address(GuestAddress(registers.device_area))?;
         queue.set_event_idx(event_idx);
         queue.set_ready(true);
-        // A device that may not look at its rings yet will find out when it may.
+        // A device that may not access its rings yet checks them when it may.
         if memory.lease().is_ok_and(|lease| !queue.is_valid(&lease)) {
             return Err(QueueCorrupt(virtio_queue::Error::QueueNotReady));
         }
         Ok(Self { queue, memory, answered: None, unannounced: false })
     }
 
-    /// Lets `device` answer what the driver made available on queue `index`: at most one ring's worth,
-    /// so that a driver that never stops adding cannot keep the machine here.
+    /// Has `device` answer the chains that the driver made available on queue `index`: at most as many
+    /// as the ring has entries, so that a driver that keeps adding chains cannot keep the thread here.
     pub fn process(
         &mut self,
         index: u16,
@@ -205,7 +205,8 @@ impl Ring {
         Ok(())
     }
 
-    /// The next available chain. An entry that is announced but is none is a corrupt ring.
+    /// The next available chain. If the index announces an entry that is not valid, the ring is
+    /// corrupt.
     fn next_chain<'a>(
         &mut self,
         index: u16,
@@ -213,7 +214,7 @@ impl Ring {
     ) -> Result<Option<Chain<'a>>, Interruption> {
         let queue = &mut self.queue;
         let lease = memory.lease()?;
-        // Asked before the ring is: a driver may announce more at any moment.
+        // Read before the ring: a driver may announce more at any moment.
         if queue.avail_idx(&lease, Ordering::Acquire)?.0 == queue.next_avail() {
             return Ok(None);
         }

@@ -12,8 +12,8 @@ pub struct Rng {
 }
 
 impl Rng {
-    /// At most this many bytes answer one chain, so that a guest cannot keep the machine busy
-    /// with one huge buffer. A driver asks again for more.
+    /// At most this many bytes answer one chain, so that a guest cannot keep the machine busy with one
+    /// huge buffer. A driver that needs more sends another chain.
     const MAX_BYTES_A_CHAIN: u64 = 64 << 10;
 
     /// An entropy device that reads from `source`.
@@ -36,7 +36,7 @@ impl VirtioDevice for Rng {
             return 0;
         };
         let wanted = writer.available().min(Self::MAX_BYTES_A_CHAIN);
-        // What was copied before a failing source gave up is still good.
+        // The bytes that were copied before the source failed are valid.
         let _ = std::io::copy(&mut lock(&self.source).by_ref().take(wanted), &mut writer);
         writer.written()
     }
@@ -48,7 +48,7 @@ mod tests {
     use std::io;
     use std::sync::Arc;
 
-    use crate::virtio::hostile_queue::{Subject, hostile_queue_tests};
+    use crate::virtio::hostile_queue::{Fixture, hostile_queue_tests};
     use crate::virtio::iommu::test_machine::page_by_page;
     use crate::virtio::test_driver::memory::BUFFERS;
     use crate::virtio::test_driver::{Buffer, Rings, TestDriver, TransportKind, on_each_transport};
@@ -59,24 +59,24 @@ mod tests {
         driver
     }
 
-    fn subject(on: TransportKind) -> Subject {
+    fn fixture(on: TransportKind) -> Fixture {
         let request = vec![Buffer::writable(BUFFERS, 40)];
-        Subject { driver: driver(on, io::repeat(0x5a)), request, answer: 40 }
+        Fixture { driver: driver(on, io::repeat(0x5a)), request, answer: 40 }
     }
 
-    hostile_queue_tests!(subject);
+    hostile_queue_tests!(fixture);
 
     mod behind_an_iommu {
         use super::*;
 
-        fn subject(on: TransportKind) -> Subject {
+        fn fixture(on: TransportKind) -> Fixture {
             let device = Arc::new(Rng::new(Box::new(io::repeat(0x5a))));
             let mut driver = TestDriver::behind(page_by_page(), on, device, vec![]);
             driver.bring_up(0, Rings::default());
-            Subject { driver, ..super::subject(on) }
+            Fixture { driver, ..super::fixture(on) }
         }
 
-        hostile_queue_tests!(subject);
+        hostile_queue_tests!(fixture);
     }
 
     on_each_transport! {

@@ -109,7 +109,7 @@ impl GuestBuses {
         let access = access(AddressSpace::Memory, address, data, Operation::Read);
         if let Some(pci) = self.pci.as_deref() {
             let outcome = pci.root().read_memory(address, data);
-            if outcome != Access::Nobody {
+            if outcome != Access::Unmapped {
                 return pci.refused(access, outcome).map(StrayAccess::Refused);
             }
         }
@@ -126,7 +126,7 @@ impl GuestBuses {
         let access = access(AddressSpace::Memory, address, data, Operation::Write);
         if let Some(pci) = self.pci.as_deref() {
             let outcome = pci.root().write_memory(address, data);
-            if outcome != Access::Nobody {
+            if outcome != Access::Unmapped {
                 return pci.refused(access, outcome).map(StrayAccess::Refused);
             }
         }

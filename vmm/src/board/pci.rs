@@ -144,7 +144,7 @@ impl Pci {
     pub fn refused(&self, access: GuestAccess, outcome: Access) -> Option<RefusedAccess<'_>> {
         match outcome {
             Access::Refused(refusal) => Some(RefusedAccess { pci: self, access, refusal }),
-            Access::Claimed | Access::Nobody => None,
+            Access::Claimed | Access::Unmapped => None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! The PCI Express capability (PCI Express Base 6.0, section 7.5.3).
 //!
-//! Links run at 2.5 GT/s, one lane wide, and are up wherever there is something at the other end.
+//! Links run at 2.5 GT/s, one lane wide, and are up if there is a device at the other end.
 
 use bitflags::bitflags;
 
@@ -8,7 +8,7 @@ use super::{CapabilityList, id};
 use crate::pci::config_space::ConfigSpace;
 
 const SIZE: usize = 0x3c;
-/// The same place in every function, the end of what conventional configuration cycles reach.
+/// Offset of the capability in every function: at the end of conventional configuration space.
 pub(super) const OFFSET: usize = ConfigSpace::CONVENTIONAL_SIZE - SIZE;
 
 const CAPABILITIES: usize = OFFSET + 0x02;
@@ -26,7 +26,8 @@ const LINK_CONTROL_2: usize = OFFSET + 0x30;
 /// PCI Express Capabilities (section 7.5.3.2): the capability's version. The type is above it.
 const VERSION: u16 = 2;
 const PORT_TYPE_SHIFT: u16 = 4;
-/// Root Control (section 7.5.3.12): system errors and PME interrupts, neither of which there are.
+/// Root Control (section 7.5.3.12): enables system errors and PME interrupts, of which the machine has
+/// neither.
 const ROOT_CONTROL_WRITABLE: u16 = 0xf;
 /// Device Capabilities 2 and Device Control 2 (sections 7.5.3.15 and 7.5.3.16).
 const COMPLETION_TIMEOUT_DISABLE: u16 = 1 << 4;
@@ -93,8 +94,8 @@ bitflags! {
     }
 }
 
-/// Adds the capability of a function that is what `port_type` says. `linked` says whether there
-/// is something at the other end of its link, if it has one.
+/// Adds the capability of a function of type `port_type`. `linked` is whether there is a device at the
+/// other end of its link, if it has one.
 pub(in crate::pci) fn add(
     list: &mut CapabilityList,
     config: &mut ConfigSpace,
@@ -105,7 +106,7 @@ pub(in crate::pci) fn add(
     let capabilities = VERSION | (port_type as u16) << PORT_TYPE_SHIFT;
     config.set(CAPABILITIES, &capabilities.to_le_bytes());
     add_device(config, port_type);
-    // What is integrated into the root complex has no link.
+    // A function that is integrated into the root complex has no link.
     if port_type != PortType::IntegratedEndpoint {
         add_link(config, port_type, linked);
     }
@@ -150,8 +151,8 @@ fn add_link(config: &mut ConfigSpace, port_type: PortType, linked: bool) {
     config.set(LINK_CONTROL_2, &TARGET_2_5_GT.to_le_bytes());
 }
 
-/// Whether the guest has just asked for a Function Level Reset, which takes the bit back. A
-/// function that does not offer one has no such bit to write.
+/// Whether the guest has just requested a Function Level Reset. Clears the bit. A function without such
+/// a reset has no bit to write.
 pub(in crate::pci) fn wants_reset(config: &ConfigSpace) -> bool {
     DeviceControl::from_bits_truncate(config.u16(DEVICE_CONTROL))
         .contains(DeviceControl::INITIATE_FUNCTION_LEVEL_RESET)

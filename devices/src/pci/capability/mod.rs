@@ -20,8 +20,8 @@ mod id {
     pub const MSI_X: u8 = 0x11;
 }
 
-/// Where a function's capabilities go: one after the other, between two that every function has
-/// in a place of their own.
+/// Where a function's capabilities are put: one after the other, between two that every function has at
+/// fixed offsets.
 pub(super) struct CapabilityList {
     /// The byte that is to point at the next one.
     link: usize,
@@ -33,7 +33,7 @@ impl CapabilityList {
         Self { link: register::CAPABILITIES_POINTER, end: power::OFFSET + power::SIZE }
     }
 
-    /// Adds a capability of `size` bytes and gives its offset; none if there is no room.
+    /// Adds a capability of `size` bytes and returns its offset; none if there is no room.
     fn add(&mut self, config: &mut ConfigSpace, id: u8, size: usize) -> Option<usize> {
         let offset = self.end;
         let end = offset.checked_add(size)?.checked_next_multiple_of(4)?;
@@ -59,7 +59,7 @@ pub struct VendorCapability {
     pub bytes: Vec<u8>,
     /// Which bits the guest may write; none beyond the end of this, nor in the first three bytes.
     pub writable: Vec<u8>,
-    /// The bytes that are the device's own: an access inside them is [`PciDevice`]'s to answer.
+    /// The bytes that are the device's own: [`PciDevice`] answers accesses inside them.
     ///
     /// [`PciDevice`]: super::PciDevice
     pub device_bytes: Range<usize>,
@@ -69,12 +69,12 @@ impl VendorCapability {
     const LENGTH: usize = 2;
     const BODY: usize = 3;
 
-    /// A capability that only informs.
+    /// A capability without writable bits.
     pub fn read_only(bytes: Vec<u8>) -> Self {
         Self { bytes, writable: Vec::new(), device_bytes: 0..0 }
     }
 
-    /// Adds the capability and says where it is; none if there is no room.
+    /// Adds the capability and returns its offset; none if there is no room.
     pub(super) fn add(
         &self,
         list: &mut CapabilityList,
@@ -147,8 +147,8 @@ impl AccessControl {
     const CAPABILITY: usize = Self::OFFSET + 4;
     const CONTROL: usize = Self::OFFSET + 6;
 
-    /// Adds Access Control Services that do `self`. What they do happens between devices and the
-    /// IOMMU, not here: the guest may turn them on and off without further effect.
+    /// Adds Access Control Services with these capabilities. What they control happens between devices
+    /// and the IOMMU, not here: the guest may turn them on and off without further effect.
     pub fn add(self, config: &mut ConfigSpace) {
         config.set(Self::OFFSET, &Self::HEADER.to_le_bytes());
         config.set(Self::CAPABILITY, &self.bits().to_le_bytes());

@@ -4,7 +4,7 @@ use super::{CapabilityList, id};
 use crate::pci::config_space::ConfigSpace;
 use crate::pci::state::PowerState;
 
-/// The same place in every function, before all other capabilities.
+/// Offset of the capability in every function, before all other capabilities.
 pub(super) const OFFSET: usize = 0x40;
 pub(super) const SIZE: usize = 8;
 
@@ -17,7 +17,7 @@ const VERSION: u16 = 3;
 const POWER_STATE: u8 = 0b11;
 const D0: u8 = 0b00;
 const D3HOT: u8 = 0b11;
-/// PM Control: the way back to D0 resets nothing.
+/// PM Control: the transition back to D0 resets nothing.
 const NO_SOFT_RESET: u8 = 1 << 3;
 
 /// Whether waking up from D3hot resets a function.
@@ -50,8 +50,9 @@ pub(in crate::pci) fn state(config: &ConfigSpace) -> PowerState {
     }
 }
 
-/// The guest may have written the state, which was `before`. A state that the function does not
-/// have is discarded (section 7.5.2.2). True if the function has woken up and is to be reset.
+/// To be called after a write that may have changed the state, which was `before`. A state that the
+/// function does not support is discarded (section 7.5.2.2). True if the function has woken up and has
+/// to be reset.
 pub(in crate::pci) fn written(config: &mut ConfigSpace, before: PowerState) -> bool {
     let control = config.u8(CONTROL);
     let after = control & POWER_STATE;

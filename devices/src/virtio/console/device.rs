@@ -16,15 +16,15 @@ use crate::{Signal, lock};
 
 /// Bytes that are copied at once.
 const PIECE: usize = 64 << 10;
-/// At most so many bytes of one chain are output, and the rest of it is lost, so that a guest cannot grow
-/// the host's end without bound. Linux writes 32 KiB at a time, and splices at most a pipe.
+/// At most this many bytes of one chain are output, and the rest of it is lost, so that a guest cannot
+/// grow the host's end without bound. Linux writes 32 KiB at a time, and splices at most a pipe.
 const MAX_OUTPUT_A_CHAIN: usize = 16 << 20;
 
-/// Ports that a console cannot have.
+/// Why a console cannot have these ports.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ConsoleError {
     /// None, or too many.
-    #[error("a console has 1 to {max} ports, not {count}", max = Console::MAX_PORTS)]
+    #[error("invalid number of console ports {count}: expected 1 to {max}", max = Console::MAX_PORTS)]
     PortCount {
         /// How many were asked for.
         count: usize,
@@ -61,15 +61,15 @@ impl From<u16> for QueueRole {
 /// A console device.
 pub struct Console {
     ports: Vec<Port>,
-    /// Rung when the driver has to be told something.
+    /// Signalled when there is a control message for the driver.
     doorbell: Arc<dyn Signal>,
     state: Mutex<ConsoleState>,
 }
 
-/// What the driver and the device have told each other.
+/// The state of the control messages between the driver and the device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConsoleState {
-    /// Whether the driver knows of more ports than the first.
+    /// Whether the driver has negotiated MULTIPORT and so uses more ports than the first.
     pub multiport: bool,
     /// The ports.
     pub ports: Vec<PortState>,
@@ -80,7 +80,7 @@ impl ConsoleState {
         Self { multiport: false, ports: vec![PortState::default(); port_count] }
     }
 
-    /// A driver that knows of one port only has it open from the start.
+    /// Without MULTIPORT, the driver has the only port open from the start.
     fn guest_has_open(&self, port: usize) -> bool {
         self.ports[port].guest_open || (port == 0 && !self.multiport)
     }
@@ -93,7 +93,7 @@ impl Console {
 
     /// A console with these ports.
     ///
-    /// `doorbell` is signalled when there is something to tell the driver. The machine then calls
+    /// `doorbell` is signalled when there is a control message for the driver. The machine then calls
     /// [`Transport::process_queues`](crate::virtio::transport::Transport::process_queues).
     pub fn new(ports: Vec<Port>, doorbell: Arc<dyn Signal>) -> Result<Self, ConsoleError> {
         let count = ports.len();
@@ -103,7 +103,7 @@ impl Console {
         Ok(Self { ports, doorbell, state: Mutex::new(ConsoleState::new(count)) })
     }
 
-    /// What the driver and the device have told each other.
+    /// The state of the control messages between the driver and the device.
     pub fn state(&self) -> ConsoleState {
         lock(&self.state).clone()
     }
@@ -118,8 +118,8 @@ impl Console {
         ports.filter(|_| state.multiport).find_map(message)
     }
 
-    /// Puts the next message into `chain`. A driver without room for it has lost it.
-    fn tell(&self, chain: &Chain<'_>) -> u32 {
+    /// Puts the next message into `chain`. If it does not fit, it is lost.
+    fn send_control_message(&self, chain: &Chain<'_>) -> u32 {
         let Some(message) = self.next_message() else {
             return 0;
         };
@@ -131,15 +131,15 @@ impl Console {
         lock(&self.state).ports[port].sent(&message);
         chain.writer().map_or(0, |mut writer| {
             if writer.available() >= bytes.len() as u64 {
-                // What cannot be written, the driver has not made available.
+                // A write fails only if the driver's buffer may not be accessed.
                 let _ = writer.write_all(&bytes);
             }
             writer.written()
         })
     }
 
-    /// Takes a message of the driver's.
-    fn hear(&self, chain: &Chain<'_>) {
+    /// Handles a control message of the driver.
+    fn handle_control_message(&self, chain: &Chain<'_>) {
         let mut message = ControlMessage::new_zeroed();
         let read = chain.reader().map(|mut reader| reader.read_exact(message.as_mut_bytes()));
         if !matches!(read, Some(Ok(()))) {
@@ -161,9 +161,9 @@ impl Console {
             (Ok(ControlEvent::PortOpen), Some(state)) => {
                 (state.guest_open, state.closing) = (false, true);
             }
-            _ => debug!("a console's driver sent {message:?}, which means nothing"),
+            _ => debug!("ignored invalid control message from a console's driver: {message:?}"),
         }
-        // There may be an answer, for which another queue has room; and input may be wanted now.
+        // There may be an answer to send on another queue, and the guest may accept input now.
         self.doorbell.signal();
     }
 
@@ -235,8 +235,8 @@ impl VirtioDevice for Console {
         match queue.into() {
             QueueRole::Input(port) => return self.input(port, chain),
             QueueRole::Output(port) => self.output(port, chain),
-            QueueRole::ControlInput => return self.tell(chain),
-            QueueRole::ControlOutput => self.hear(chain),
+            QueueRole::ControlInput => return self.send_control_message(chain),
+            QueueRole::ControlOutput => self.handle_control_message(chain),
         }
         0
     }

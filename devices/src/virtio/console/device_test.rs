@@ -9,7 +9,7 @@ use super::wire::{ControlEvent, ControlMessage, Features};
 use super::*;
 use crate::lock;
 use crate::virtio::VirtioDevice;
-use crate::virtio::hostile_queue::{Subject, hostile_queue_tests};
+use crate::virtio::hostile_queue::{Fixture, hostile_queue_tests};
 use crate::virtio::iommu::test_machine::page_by_page;
 use crate::virtio::test_driver::memory::BUFFERS;
 use crate::virtio::test_driver::{
@@ -17,7 +17,7 @@ use crate::virtio::test_driver::{
 };
 use crate::virtio::{DeviceStatus, Features as VirtioFeatures};
 
-/// What a test has of a port.
+/// The host's end of a port, as a test controls it.
 #[derive(Default)]
 struct End {
     input: Vec<u8>,
@@ -87,24 +87,24 @@ fn endless() -> Arc<dyn VirtioDevice> {
     Arc::new(Console::new(vec![port], Arc::new(Count::default())).unwrap())
 }
 
-fn subject(on: TransportKind) -> Subject {
+fn fixture(on: TransportKind) -> Fixture {
     let mut driver = TestDriver::new(on, endless());
     driver.bring_up(0, Rings::default());
-    Subject { driver, request: vec![Buffer::writable(BUFFERS, 40)], answer: 40 }
+    Fixture { driver, request: vec![Buffer::writable(BUFFERS, 40)], answer: 40 }
 }
 
-hostile_queue_tests!(subject);
+hostile_queue_tests!(fixture);
 
 mod behind_an_iommu {
     use super::*;
 
-    fn subject(on: TransportKind) -> Subject {
+    fn fixture(on: TransportKind) -> Fixture {
         let mut driver = TestDriver::behind(page_by_page(), on, endless(), vec![]);
         driver.bring_up(0, Rings::default());
-        Subject { driver, ..super::subject(on) }
+        Fixture { driver, ..super::fixture(on) }
     }
 
-    hostile_queue_tests!(subject);
+    hostile_queue_tests!(fixture);
 }
 
 const CONTROL_INPUT: usize = 2;
@@ -173,39 +173,39 @@ impl Guest {
         result
     }
 
-    fn tell(&mut self, port: usize, event: ControlEvent, value: bool) {
-        self.tell_raw(ControlMessage::new(port, event, value));
+    fn send_event(&mut self, port: usize, event: ControlEvent, value: bool) {
+        self.send_message(ControlMessage::new(port, event, value));
     }
 
-    fn tell_raw(&mut self, message: ControlMessage) {
+    fn send_message(&mut self, message: ControlMessage) {
         let bytes: [u8; 8] = message.as_bytes().try_into().unwrap();
         self.driver.store(BUFFERS, bytes);
         assert_eq!(self.send(CONTROL_OUTPUT, Buffer::readable(BUFFERS, 8)), Some(0));
     }
 
     /// The next control message and what follows it, in a buffer that is made available for it.
-    fn hear(&mut self) -> Option<(ControlMessage, Vec<u8>)> {
+    fn receive_message(&mut self) -> Option<(ControlMessage, Vec<u8>)> {
         let length = self.send(CONTROL_INPUT, Buffer::writable(BUFFERS, 32))?;
         let bytes = self.driver.load::<[u8; 32]>(BUFFERS)[..length as usize].to_vec();
         let (message, rest) = ControlMessage::read_from_prefix(&bytes).unwrap();
         Some((message, rest.to_vec()))
     }
 
-    fn hear_event(&mut self, port: usize, event: ControlEvent, value: bool) {
+    fn expect_event(&mut self, port: usize, event: ControlEvent, value: bool) {
         let expected = (ControlMessage::new(port, event, value), Vec::new());
-        assert_eq!(self.hear(), Some(expected));
+        assert_eq!(self.receive_message(), Some(expected));
     }
 
-    /// As Linux takes port 1 into use.
+    /// Opens port 1 as Linux does.
     fn open(&mut self) {
-        self.tell(0, ControlEvent::DeviceReady, true);
-        self.hear_event(0, ControlEvent::DeviceAdd, true);
-        self.hear_event(1, ControlEvent::DeviceAdd, true);
-        self.tell(1, ControlEvent::PortReady, true);
-        self.hear_event(1, ControlEvent::PortOpen, true);
+        self.send_event(0, ControlEvent::DeviceReady, true);
+        self.expect_event(0, ControlEvent::DeviceAdd, true);
+        self.expect_event(1, ControlEvent::DeviceAdd, true);
+        self.send_event(1, ControlEvent::PortReady, true);
+        self.expect_event(1, ControlEvent::PortOpen, true);
         let name = (ControlMessage::new(1, ControlEvent::PortName, true), b"second".to_vec());
-        assert_eq!(self.hear(), Some(name));
-        self.tell(1, ControlEvent::PortOpen, true);
+        assert_eq!(self.receive_message(), Some(name));
+        self.send_event(1, ControlEvent::PortOpen, true);
     }
 
     fn end(&self) -> std::sync::MutexGuard<'_, End> {
@@ -220,10 +220,10 @@ const OUTPUT: usize = 5;
 on_each_transport! {
     ports_are_announced_opened_and_named
     input_waits_until_the_guest_has_opened_the_port
-    the_end_of_input_is_told_after_the_last_byte
+    the_end_of_input_is_reported_after_the_last_byte
     output_waits_for_room_and_the_port_closes_after_it
-    one_chain_grows_the_output_by_so_much_and_no_more
-    messages_that_mean_nothing_change_nothing
+    the_output_of_one_chain_is_limited
+    invalid_messages_are_ignored
     a_reset_closes_all_ports
     without_multiport_there_is_one_port_and_it_is_open
 }
@@ -233,8 +233,8 @@ fn ports_are_announced_opened_and_named(on: TransportKind) {
     guest.open();
     assert!(guest.end().guest_open);
     assert!(!lock(&guest.ends[0]).guest_open);
-    // Port 0 was never taken, and there is nothing else to say.
-    assert_eq!(guest.hear(), None);
+    // The driver never accepted port 0, and there is no other message.
+    assert_eq!(guest.receive_message(), None);
 }
 
 fn input_waits_until_the_guest_has_opened_the_port(on: TransportKind) {
@@ -249,11 +249,11 @@ fn input_waits_until_the_guest_has_opened_the_port(on: TransportKind) {
     assert_eq!(guest.send(INPUT, Buffer::writable(BUFFERS, 3)), None);
 }
 
-fn the_end_of_input_is_told_after_the_last_byte(on: TransportKind) {
+fn the_end_of_input_is_reported_after_the_last_byte(on: TransportKind) {
     let mut guest = Guest::new(on, Features::MULTIPORT);
     guest.open();
     *guest.end() = End { input: b"!".to_vec(), input_ended: true, ..End::default() };
-    assert_eq!(guest.hear(), None);
+    assert_eq!(guest.receive_message(), None);
     assert_eq!(guest.send(INPUT, Buffer::writable(BUFFERS + 0x100, 3)), Some(1));
     guest.driver.process_queues();
     // In the buffer that has waited for it.
@@ -268,7 +268,7 @@ fn output_waits_for_room_and_the_port_closes_after_it(on: TransportKind) {
     guest.end().is_full = true;
     guest.driver.store(BUFFERS + 0x100, *b"bye");
     assert_eq!(guest.send(OUTPUT, Buffer::readable(BUFFERS + 0x100, 3)), None);
-    guest.tell(1, ControlEvent::PortOpen, false);
+    guest.send_event(1, ControlEvent::PortOpen, false);
     assert!(guest.end().guest_open);
     assert!(guest.end().output.is_empty());
     guest.end().is_full = false;
@@ -278,23 +278,23 @@ fn output_waits_for_room_and_the_port_closes_after_it(on: TransportKind) {
     assert!(!guest.end().guest_open);
 }
 
-fn one_chain_grows_the_output_by_so_much_and_no_more(on: TransportKind) {
+fn the_output_of_one_chain_is_limited(on: TransportKind) {
     let mut guest = Guest::new(on, Features::MULTIPORT);
     guest.open();
     assert_eq!(guest.send(OUTPUT, Buffer::readable(BUFFERS, 20 << 20)), Some(0));
     assert_eq!(guest.end().output.len(), 16 << 20);
 }
 
-fn messages_that_mean_nothing_change_nothing(on: TransportKind) {
+fn invalid_messages_are_ignored(on: TransportKind) {
     let mut guest = Guest::new(on, Features::MULTIPORT);
     guest.open();
     let before = guest.console.state();
     for event in [ControlEvent::PortReady, ControlEvent::PortOpen] {
-        guest.tell(2, event, true);
-        guest.tell(usize::MAX, event, false);
+        guest.send_event(2, event, true);
+        guest.send_event(usize::MAX, event, false);
     }
     for event in [2, 4, 5, 8, u16::MAX] {
-        guest.tell_raw(ControlMessage {
+        guest.send_message(ControlMessage {
             event: event.into(),
             ..ControlMessage::new(1, ControlEvent::DeviceReady, true)
         });
@@ -302,9 +302,9 @@ fn messages_that_mean_nothing_change_nothing(on: TransportKind) {
     assert_eq!(guest.send(CONTROL_OUTPUT, Buffer::readable(BUFFERS, 7)), Some(0));
     assert_eq!(guest.console.state(), before);
     // Nor does one for which there is too little room hold up the others.
-    guest.tell(1, ControlEvent::PortReady, true);
+    guest.send_event(1, ControlEvent::PortReady, true);
     assert_eq!(guest.send(CONTROL_INPUT, Buffer::writable(BUFFERS, 7)), Some(0));
-    assert!(guest.hear().is_some());
+    assert!(guest.receive_message().is_some());
 }
 
 fn a_reset_closes_all_ports(on: TransportKind) {
@@ -313,7 +313,7 @@ fn a_reset_closes_all_ports(on: TransportKind) {
     guest.driver.reset();
     assert!(!guest.end().guest_open);
     guest.bring_up(Features::MULTIPORT);
-    assert_eq!(guest.hear(), None);
+    assert_eq!(guest.receive_message(), None);
     guest.doorbell.take();
     guest.bring_up(Features::MULTIPORT);
     guest.open();
@@ -324,8 +324,8 @@ fn without_multiport_there_is_one_port_and_it_is_open(on: TransportKind) {
     assert!(lock(&guest.ends[0]).guest_open);
     lock(&guest.ends[0]).input = b"hi".to_vec();
     assert_eq!(guest.send(0, Buffer::writable(BUFFERS, 8)), Some(2));
-    guest.tell(0, ControlEvent::DeviceReady, true);
-    assert_eq!(guest.hear(), None);
+    guest.send_event(0, ControlEvent::DeviceReady, true);
+    assert_eq!(guest.receive_message(), None);
     let mut config = [0; 8];
     guest.driver.read_config(4, &mut config[..4]);
     assert_eq!(config, [2, 0, 0, 0, 0, 0, 0, 0]);

@@ -25,7 +25,7 @@ pub trait HostEnd: Send + Sync {
     /// What there is for the guest.
     fn input(&self) -> Input;
 
-    /// Takes input into `data`, and returns how many bytes that were.
+    /// Copies input into `data`, and returns the number of bytes.
     fn take_input(&self, data: &mut [u8]) -> usize;
 
     /// Whether there is room for output. As long as there is none the guest has to wait.
@@ -34,29 +34,29 @@ pub trait HostEnd: Send + Sync {
     /// Takes output, all of it: what one chain holds may be more than there is room for.
     fn put_output(&self, data: &[u8]);
 
-    /// The guest has opened its end, or has closed it and all its output has been put.
+    /// The guest has opened its end; or it has closed it, and all its output has been passed on.
     fn set_guest_open(&self, open: bool);
 }
 
 /// A port of a console.
 #[derive(Clone)]
 pub struct Port {
-    /// By which the guest finds it: with Linux's usual rules `/dev/virtio-ports/NAME`.
+    /// The name by which the guest finds it: with Linux's usual rules `/dev/virtio-ports/NAME`.
     pub name: String,
     /// The host's end.
     pub host: Arc<dyn HostEnd>,
 }
 
-/// What the driver and the device have told each other about a port.
+/// The state of a port's control messages between the driver and the device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortState {
-    /// The driver has to be told that the port exists.
+    /// DEVICE_ADD is still to be sent.
     pub to_be_added: bool,
-    /// The driver has to be told its name.
+    /// PORT_NAME is still to be sent.
     pub to_be_named: bool,
-    /// The driver has taken the port.
+    /// The driver has accepted the port (PORT_READY).
     pub ready: bool,
-    /// Whether the driver has been told that the host's end is open.
+    /// Whether the last PORT_OPEN to the driver reported the host's end as open.
     pub told_open: bool,
     /// The guest's end is open.
     pub guest_open: bool,
@@ -73,7 +73,7 @@ impl PortState {
             Self { ready: true, told_open, .. } if *told_open != host_open => {
                 message(ControlEvent::PortOpen, host_open)
             }
-            // The name comes last: who finds a port by it finds it connected.
+            // The name comes last, so that a program that finds the port by name finds it connected.
             Self { to_be_named: true, .. } => message(ControlEvent::PortName, true),
             _ => None,
         }

@@ -33,7 +33,7 @@ pub struct ControlMessage {
     pub port: U32,
     /// A [`ControlEvent`].
     pub event: U16,
-    /// What more there is to say of it.
+    /// A value, which depends on the event.
     pub value: U16,
 }
 
@@ -48,15 +48,15 @@ impl ControlMessage {
     }
 }
 
-/// What control messages say (virtio 1.3, section 5.3.6.2), as far as either side uses them here.
+/// Events of control messages (virtio 1.3, section 5.3.6.2), as far as either side uses them here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
 pub enum ControlEvent {
     /// The driver is ready for control messages, or is not.
     DeviceReady = 0,
-    /// There is such a port.
+    /// The port exists.
     DeviceAdd = 1,
-    /// The driver has taken the port, or has not.
+    /// The driver has accepted the port, or has not.
     PortReady = 3,
     /// One side has opened or closed its end.
     PortOpen = 6,

@@ -1,4 +1,4 @@
-//! The device: reads requests, has them carried out, answers; and tells of faults.
+//! The device: reads requests, has them carried out, answers, and reports faults.
 
 use std::io::{Read, Write};
 use std::mem::offset_of;
@@ -18,15 +18,15 @@ use crate::{Signal, lock};
 
 const REQUEST_QUEUE: u16 = 0;
 
-/// How a device is made.
+/// The configuration of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VirtioIommuConfig {
-    /// The IDs of the endpoints that exist, which the machine's tables (ACPI VIOT) must tell.
+    /// The IDs of the endpoints that exist, which the machine's tables (ACPI VIOT) must list.
     ///
-    /// Of PCI that is a whole segment: which requester IDs there are changes as the guest numbers
-    /// buses, and an ID behind which there is no function never accesses anything.
+    /// For PCI that is a whole segment: the requester IDs change as the guest numbers buses, and an ID
+    /// without a function never accesses anything.
     pub endpoints: Vec<RangeInclusive<u32>>,
-    /// Whether endpoints access memory as it is until the driver attaches them to a domain.
+    /// Whether endpoints access memory untranslated until the driver attaches them to a domain.
     pub bypass: bool,
 }
 
@@ -37,18 +37,18 @@ pub struct VirtioIommu {
 }
 
 impl VirtioIommu {
-    /// A device whose translations nobody uses yet.
+    /// A device whose translations are not in use yet.
     ///
-    /// `doorbell` is signalled when there is a fault to be told to the driver. The machine then
+    /// `doorbell` is signalled when there is a fault to report to the driver. The machine then
     /// calls [`Transport::process_queues`](crate::virtio::transport::Transport::process_queues).
-    /// `leases` are those in which translations are relied on.
+    /// `leases` are those within which translated accesses are made.
     pub fn new(config: VirtioIommuConfig, doorbell: Arc<dyn Signal>, leases: Leases) -> Self {
         let VirtioIommuConfig { endpoints, bypass } = config;
         let translations = Arc::new(Translations::new(endpoints, bypass, doorbell, leases));
         Self { translations, negotiated: Mutex::new(Features::empty()) }
     }
 
-    /// What to put other devices behind.
+    /// The translations, for the [`DmaPath`](crate::dma::DmaPath) of other devices.
     pub fn translations(&self) -> Arc<Translations> {
         Arc::clone(&self.translations)
     }
@@ -57,8 +57,8 @@ impl VirtioIommu {
         *lock(&self.negotiated)
     }
 
-    /// Carries out the request of `chain`, and returns how many bytes the answer took. Without
-    /// room for that the request is not carried out: the driver would not know.
+    /// Carries out the request of `chain`, and returns how many bytes the answer took. Without room for
+    /// the answer the request is not carried out, as the driver would not learn the result.
     fn answer(&self, chain: &Chain<'_>) -> Option<u32> {
         let (mut reader, mut writer) = (chain.reader()?, chain.writer()?);
         let kind = RequestType::from(read::<Head>(&mut reader)?);
@@ -108,7 +108,7 @@ impl VirtioIommu {
         Status::Ok
     }
 
-    /// Puts the report that waits the longest into `chain`.
+    /// Puts the oldest pending report into `chain`.
     fn report(&self, chain: &Chain<'_>) -> u32 {
         let Some(report) = self.translations.take_fault_report() else {
             return 0;
@@ -171,7 +171,7 @@ impl VirtioDevice for VirtioIommu {
     }
 }
 
-/// Reads the rest of a request of type `kind`. There is none where it is cut short.
+/// Reads the rest of a request of type `kind`. None if it is too short.
 fn read_request(kind: RequestType, reader: &mut impl Read) -> Option<Request> {
     Some(match kind {
         RequestType::Attach => Request::Attach(read(reader)?),

@@ -16,12 +16,12 @@ on_each_transport! {
     nothing_is_filled_if_any_buffer_is_refused
     rings_that_are_not_mapped_cannot_be_set_up
     rings_that_are_unmapped_need_a_reset
-    from_the_moment_that_a_permission_ends_nothing_is_filled
+    no_buffer_is_filled_after_a_permission_ends
 }
 
 const RINGS: u64 = 0x1_0000;
 const RINGS_END: u64 = RINGS + 0x2fff;
-/// Where the device sees the buffers.
+/// The address of the buffers as the device sees it.
 const IOVA: u64 = 0x8000_0000;
 const RW: u32 = READ | WRITE;
 
@@ -98,7 +98,7 @@ fn rings_that_are_unmapped_need_a_reset(on: TransportKind) {
 
 type Revoke = fn(&Translations);
 
-/// A source that takes a permission away while it is read for the first time.
+/// A source of randomness that takes a permission away while it is read for the first time.
 struct Source(Arc<OnceLock<(Arc<Translations>, Revoke)>>);
 
 impl Read for Source {
@@ -111,7 +111,7 @@ impl Read for Source {
     }
 }
 
-fn from_the_moment_that_a_permission_ends_nothing_is_filled(on: TransportKind) {
+fn no_buffer_is_filled_after_a_permission_ends(on: TransportKind) {
     let detach: Revoke = |translations| {
         let (domain, endpoint) = (1.into(), TestDriver::ENDPOINT.into());
         translations.detach(&wire::Detach { domain, endpoint, reserved: [0; 8] });
@@ -121,7 +121,7 @@ fn from_the_moment_that_a_permission_ends_nothing_is_filled(on: TransportKind) {
         let domain = 1.into();
         translations.unmap(&wire::Unmap { domain, virt_start, virt_end, reserved: [0; 4] });
     };
-    // Whether the endpoint is in a domain, and what ends what it may do there.
+    // Whether the endpoint is in a domain, and what ends its permission to access memory.
     let cases: [(bool, Revoke); 4] = [
         (false, |translations| translations.set_bypass(false)),
         (true, detach),

@@ -1,4 +1,4 @@
-//! Accesses that were refused: counted, and kept until the driver has been told.
+//! Accesses that were refused: counted, and kept until they have been reported to the driver.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -12,9 +12,10 @@ use super::wire::{FaultFlags, FaultReport};
 #[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub enum FaultReason {
-    /// None that the specification has a number for: the access consists of too many pieces.
+    /// VIRTIO_IOMMU_FAULT_R_UNKNOWN: the access consists of too many pieces, for which the
+    /// specification defines no reason.
     Unknown = 0,
-    /// The endpoint is attached to no domain, and does not bypass the IOMMU.
+    /// The endpoint is not attached to a domain, and does not bypass the IOMMU.
     Domain = 1,
     /// Its domain has no mapping there that allows such an access.
     Mapping = 2,
@@ -25,7 +26,7 @@ pub enum FaultReason {
 pub struct Fault {
     /// The first address that was refused, as the device gave it.
     pub address: u64,
-    /// Whether the device was to write there, not to read.
+    /// Whether it was a write.
     pub is_write: bool,
     /// Why.
     pub reason: FaultReason,
@@ -40,12 +41,12 @@ pub struct EndpointFaults {
     pub last: Fault,
 }
 
-/// What became of fault reports since the machine was built.
+/// Fault reports since the machine was built.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReportCounters {
-    /// The driver got them.
+    /// Delivered to the driver.
     pub delivered: u64,
-    /// The driver did not make room for them in time.
+    /// Dropped because the driver did not make buffers available in time.
     pub dropped: u64,
 }
 
@@ -58,7 +59,7 @@ pub struct FaultLog {
 }
 
 impl FaultLog {
-    /// Reports that wait for a buffer of the driver. One that comes after these is dropped.
+    /// The most reports that wait for a buffer of the driver. Further ones are dropped.
     pub const MAX_PENDING: usize = 64;
 
     pub fn record(&mut self, endpoint: u32, fault: Fault) {
@@ -94,7 +95,7 @@ impl FaultLog {
         })
     }
 
-    /// A driver that starts over is not told of the past.
+    /// A driver that resets the device gets no reports of earlier faults.
     pub fn drop_pending(&mut self) {
         self.reports.dropped += self.pending.len() as u64;
         self.pending.clear();

@@ -1,4 +1,4 @@
-//! Refused accesses, and the event queue that tells of them (virtio 1.3, section 5.13.6.9).
+//! Refused accesses, and the event queue that reports them (virtio 1.3, section 5.13.6.9).
 
 use vm_memory::Permissions;
 
@@ -12,11 +12,11 @@ on_each_transport! {
     refused_accesses_are_counted_by_endpoint
     faults_are_reported_in_the_drivers_buffers
     buffers_wait_until_there_is_a_fault
-    faults_wait_for_buffers_but_not_all_of_them
-    the_driver_is_to_notify_of_buffers_when_there_are_too_few
-    buffers_that_are_too_small_swallow_a_report
+    a_limited_number_of_faults_wait_for_buffers
+    notifications_are_enabled_while_there_are_too_few_buffers
+    a_report_is_lost_in_a_buffer_that_is_too_small
     without_an_event_queue_faults_are_counted_all_the_same
-    a_reset_takes_reports_back_and_keeps_the_counts
+    a_reset_drops_pending_reports_and_keeps_the_counts
 }
 
 const EVENTS: Rings =
@@ -76,7 +76,7 @@ fn refused_accesses_are_counted_by_endpoint(on: TransportKind) {
         ]
     );
     assert_eq!(machine.fault_signals.take(), 3);
-    // The first address that is not mapped is the one to blame.
+    // The report has the first address that is not mapped.
     assert!(
         crate::dma::Iommu::translate(&*machine.translations, 5, 0xff0, 0x20, Permissions::Read)
             .is_err()
@@ -115,7 +115,7 @@ fn buffers_wait_until_there_is_a_fault(on: TransportKind) {
     assert_eq!(machine.driver.take_used(), []);
 }
 
-fn faults_wait_for_buffers_but_not_all_of_them(on: TransportKind) {
+fn a_limited_number_of_faults_wait_for_buffers(on: TransportKind) {
     let mut machine = machine(on);
     for address in 0..MAX_PENDING + 10 {
         refuse(&machine, 9, address, Permissions::Read);
@@ -133,11 +133,11 @@ fn faults_wait_for_buffers_but_not_all_of_them(on: TransportKind) {
     assert_eq!(machine.translations.status().endpoints[1].faults, MAX_PENDING + 10);
 }
 
-fn the_driver_is_to_notify_of_buffers_when_there_are_too_few(on: TransportKind) {
+fn notifications_are_enabled_while_there_are_too_few_buffers(on: TransportKind) {
     let mut machine = machine(on);
     add_buffer(&mut machine, 0);
     machine.driver.kick();
-    assert_eq!(machine.driver.used_flags(), 1, "one that waits is enough");
+    assert_eq!(machine.driver.used_flags(), 1, "one waiting buffer is enough");
     for _ in 0..2 {
         refuse(&machine, 5, 0x1000, Permissions::Read);
     }
@@ -146,7 +146,7 @@ fn the_driver_is_to_notify_of_buffers_when_there_are_too_few(on: TransportKind) 
     assert_eq!(machine.driver.used_flags(), 0);
 }
 
-fn buffers_that_are_too_small_swallow_a_report(on: TransportKind) {
+fn a_report_is_lost_in_a_buffer_that_is_too_small(on: TransportKind) {
     let mut machine = machine(on);
     machine.driver.store(BUFFERS, [0xee_u8; 32]);
     let chains = [Buffer::writable(BUFFERS, 23), Buffer::readable(BUFFERS, 24)];
@@ -170,12 +170,12 @@ fn without_an_event_queue_faults_are_counted_all_the_same(on: TransportKind) {
         refuse(&machine, 9, 0, Permissions::Read);
         assert!(!machine.driver.process_queues());
     }
-    assert_eq!(machine.attach(1, 5), OK, "requests are answered as ever");
+    assert_eq!(machine.attach(1, 5), OK, "requests are still answered");
     assert_eq!(reports(&machine), (0, MAX_PENDING));
     assert_eq!(machine.translations.status().endpoints[1].faults, 2 * MAX_PENDING);
 }
 
-fn a_reset_takes_reports_back_and_keeps_the_counts(on: TransportKind) {
+fn a_reset_drops_pending_reports_and_keeps_the_counts(on: TransportKind) {
     let mut machine = machine(on);
     refuse(&machine, 9, 0, Permissions::Read);
     machine.driver.bring_up(FEATURES, Rings::default());

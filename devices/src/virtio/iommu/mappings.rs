@@ -7,7 +7,7 @@ use vm_memory::Permissions;
 
 use crate::dma::{MAX_PIECES, PhysicalRange};
 
-/// What one MAP request made, but for its first address.
+/// The mapping that one MAP request made, without its first address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Mapping {
     last: u64,
@@ -15,7 +15,7 @@ struct Mapping {
     permissions: Permissions,
 }
 
-/// Mappings by their first addresses. They never overlap, and they come and go as a whole.
+/// Mappings by their first addresses. They never overlap, and are added and removed as a whole.
 #[derive(Debug, Default)]
 pub struct MappingTable {
     mappings: BTreeMap<u64, Mapping>,
@@ -25,7 +25,7 @@ pub struct MappingTable {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Overlap;
 
-/// Part of a mapping would be left.
+/// The range does not contain whole mappings only: part of one would be left.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Split;
 
@@ -44,8 +44,8 @@ impl MappingTable {
         self.mappings.len()
     }
 
-    /// Maps `range` to as many addresses from `physical` on. That these exist is the caller's to
-    /// have checked.
+    /// Maps `range` to as many addresses from `physical` on. The caller has checked that these do not
+    /// wrap around.
     pub fn map(
         &mut self,
         range: RangeInclusive<u64>,
@@ -60,8 +60,8 @@ impl MappingTable {
         Ok(())
     }
 
-    /// Removes all mappings in `range`, and gives their number. Those are whole mappings, or none
-    /// is removed.
+    /// Removes all mappings in `range`, and returns their number. If one of them is not wholly in
+    /// `range`, none is removed.
     pub fn unmap(&mut self, range: RangeInclusive<u64>) -> Result<usize, Split> {
         let (first, last) = range.into_inner();
         let goes_on_after = |address| {
@@ -93,7 +93,7 @@ impl MappingTable {
                 .filter(|(start, mapping)| (**start..=mapping.last).contains(&next))
                 .filter(|(_, mapping)| mapping.permissions.allow(access))
                 .ok_or(Untranslatable::NotMapped(next))?;
-            // One less than there is, so that it fits if all addresses are one mapping.
+            // One less than the number of bytes, which would overflow if all addresses are one mapping.
             let room = mapping.last - next;
             let address = mapping.physical + (next - start);
             let length = rest.min(room.saturating_add(1));
@@ -162,7 +162,7 @@ mod tests {
         permissions: Permissions,
     }
 
-    /// The obvious, slow way.
+    /// A simple, slow implementation.
     struct Reference([Option<Page>; PAGES as usize]);
 
     impl Reference {

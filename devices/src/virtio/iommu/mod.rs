@@ -1,22 +1,23 @@
 //! The IOMMU device, virtio-iommu (virtio 1.3, section 5.13).
 //!
 //! Read in this order: [`wire`] is what the driver sees; [`mappings`] is one address space;
-//! [`translations`] is who uses which, and answers the DMA of all other devices; [`fault`] is what
-//! it refused; [`device`] lets the driver change it.
+//! [`translations`] has the endpoints and their address spaces, and translates the DMA of all other
+//! devices; [`fault`] records the accesses it refused; [`device`] carries out the driver's requests.
 //!
-//! An endpoint is a device by the number that its requests carry ([`Requester`]): a PCI function's
-//! requester ID, behind a bridge to conventional PCI that of the bridge, or what the machine says.
-//! The device's own queues are not translated.
+//! An endpoint is identified by the number that the device's requests carry ([`Requester`]): a PCI
+//! function's requester ID, behind a bridge to conventional PCI that of the bridge, or a number that
+//! the machine assigns. The device's own queues are not translated.
 //!
-//! Requests are carried out by the thread that does all devices' work. So whatever a request takes
-//! away, no access to it is under way when the driver learns that it is gone, and nothing needs to
-//! be invalidated. A reset of the device and a write to `bypass` come from a vCPU, and are in force
-//! from the next access on.
+//! A request that takes a permission away waits for the leases that may rely on it ([`Leases`]) before
+//! it is answered. So no such access is under way when the driver gets the answer, and nothing needs to
+//! be invalidated. A reset of the device and a write to `bypass` come from a vCPU, which waits for the
+//! leases after the exit.
 //!
-//! Message-signalled interrupts are no DMA here: they go from a device to the machine's interrupt
-//! controller, and no domain has a say in them. PROBE tells the driver so, as on all x86 machines,
-//! by the window of addresses that is not to be mapped.
+//! Message-signalled interrupts are not translated: they go directly from a device to the machine's
+//! interrupt controller, whatever domain the device is in. PROBE reports this to the driver, as on all
+//! x86 machines, by a window of addresses that must not be mapped.
 //!
+//! [`Leases`]: crate::dma::Leases
 //! [`Requester`]: crate::dma::Requester
 
 pub mod device;

@@ -5,7 +5,7 @@ use vm_memory::Permissions;
 
 use super::test_machine::*;
 use super::translations::MAX_MAPPINGS;
-use crate::virtio::hostile_queue::{Subject, hostile_queue_tests};
+use crate::virtio::hostile_queue::{Fixture, hostile_queue_tests};
 use crate::virtio::test_driver::{Rings, TransportKind, on_each_transport};
 
 on_each_transport! {
@@ -16,31 +16,31 @@ on_each_transport! {
     a_mapping_translates_what_its_flags_allow
     endpoints_of_a_domain_share_its_mappings_and_others_do_not
     an_endpoint_moves_to_another_domain
-    a_domain_dies_with_its_last_endpoint
+    a_domain_is_removed_with_its_last_endpoint
     a_bypass_domain_is_the_identity_and_has_no_mappings
-    only_endpoints_that_exist_are_known
+    an_endpoint_that_does_not_exist_is_noent
     wrong_attach_requests_change_nothing
     wrong_detach_requests_change_nothing
     wrong_map_requests_change_nothing
     mappings_are_removed_as_a_whole
     wrong_unmap_requests_change_nothing
-    there_is_a_limit_to_mappings
-    what_was_not_negotiated_is_not_there
-    probe_tells_of_the_msi_window
+    the_number_of_mappings_is_limited
+    features_that_were_not_negotiated_are_not_supported
+    probe_reports_the_msi_window
     requests_that_are_cut_short_are_invalid
-    what_is_no_request_is_not_answered
-    a_reset_leaves_nothing_but_bypass
+    a_chain_without_a_request_is_not_answered
+    a_reset_keeps_nothing_but_bypass
 }
 
 const RW: u32 = READ | WRITE;
 
-fn subject(on: TransportKind) -> Subject {
+fn fixture(on: TransportKind) -> Fixture {
     let driver = TestMachine::up(on).driver;
     let request = TestMachine::store_attach(&driver);
-    Subject { driver, request, answer: 4 }
+    Fixture { driver, request, answer: 4 }
 }
 
-hostile_queue_tests!(subject);
+hostile_queue_tests!(fixture);
 
 /// A machine with endpoint 0 in domain 1.
 fn attached(on: TransportKind) -> TestMachine {
@@ -78,13 +78,13 @@ fn the_driver_writes_bypass_and_nothing_else(on: TransportKind) {
     }
     for value in [2, 0x80, 0xff] {
         machine.driver.write_config(36, &[value]);
-        assert_eq!(config(&mut machine), expected, "{value} is neither 0 nor 1");
+        assert_eq!(config(&mut machine), expected, "invalid value {value}");
     }
     for offset in (0..36).chain(37..64) {
         machine.driver.write_config(offset, &[1]);
         assert_eq!(config(&mut machine), expected, "at {offset}");
     }
-    // As part of a wider access it is what it is.
+    // A wider write that contains it sets it.
     machine.driver.write_config(32, &[9, 9, 9, 9, 1, 9, 9, 9]);
     expected[36] = 1;
     assert_eq!(config(&mut machine), expected);
@@ -150,7 +150,7 @@ fn an_endpoint_moves_to_another_domain(on: TransportKind) {
     assert_eq!(machine.mappings(), 1);
 }
 
-fn a_domain_dies_with_its_last_endpoint(on: TransportKind) {
+fn a_domain_is_removed_with_its_last_endpoint(on: TransportKind) {
     let mut machine = attached(on);
     assert_eq!(machine.attach(1, 1), OK);
     assert_eq!(machine.map(1, 0, 0xfff, 0x5000, RW), OK);
@@ -159,7 +159,7 @@ fn a_domain_dies_with_its_last_endpoint(on: TransportKind) {
     assert_eq!(machine.mappings(), 1);
     assert_eq!(machine.detach(1, 1), OK);
     assert_eq!((machine.mappings(), machine.translations.status().domains), (0, 0));
-    // The next one by that number knows nothing of it, and may be of another kind.
+    // A new domain with that ID has none of its mappings, and may be of another kind.
     assert_eq!(machine.attach(1, 1), OK);
     assert_eq!(machine.translate(1, 0, Permissions::Read), None);
     assert_eq!(machine.detach(1, 1), OK);
@@ -173,7 +173,7 @@ fn a_bypass_domain_is_the_identity_and_has_no_mappings(on: TransportKind) {
     assert_eq!(machine.translate(0, 0x1234, Permissions::Write), Some(0x1234));
     assert_eq!(machine.map(1, 0, 0xfff, 0, RW), INVAL);
     assert_eq!(machine.unmap(1, 0, 0xfff), INVAL);
-    // All endpoints of a domain agree about what it is.
+    // All endpoints of a domain must agree on its kind.
     assert_eq!(machine.attach(1, 1), INVAL);
     assert_eq!(machine.attach_bypass(1, 1), OK);
     assert_eq!(machine.attach(2, 2), OK);
@@ -181,7 +181,7 @@ fn a_bypass_domain_is_the_identity_and_has_no_mappings(on: TransportKind) {
     assert_eq!(machine.translate(1, 0, Permissions::Read), Some(0), "it stays where it was");
 }
 
-fn only_endpoints_that_exist_are_known(on: TransportKind) {
+fn an_endpoint_that_does_not_exist_is_noent(on: TransportKind) {
     let mut machine = TestMachine::up(on);
     for endpoint in ENDPOINTS {
         assert_eq!(machine.attach(1, endpoint), OK, "{endpoint:#x}");
@@ -232,7 +232,7 @@ fn wrong_map_requests_change_nothing(on: TransportKind) {
         (0, 0xffe, 0, RW, RANGE),
         (0, 0x1000, 0, RW, RANGE),
         (0, 0xfff, 0x800, RW, RANGE),
-        // Beyond what there is.
+        // Beyond the address space.
         (end + 1, end + 0x1000, 0, RW, RANGE),
         (end - 0xfff, end + 0x1000, 0, RW, RANGE),
         (0, u64::MAX, 0, RW, RANGE),
@@ -243,7 +243,7 @@ fn wrong_map_requests_change_nothing(on: TransportKind) {
         (0x1000, 0xfff, 0, RW, INVAL),
         (u64::MAX, 0, 0, RW, INVAL),
         (0, 0, 0, RW, INVAL),
-        // Flags that there are not.
+        // Flags that do not exist.
         (0, 0xfff, 0, 8, INVAL),
         (0, 0xfff, 0, 1 << 31 | RW, INVAL),
         // Mapped already, in whole or in part.
@@ -252,7 +252,7 @@ fn wrong_map_requests_change_nothing(on: TransportKind) {
         (0x10_2000, 0x10_3fff, 0, RW, INVAL),
         (0xf_f000, 0x10_0fff, 0, RW, INVAL),
         (0, 0x20_0fff, 0, RW, INVAL),
-        // Where interrupts are.
+        // In the window of message-signalled interrupts.
         (0xfee0_0000, 0xfee0_0fff, 0, RW, INVAL),
         (0xfeef_f000, 0xfef0_0fff, 0, RW, INVAL),
         (0x8000_0000, end, 0, RW, INVAL),
@@ -313,13 +313,13 @@ fn wrong_unmap_requests_change_nothing(on: TransportKind) {
     }
     assert_eq!(machine.unmap(2, 0, u64::MAX), NOENT);
     assert_eq!(machine.mappings(), 2);
-    // Nothing is mapped there: that is how the driver wants it.
+    // To unmap a range without mappings succeeds.
     assert_eq!(machine.unmap(1, 0x5000, u64::MAX), OK);
     assert_eq!(machine.unmap(1, 0, u64::MAX), OK);
     assert_eq!(machine.mappings(), 0);
 }
 
-fn there_is_a_limit_to_mappings(on: TransportKind) {
+fn the_number_of_mappings_is_limited(on: TransportKind) {
     let mut machine = attached(on);
     assert_eq!(machine.attach(2, 1), OK);
     machine.translations.fill(2, MAX_MAPPINGS - 1);
@@ -333,7 +333,7 @@ fn there_is_a_limit_to_mappings(on: TransportKind) {
     assert_eq!(machine.map(1, 0, 0xfff, 0, RW), OK);
 }
 
-fn what_was_not_negotiated_is_not_there(on: TransportKind) {
+fn features_that_were_not_negotiated_are_not_supported(on: TransportKind) {
     let mut machine = TestMachine::new(on);
     machine.driver.bring_up(0, Rings::default());
     assert_eq!(machine.attach_bypass(1, 0), INVAL);
@@ -347,7 +347,7 @@ fn what_was_not_negotiated_is_not_there(on: TransportKind) {
     assert_eq!(machine.unmap(1, 0, 0xfff), OK);
 }
 
-fn probe_tells_of_the_msi_window(on: TransportKind) {
+fn probe_reports_the_msi_window(on: TransportKind) {
     let mut machine = TestMachine::up(on);
     let mut expected = vec![1, 0, 20, 0, 1, 0, 0, 0];
     expected.extend(0xfee0_0000_u64.to_le_bytes());
@@ -355,7 +355,7 @@ fn probe_tells_of_the_msi_window(on: TransportKind) {
     expected.resize(68, 0);
     assert_eq!(machine.send(&probe(0), 68), expected);
     assert_eq!(machine.send(&probe(0), 100), expected);
-    // Where not all properties fit, the status still does, behind the room there is for them.
+    // If not all properties fit, the status is still written, behind the room for them.
     for room in 4..68 {
         let mut expected = vec![0; room];
         expected[room - 4] = INVAL;
@@ -376,12 +376,12 @@ fn requests_that_are_cut_short_are_invalid(on: TransportKind) {
     assert_eq!(machine.send(&probe(0)[..71], 68)[64], INVAL);
     let status = machine.translations.status();
     assert_eq!((status.domains, status.mappings, status.endpoints[0].domain), (1, 0, Some(1)));
-    // What follows a request is no part of it.
+    // Bytes that follow a request are ignored.
     let long = [map(1, 0, 0xfff, 0, RW), vec![0xff; 20]].concat();
     assert_eq!(machine.send(&long, 40), [OK, 0, 0, 0]);
 }
 
-fn what_is_no_request_is_not_answered(on: TransportKind) {
+fn a_chain_without_a_request_is_not_answered(on: TransportKind) {
     let mut machine = TestMachine::up(on);
     for kind in (0..=u8::MAX).filter(|kind| !(1..=5).contains(kind)) {
         let mut request = attach(1, 0, 0);
@@ -395,7 +395,7 @@ fn what_is_no_request_is_not_answered(on: TransportKind) {
     assert_eq!(machine.attach(1, 0), OK);
 }
 
-fn a_reset_leaves_nothing_but_bypass(on: TransportKind) {
+fn a_reset_keeps_nothing_but_bypass(on: TransportKind) {
     let mut machine = attached(on);
     machine.driver.write_config(36, &[0]);
     assert_eq!(machine.map(1, 0, 0xfff, 0, RW), OK);
@@ -435,10 +435,9 @@ fn any_request() -> impl Strategy<Value = AnyRequest> {
 }
 
 proptest! {
-    /// Whatever is asked, what the device counts is what there is, and nothing outlives its last
-    /// endpoint.
+    /// After any requests, the device's counters are right, and no domain outlives its last endpoint.
     #[test]
-    fn any_requests_leave_the_device_in_order(
+    fn any_requests_leave_the_device_consistent(
         requests in prop::collection::vec((any_request(), 0..80_u32), 1..100)
     ) {
         let mut machine = TestMachine::up(TransportKind::Mmio);

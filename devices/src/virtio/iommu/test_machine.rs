@@ -25,11 +25,11 @@ pub const FEATURES: u64 = 0b111_0111;
 pub const MAP_UNMAP: u64 = 1 << 2;
 pub const BYPASS_CONFIG: u64 = 1 << 6;
 
-/// The first endpoint of a PCI segment, its last one, and the only one beside that.
+/// The first endpoint of a PCI segment, its last one, and the only one outside of the segment.
 pub const ENDPOINTS: [u32; 3] = [0, 0xffff, 0x2_0000];
 
 const PAGE: u64 = 0x1000;
-/// Not where the tests of all devices have something written.
+/// Apart from the addresses that the tests of all devices use.
 const REQUEST_AT: u64 = BUFFERS + 0x400;
 const RESPONSE_AT: u64 = BUFFERS + 0x800;
 
@@ -42,7 +42,7 @@ pub struct TestMachine {
 }
 
 impl TestMachine {
-    /// A machine whose driver has not touched the device yet.
+    /// A machine whose driver has not accessed the device yet.
     pub fn new(on: TransportKind) -> Self {
         let fault_signals = Arc::new(Count::default());
         let endpoints = vec![0..=0xffff, 0x2_0000..=0x2_0000];
@@ -60,7 +60,8 @@ impl TestMachine {
         machine
     }
 
-    /// Sends `request` in a chain with `room` for the answer, and returns what of it was written.
+    /// Sends `request` in a chain with `room` bytes for the answer, and returns the bytes that were
+    /// written.
     pub fn send(&mut self, request: &[u8], room: u32) -> Vec<u8> {
         let response_at = GuestAddress(RESPONSE_AT);
         let mut response = [0xee_u8; 256];
@@ -130,13 +131,13 @@ impl TestMachine {
     }
 }
 
-/// The bytes of an ATTACH request, with all that is reserved in the head set.
+/// The bytes of an ATTACH request, with all reserved bits of the head set.
 pub fn attach(domain: u32, endpoint: u32, flags: u32) -> Vec<u8> {
     let body = [domain, endpoint, flags, 0].map(u32::to_le_bytes);
     [&[1, 0xff, 0xff, 0xff], body.as_flattened()].concat()
 }
 
-/// The bytes of a DETACH request, with all that is reserved set.
+/// The bytes of a DETACH request, with all reserved bits set.
 pub fn detach(domain: u32, endpoint: u32) -> Vec<u8> {
     let body = [domain, endpoint, u32::MAX, u32::MAX].map(u32::to_le_bytes);
     [&[2, 0xff, 0xff, 0xff], body.as_flattened()].concat()
@@ -155,7 +156,7 @@ pub fn unmap(domain: u32, first: u64, last: u64) -> Vec<u8> {
     [&[4, 0, 0, 0], &domain.to_le_bytes()[..], range.as_flattened(), &[0; 4]].concat()
 }
 
-/// The bytes of a PROBE request, with all that is reserved set.
+/// The bytes of a PROBE request, with all reserved bits set.
 pub fn probe(endpoint: u32) -> Vec<u8> {
     [&[5, 0xff, 0xff, 0xff], &endpoint.to_le_bytes()[..], &[0xff; 64]].concat()
 }

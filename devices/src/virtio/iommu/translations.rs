@@ -1,4 +1,4 @@
-//! Who may access what: domains, the endpoints attached to them, and their mappings.
+//! Which endpoint may access what: domains, the endpoints attached to them, and their mappings.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -20,19 +20,20 @@ use crate::{Signal, lock};
 const PAGE_SIZE: u64 = 0x1000;
 /// Addresses have 48 bits, as with four levels of page tables.
 const INPUT_RANGE: RangeInclusive<u64> = 0..=(1 << 48) - 1;
-/// As many domain IDs as a PCI segment has requester IDs. A domain takes an endpoint to exist.
+/// As many domain IDs as a PCI segment has requester IDs. A domain exists only while an endpoint is
+/// attached to it.
 const DOMAIN_RANGE: RangeInclusive<u32> = 0..=0xffff;
-/// Where x86 has message-signalled interrupts written to (Intel SDM, volume 3, section 12.11.1).
+/// The addresses of message-signalled interrupts on x86 (Intel SDM, volume 3, section 12.11.1).
 pub const MSI_WINDOW: RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
-/// Mappings there may be in all domains together. A driver that maps whole buffers never gets
-/// there, and one that maps page by page has 4 GiB of them.
+/// The most mappings in all domains together. A driver that maps whole buffers does not reach the
+/// limit, and one that maps page by page can map 4 GiB.
 pub const MAX_MAPPINGS: usize = 1 << 20;
-/// Bytes of the properties of a PROBE request: the only property, and room that reads as its end.
+/// Bytes of the properties of a PROBE request: the only property, and zeros that mark the end of the
+/// list.
 pub const PROBE_SIZE: usize = 64;
 
-/// The translations of an IOMMU: what devices are put behind. Shared between the IOMMU device,
-/// which changes them, the views of other devices, which ask for every access, and the machine,
-/// which may look at any time.
+/// The translations of an IOMMU. Shared between the IOMMU device, which changes them, the views of
+/// other devices, which look up every access, and the machine, which may read the status at any time.
 pub struct Translations {
     endpoints: Vec<RangeInclusive<u32>>,
     doorbell: Arc<dyn Signal>,
@@ -50,34 +51,34 @@ struct State {
     faults: FaultLog,
 }
 
-/// It lives as long as an endpoint is attached to it.
+/// A domain, which exists as long as an endpoint is attached to it.
 struct Domain {
     endpoints: usize,
-    space: AddressSpace,
+    kind: DomainKind,
 }
 
-enum AddressSpace {
-    /// All addresses are physical.
+enum DomainKind {
+    /// All addresses are guest-physical.
     Identity,
     Mapped(MappingTable),
 }
 
-/// What an observer may know.
+/// The status of an IOMMU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IommuStatus {
-    /// Whether endpoints without a domain access memory as it is.
+    /// Whether endpoints without a domain access memory untranslated.
     pub bypass: bool,
     /// Domains that endpoints are attached to.
     pub domains: usize,
     /// Mappings in all domains.
     pub mappings: usize,
-    /// The endpoints that are attached or were refused something, by ID.
+    /// The endpoints that are attached, or of which an access was refused, by ID.
     pub endpoints: Vec<EndpointStatus>,
-    /// What the driver was told about refused accesses.
+    /// Fault reports that were delivered to the driver or dropped.
     pub reports: ReportCounters,
 }
 
-/// What an observer may know of one endpoint.
+/// The status of one endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointStatus {
     /// Endpoint ID. A PCI function's is its requester ID.
@@ -107,7 +108,7 @@ impl Translations {
         Self { endpoints, doorbell, leases, state: Mutex::new(state) }
     }
 
-    /// How things are now. Any thread may ask.
+    /// The status now. May be called on any thread.
     pub fn status(&self) -> IommuStatus {
         let state = lock(&self.state);
         let faults = state.faults.of_endpoints();
@@ -181,7 +182,7 @@ impl Translations {
             let left = state.detach(endpoint);
             state.attach(endpoint, id, bypass);
             drop(state);
-            // What the endpoint reached by its old domain.
+            // The endpoint must no longer access what its old domain mapped.
             self.leases.drain();
             drop(left);
         }
@@ -239,7 +240,7 @@ impl Translations {
         status
     }
 
-    /// As the driver finds it: no domains, and no faults to tell of. `bypass` stays (section
+    /// Back to the initial state: no domains, and no faults to report. `bypass` stays (section
     /// 5.13.4.2).
     pub(super) fn reset(&self) {
         let mut state = lock(&self.state);
@@ -249,7 +250,7 @@ impl Translations {
         state.faults.drop_pending();
         drop(state);
         self.leases.revoke();
-        // That of a million mappings takes a while, for which nobody has to wait.
+        // To drop a million mappings takes a while, so no lock is held meanwhile.
         drop(domains);
     }
 
@@ -292,8 +293,8 @@ impl State {
         self.attached.insert(endpoint, id);
     }
 
-    /// The last one to leave takes the domain along, which may be dropped when nothing is locked: it
-    /// takes a while for a million mappings.
+    /// Returns the domain if this was its last endpoint, so that the caller can drop it without a lock:
+    /// that takes a while for a million mappings.
     #[must_use]
     fn detach(&mut self, endpoint: u32) -> Option<Domain> {
         let id = self.attached.remove(&endpoint)?;
@@ -319,7 +320,7 @@ impl State {
             return Status::NoEntry;
         };
         let reserved = range.start() <= MSI_WINDOW.end() && MSI_WINDOW.start() <= range.end();
-        let AddressSpace::Mapped(table) = &mut domain.space else {
+        let DomainKind::Mapped(table) = &mut domain.kind else {
             return Status::Invalid;
         };
         if reserved {
@@ -341,7 +342,7 @@ impl State {
         let Some(domain) = self.domains.get_mut(&id) else {
             return Status::NoEntry;
         };
-        let AddressSpace::Mapped(table) = &mut domain.space else {
+        let DomainKind::Mapped(table) = &mut domain.kind else {
             return Status::Invalid;
         };
         match table.unmap(range) {
@@ -362,11 +363,11 @@ impl State {
     ) -> Result<Vec<PhysicalRange>, Fault> {
         let identity = || Ok(vec![PhysicalRange { address, length }]);
         let domain = self.attached.get(&endpoint).and_then(|id| self.domains.get(id));
-        match domain.map(|domain| &domain.space) {
+        match domain.map(|domain| &domain.kind) {
             None if self.bypass => identity(),
             None => Err(Fault::new(address, access, FaultReason::Domain)),
-            Some(AddressSpace::Identity) => identity(),
-            Some(AddressSpace::Mapped(table)) => {
+            Some(DomainKind::Identity) => identity(),
+            Some(DomainKind::Mapped(table)) => {
                 table.translate(address, length, access).map_err(|why| match why {
                     Untranslatable::NotMapped(address) => {
                         Fault::new(address, access, FaultReason::Mapping)
@@ -382,27 +383,24 @@ impl State {
 
 impl Domain {
     fn new(bypass: bool) -> Self {
-        let space = if bypass {
-            AddressSpace::Identity
-        } else {
-            AddressSpace::Mapped(MappingTable::default())
-        };
-        Self { endpoints: 0, space }
+        let kind =
+            if bypass { DomainKind::Identity } else { DomainKind::Mapped(MappingTable::default()) };
+        Self { endpoints: 0, kind }
     }
 
     fn is_bypass(&self) -> bool {
-        matches!(self.space, AddressSpace::Identity)
+        matches!(self.kind, DomainKind::Identity)
     }
 
     fn mappings(&self) -> usize {
-        match &self.space {
-            AddressSpace::Identity => 0,
-            AddressSpace::Mapped(table) => table.len(),
+        match &self.kind {
+            DomainKind::Identity => 0,
+            DomainKind::Mapped(table) => table.len(),
         }
     }
 }
 
-/// MMIO is a kind of memory, no permission.
+/// The MMIO flag is a kind of memory and not a permission.
 fn permissions(flags: MapFlags) -> Permissions {
     match (flags.contains(MapFlags::READ), flags.contains(MapFlags::WRITE)) {
         (false, false) => Permissions::No,
@@ -424,7 +422,7 @@ impl Translations {
         }
     }
 
-    /// What is counted is what there is.
+    /// Asserts that the counters match the mappings and endpoints there are.
     pub(super) fn assert_in_order(&self) {
         let state = lock(&self.state);
         let mappings: usize = state.domains.values().map(Domain::mappings).sum();

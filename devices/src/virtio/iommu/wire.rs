@@ -29,7 +29,7 @@ bitflags! {
     pub struct AttachFlags: u32 {
         /// VIRTIO_IOMMU_ATTACH_F_BYPASS: the domain is the identity.
         const BYPASS = 1 << 0;
-        // What we do not know is refused, not dropped.
+        // Keeps unknown bits, so that a request with one of them can be refused.
         const _ = !0;
     }
 
@@ -42,7 +42,7 @@ bitflags! {
         const WRITE = 1 << 1;
         /// VIRTIO_IOMMU_MAP_F_MMIO: device registers, not memory.
         const MMIO = 1 << 2;
-        // What we do not know is refused, not dropped.
+        // Keeps unknown bits, so that a request with one of them can be refused.
         const _ = !0;
     }
 
@@ -68,9 +68,9 @@ pub struct Config {
     pub input_range_start: U64,
     /// Last address that can be mapped.
     pub input_range_end: U64,
-    /// First domain ID there can be.
+    /// First valid domain ID.
     pub domain_range_start: U32,
-    /// Last domain ID there can be.
+    /// Last valid domain ID.
     pub domain_range_end: U32,
     /// Size of the properties of a PROBE request in bytes.
     pub probe_size: U32,
@@ -84,7 +84,7 @@ pub struct Config {
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Head {
-    /// What to do.
+    /// Type of the request.
     pub kind: u8,
     /// Reserved.
     pub reserved: [u8; 3],
@@ -100,7 +100,7 @@ pub struct Attach {
     pub endpoint: U32,
     /// [`AttachFlags`].
     pub flags: U32,
-    /// Zeros, or the request is wrong.
+    /// Reserved: the request is invalid unless these are zeros.
     pub reserved: [u8; 4],
 }
 
@@ -218,7 +218,7 @@ pub enum RequestType {
     Unmap,
     /// VIRTIO_IOMMU_T_PROBE.
     Probe,
-    /// A type that the specification does not know.
+    /// A type that the specification does not define.
     Unknown(u8),
 }
 
@@ -241,15 +241,15 @@ impl From<Head> for RequestType {
 pub enum Status {
     /// VIRTIO_IOMMU_S_OK.
     Ok = 0,
-    /// VIRTIO_IOMMU_S_UNSUPP: there is no such request with the features that were negotiated.
+    /// VIRTIO_IOMMU_S_UNSUPP: the request is not supported with the features that were negotiated.
     Unsupported = 2,
-    /// VIRTIO_IOMMU_S_INVAL: the request is wrong.
+    /// VIRTIO_IOMMU_S_INVAL: the request is invalid.
     Invalid = 4,
     /// VIRTIO_IOMMU_S_RANGE: a number in it is out of range.
     Range = 5,
     /// VIRTIO_IOMMU_S_NOENT: there is no such endpoint or domain.
     NoEntry = 6,
-    /// VIRTIO_IOMMU_S_NOMEM: there are as many mappings as there may be.
+    /// VIRTIO_IOMMU_S_NOMEM: the number of mappings is at its limit.
     NoMemory = 8,
 }
 

@@ -1,11 +1,11 @@
-//! Which blocks are plugged: the one truth about it.
+//! Which blocks are plugged. This state is kept nowhere else.
 
 use super::region::BlockRange;
 use super::wire::BlockRangeState;
 
 /// One bit a block, set where it is plugged, and their number.
 ///
-/// Every operation costs what its range costs, whatever the size of the region.
+/// The cost of an operation depends on its range only, not on the size of the region.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockMap {
     words: Vec<u64>,
@@ -91,7 +91,7 @@ mod tests {
         ]
     }
 
-    /// The obvious, slow way.
+    /// A simple, slow implementation.
     struct Reference(Vec<bool>);
 
     impl Reference {

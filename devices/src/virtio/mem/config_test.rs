@@ -1,5 +1,5 @@
-//! What the device shows and promises besides answers: rows C, I and X of `docs/virtio-mem.md`, from
-//! the driver's side.
+//! The device's configuration and its rules beyond requests: rows C, I and X of `docs/virtio-mem.md`,
+//! from the driver's side.
 
 use super::test_machine::*;
 use super::{ResizeError, UnpluggedAccess, VirtioMem, VirtioMemConfig};
@@ -16,7 +16,7 @@ on_each_transport! {
     c7_a_resize_interrupts_and_changes_the_generation
     c7_c8_requests_never_raise_a_configuration_interrupt
     c9_config_reads_at_any_width_and_offset_and_is_not_written
-    c10_i5_features_are_offered_with_what_they_are_about
+    c10_i5_features_are_offered_if_the_configuration_has_them
     i1_everything_is_unplugged_at_first
     i2_a_device_reset_changes_no_block
     i4_a_machine_may_insist_on_unplugged_inaccessible
@@ -98,10 +98,10 @@ fn c7_a_resize_interrupts_and_changes_the_generation(on: TransportKind) {
     assert_ne!(machine.driver.read(Register::ConfigGeneration), generation);
     assert_eq!(machine.driver.interrupts.take(), 1);
     assert_eq!(machine.driver.take_interrupt_status(), CONFIG_CHANGE);
-    // To what it is already is no change.
+    // To request the same size again is not a change.
     machine.resize(10);
     assert_eq!(machine.driver.interrupts.take(), 0);
-    // Nobody is there to be interrupted.
+    // There is no driver to interrupt.
     machine.driver.reset();
     let generation = machine.driver.read(Register::ConfigGeneration);
     machine.config();
@@ -158,7 +158,7 @@ fn c9_config_reads_at_any_width_and_offset_and_is_not_written(on: TransportKind)
     assert_eq!(whole, expected[..0xf00]);
 }
 
-fn c10_i5_features_are_offered_with_what_they_are_about(on: TransportKind) {
+fn c10_i5_features_are_offered_if_the_configuration_has_them(on: TransportKind) {
     let mut without_node = TestMachine::new(on, config());
     let features = without_node.driver.offered_features();
     assert_eq!(features & 0xff_ffff, UNPLUGGED_INACCESSIBLE);

@@ -18,7 +18,7 @@ use super::{BackendBusy, BlockBackend};
 use crate::lock;
 use crate::virtio::{Chain, DeviceType, VirtioDevice, read_config_bytes};
 
-/// How a device is made.
+/// The configuration of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VirtioMemConfig {
     /// Where its memory lies.
@@ -31,7 +31,7 @@ pub struct VirtioMemConfig {
     pub insist_on_inaccessible: bool,
 }
 
-/// A requested size that cannot be.
+/// Why a requested size is invalid.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ResizeError {
     /// C2.
@@ -43,7 +43,7 @@ pub enum ResizeError {
         requested: u64,
         /// Bytes in a block.
         block_size: u64,
-        /// The nearest size that would do, in bytes.
+        /// The nearest valid size, in bytes.
         nearest: u64,
     },
     /// More than there is room for.
@@ -56,7 +56,7 @@ pub enum ResizeError {
     },
 }
 
-/// How often the driver asked for what, and was refused.
+/// The number of requests of each type, and of those that were refused.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct RequestCounters {
@@ -69,7 +69,7 @@ pub struct RequestCounters {
     pub error: u64,
 }
 
-/// What an access of a vCPU to an unplugged block is.
+/// Whether a vCPU may make an access to an unplugged block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnpluggedAccess {
     /// The driver may do it, and reads zeros (X3).
@@ -108,7 +108,7 @@ struct State {
 }
 
 impl VirtioMem {
-    /// Room beyond the requested size, so that a driver finds blocks it can use (C11).
+    /// Usable bytes beyond the requested size, so that a driver finds blocks it can use (C11).
     const USABLE_EXTRA_BYTES: u64 = 256 << 20;
 
     /// A device with every block unplugged (I1), whose memory is `backend`.
@@ -148,13 +148,13 @@ impl VirtioMem {
         lock(&self.state).usable_blocks * self.region.block_size()
     }
 
-    /// What the driver has asked so far.
+    /// The requests so far.
     pub fn counters(&self) -> RequestCounters {
         lock(&self.state).counters
     }
 
-    /// Asks the driver to plug or unplug until `bytes` are plugged. True if that is news, which
-    /// the transport must then tell the driver (C7).
+    /// Asks the driver to plug or unplug until `bytes` are plugged. True if that changes the requested
+    /// size, of which the transport must then notify the driver (C7).
     pub fn set_requested_size(&self, bytes: u64) -> Result<bool, ResizeError> {
         let requested = requested_blocks(&self.region, bytes)?;
         let mut state = lock(&self.state);
@@ -165,7 +165,7 @@ impl VirtioMem {
         Ok(changed)
     }
 
-    /// What an access by a vCPU to the unplugged memory at `address` is (X2, X3).
+    /// Whether a vCPU may access the unplugged memory at `address` (X2, X3).
     pub fn classify_unplugged_access(&self, address: u64, is_write: bool) -> UnpluggedAccess {
         let state = lock(&self.state);
         let usable =
@@ -311,7 +311,8 @@ impl VirtioDevice for VirtioMem {
     }
 
     fn process_chain(&self, _queue: u16, chain: &Chain<'_>) -> u32 {
-        // Without room for the answer the request is not carried out: the driver would not know.
+        // Without room for the answer the request is not carried out, as the driver would not learn the
+        // result.
         let room = chain.writer().map_or(0, |writer| writer.available());
         if room < size_of::<ResponseBytes>() as u64 {
             return 0;
@@ -332,7 +333,7 @@ impl VirtioDevice for VirtioMem {
     }
 
     fn reset(&self) {
-        // No block changes (I2): the driver that comes next finds what this one left.
+        // No block changes (I2): the next driver finds the blocks as this one left them.
         lock(&self.state).inaccessible_negotiated = false;
     }
 }

@@ -10,8 +10,8 @@ on_each_transport! {
     p4_u4_s4_a_range_that_wraps_is_an_error
     p5_plugging_what_is_plugged_is_an_error
     p6_plugging_beyond_the_requested_size_is_nack
-    p7_u6_what_the_memory_refuses_is_busy_and_changes_nothing
-    p8_u7_the_memory_is_asked_once_and_before_the_answer
+    p7_u6_a_request_that_the_backend_refuses_is_busy_and_changes_nothing
+    p8_u7_the_backend_is_called_once_and_before_the_answer
     p9_bytes_beyond_the_request_and_the_response_are_left_alone
     u5_unplugging_what_is_unplugged_is_an_error
     u8_u9_any_run_of_plugged_blocks_can_be_unplugged
@@ -19,7 +19,7 @@ on_each_transport! {
     a1_a2_unplug_all_leaves_nothing_plugged
     a3_unplug_all_ignores_everything_but_its_type
     a4_unplug_all_takes_usable_back_to_what_is_requested_and_256_mib
-    s5_s6_s7_s8_state_tells_plugged_unplugged_or_mixed_and_changes_nothing
+    s5_s6_s7_s8_state_is_plugged_unplugged_or_mixed_and_changes_nothing
     q2_an_unknown_type_is_an_error
     requests_and_refusals_are_counted
 }
@@ -111,7 +111,7 @@ fn p6_plugging_beyond_the_requested_size_is_nack(on: TransportKind) {
     assert_eq!(machine.plug(10..11), ACK);
 }
 
-fn p7_u6_what_the_memory_refuses_is_busy_and_changes_nothing(on: TransportKind) {
+fn p7_u6_a_request_that_the_backend_refuses_is_busy_and_changes_nothing(on: TransportKind) {
     let mut machine = TestMachine::up(on);
     assert_eq!(machine.plug(0..4), ACK);
     machine.resize(0);
@@ -132,7 +132,7 @@ fn p7_u6_what_the_memory_refuses_is_busy_and_changes_nothing(on: TransportKind) 
     assert_eq!(machine.memory.take_calls(), calls[..2]);
 }
 
-fn p8_u7_the_memory_is_asked_once_and_before_the_answer(on: TransportKind) {
+fn p8_u7_the_backend_is_called_once_and_before_the_answer(on: TransportKind) {
     let mut machine = TestMachine::up(on);
     assert_eq!(machine.plug(7..9), ACK);
     assert_eq!(machine.memory.take_calls(), [Call::Plug(7..9)]);
@@ -214,7 +214,7 @@ fn a4_unplug_all_takes_usable_back_to_what_is_requested_and_256_mib(on: Transpor
     assert_eq!(machine.config().requested_size, 100 * BLOCK);
 }
 
-fn s5_s6_s7_s8_state_tells_plugged_unplugged_or_mixed_and_changes_nothing(on: TransportKind) {
+fn s5_s6_s7_s8_state_is_plugged_unplugged_or_mixed_and_changes_nothing(on: TransportKind) {
     let mut machine = TestMachine::up(on);
     assert_eq!(machine.plug(60..130), ACK);
     machine.memory.take_calls();

@@ -34,7 +34,7 @@ pub use region::{BlockIndex, BlockRange, Region, RegionError};
 #[error("{0}")]
 pub struct BackendBusy(#[from] pub Box<dyn std::error::Error + Send + Sync>);
 
-/// What makes blocks of guest memory appear and go away.
+/// Adds and removes the memory of blocks.
 ///
 /// The device calls it only with ranges whose state it has checked, one call after the other. A call may
 /// take as long as the host does. An error means that nothing has changed: whatever was done half-way
@@ -51,7 +51,7 @@ pub trait BlockBackend: Send + Sync {
     fn unplug_all(&self) -> Result<(), BackendBusy>;
 }
 
-/// A backend that somebody else has to reach as well.
+/// A backend that is shared.
 impl<B: BlockBackend> BlockBackend for Arc<B> {
     fn plug(&self, range: BlockRange) -> Result<(), BackendBusy> {
         (**self).plug(range)

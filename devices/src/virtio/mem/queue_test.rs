@@ -1,47 +1,47 @@
-//! Rows Q1 and Q3 of `docs/virtio-mem.md`: the queue of the memory device in the hands of a
-//! hostile driver. What is no different for other devices is in `virtio/hostile_queue.rs`.
+//! Rows Q1 and Q3 of `docs/virtio-mem.md`: the queue of the memory device with a hostile driver. The
+//! tests that are common to all devices are in `virtio/hostile_queue.rs`.
 
 use std::thread;
 
 use super::test_machine::*;
 use crate::virtio::DeviceStatus;
-use crate::virtio::hostile_queue::{Subject, hostile_queue_tests};
+use crate::virtio::hostile_queue::{Fixture, hostile_queue_tests};
 use crate::virtio::test_driver::memory::{RAM_SIZE, STAGE, STAGE_SIZE};
 use crate::virtio::test_driver::{Buffer, Rings, TransportKind, on_each_transport};
 
 on_each_transport! {
     q1_without_room_for_the_response_the_request_is_not_carried_out
     q1_a_request_cut_short_is_an_error
-    q1_a_request_in_no_memory_is_an_error
+    q1_a_request_outside_of_memory_is_an_error
     q1_with_its_response_in_an_unplugged_block_a_request_is_not_carried_out
     q1_plugged_blocks_are_memory_like_any_other
     q1_a_response_in_the_block_that_its_request_unplugs_is_not_written
     q1_i2_rings_in_a_block_that_is_unplugged_need_a_reset_which_keeps_the_plug_state
     q3_requests_of_one_kick_are_carried_out_in_order
-    q3_a_request_that_takes_long_holds_up_nobody
+    q3_a_slow_request_does_not_block_the_registers
     q3_a_request_that_a_reset_overtakes_is_not_answered
 }
 
-fn subject(on: TransportKind) -> Subject {
-    subject_of(TestMachine::up(on))
+fn fixture(on: TransportKind) -> Fixture {
+    fixture_of(TestMachine::up(on))
 }
 
-fn subject_of(mut machine: TestMachine) -> Subject {
+fn fixture_of(mut machine: TestMachine) -> Fixture {
     let request = machine.write_request(STATE, block(0), 1).to_vec();
-    Subject { driver: machine.driver, request, answer: RESPONSE }
+    Fixture { driver: machine.driver, request, answer: RESPONSE }
 }
 
-hostile_queue_tests!(subject);
+hostile_queue_tests!(fixture);
 
 mod behind_an_iommu {
     use super::*;
     use crate::virtio::iommu::test_machine::page_by_page;
 
-    fn subject(on: TransportKind) -> Subject {
-        subject_of(TestMachine::up_behind(page_by_page(), on))
+    fn fixture(on: TransportKind) -> Fixture {
+        fixture_of(TestMachine::up_behind(page_by_page(), on))
     }
 
-    hostile_queue_tests!(subject);
+    hostile_queue_tests!(fixture);
 }
 
 fn q1_without_room_for_the_response_the_request_is_not_carried_out(on: TransportKind) {
@@ -77,7 +77,7 @@ fn q1_a_request_cut_short_is_an_error(on: TransportKind) {
     assert_eq!(machine.device.counters().error, 1 + u64::from(REQUEST));
 }
 
-fn q1_a_request_in_no_memory_is_an_error(on: TransportKind) {
+fn q1_a_request_outside_of_memory_is_an_error(on: TransportKind) {
     let mut machine = TestMachine::up(on);
     machine.driver.stage.set_present(false);
     assert_eq!(machine.plug(0..1), ACK);
@@ -213,13 +213,13 @@ fn during_a_slow_plug(machine: &mut TestMachine, meanwhile: impl FnOnce(&mut Tes
     });
 }
 
-fn q3_a_request_that_takes_long_holds_up_nobody(on: TransportKind) {
+fn q3_a_slow_request_does_not_block_the_registers(on: TransportKind) {
     let mut machine = TestMachine::up(on);
     during_a_slow_plug(&mut machine, |machine| {
         assert!(machine.driver.status().contains(DeviceStatus::DRIVER_OK));
         assert_eq!(machine.config().plugged_size, 0);
         machine.resize(64);
-        assert!(machine.driver.interrupts.take() > 0, "the driver hears of the new size");
+        assert!(machine.driver.interrupts.take() > 0, "the driver is notified of the new size");
         assert_eq!(machine.config().requested_size, 64 * BLOCK);
         assert_eq!(machine.device.counters().plug, 0);
     });
@@ -236,6 +236,6 @@ fn q3_a_request_that_a_reset_overtakes_is_not_answered(on: TransportKind) {
     assert_eq!(machine.driver.load::<[u8; 16]>(RESPONSE_AT), [0xee; 16]);
     assert_eq!(machine.driver.take_used(), []);
     assert_eq!(machine.driver.interrupts.take(), 0);
-    // It was carried out all the same, which the driver can find out.
+    // It was carried out all the same, as STATE shows.
     assert_eq!(machine.state(0..4), PLUGGED);
 }

@@ -52,7 +52,7 @@ impl BlockRange {
     }
 }
 
-/// A region that cannot be.
+/// Why a region is invalid.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum RegionError {
     /// C1.
@@ -62,7 +62,7 @@ pub enum RegionError {
     BlockSize {
         /// Bytes asked for.
         block_size: u64,
-        /// The least possible, in bytes.
+        /// The smallest valid size, in bytes.
         minimum: u64,
     },
     /// C2.

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::test_machine::*;
 use crate::virtio::test_driver::TransportKind;
 
-/// What a driver that keeps to the rules, and its machine's owner, may do next.
+/// One action of a driver that keeps to the rules, or of the host.
 #[derive(Debug, Clone)]
 enum Step {
     Plug { from: u64, at_most: u64 },

@@ -57,7 +57,7 @@ pub fn config() -> VirtioMemConfig {
     }
 }
 
-/// What the device asked of its memory.
+/// A call of the device to its backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Call {
     Plug(Range<u64>),
@@ -65,8 +65,8 @@ pub enum Call {
     UnplugAll,
 }
 
-/// The memory of the region. It remembers what was asked of it and refuses when told to, and no
-/// device reaches what is not plugged.
+/// The memory of the region. It records the device's calls, refuses them after [`Self::set_busy`], and
+/// makes only plugged blocks accessible to devices.
 #[derive(Clone)]
 pub struct FakeMemory(Arc<Mutex<FakeMemoryState>>);
 
@@ -137,12 +137,13 @@ impl FakeMemory {
         }
         let mut state = self.0.lock().unwrap();
         let blocks = range.start as usize..range.end as usize;
-        // UNPLUG_ALL takes blocks as they are; all others come with the state they must have.
+        // UNPLUG_ALL is for blocks in any state; for all other calls the blocks must be in the right
+        // one.
         let as_promised = state.plugged[blocks.clone()].iter().all(|&before| before != plugged);
         assert!(as_promised || call == Call::UnplugAll, "{call:?}");
         state.calls.push(call);
         if state.busy {
-            return Err(BackendBusy("told to refuse".into()));
+            return Err(BackendBusy("refused by the test".into()));
         }
         state.plugged[blocks].fill(plugged);
         Ok(())
@@ -192,7 +193,7 @@ pub struct TestMachine {
 }
 
 impl TestMachine {
-    /// A machine whose driver has not touched the device yet.
+    /// A machine whose driver has not accessed the device yet.
     pub fn new(on: TransportKind, config: VirtioMemConfig) -> Self {
         Self::build(config, |device, region| TestDriver::with_memory(on, device, vec![region]))
     }
@@ -225,7 +226,7 @@ impl TestMachine {
         machine
     }
 
-    /// Changes the requested size as the machine's owner does.
+    /// Changes the requested size as the host does.
     pub fn resize(&mut self, blocks: u64) {
         let device = Arc::clone(&self.device);
         self.driver

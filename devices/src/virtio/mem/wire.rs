@@ -7,8 +7,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// VIRTIO_MEM_F_ACPI_PXM: `node_id` is an ACPI proximity domain (section 5.15.3).
 pub const FEATURE_ACPI_PXM: u64 = 1 << 0;
-/// VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE: the driver never touches unplugged memory, not even to
-/// read (section 5.15.3).
+/// VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE: the driver never accesses unplugged memory, not even to read
+/// (section 5.15.3).
 pub const FEATURE_UNPLUGGED_INACCESSIBLE: u64 = 1 << 1;
 
 /// `struct virtio_mem_config` (section 5.15.4).
@@ -29,7 +29,7 @@ pub struct Config {
     pub usable_region_size: U64,
     /// Bytes plugged.
     pub plugged_size: U64,
-    /// Bytes that the machine would like to be plugged.
+    /// Bytes that the driver is requested to plug.
     pub requested_size: U64,
 }
 
@@ -37,7 +37,7 @@ pub struct Config {
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct RequestBytes {
-    /// What to do.
+    /// Type of the request.
     pub kind: U16,
     /// Reserved.
     pub padding: [U16; 3],
@@ -53,7 +53,7 @@ pub struct RequestBytes {
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ResponseBytes {
-    /// How the request went.
+    /// Type of the response.
     pub kind: U16,
     /// Reserved.
     pub padding: [U16; 3],
@@ -81,7 +81,7 @@ pub enum Request {
     UnplugAll,
     /// VIRTIO_MEM_REQ_STATE.
     State(RequestedRange),
-    /// A type that the specification does not know.
+    /// A type that the specification does not define.
     Unknown(u16),
 }
 
@@ -99,7 +99,7 @@ impl From<RequestBytes> for Request {
     }
 }
 
-/// What STATE tells about a range of blocks (section 5.15.6.4).
+/// The state of a range of blocks that STATE reports (section 5.15.6.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
 pub enum BlockRangeState {
@@ -120,9 +120,9 @@ pub enum Response {
     State(BlockRangeState),
     /// Not done: try again when the requested size has changed.
     Nack,
-    /// Not done: the machine cannot now. Try again later.
+    /// Not done: the machine cannot do it now. Try again later.
     Busy,
-    /// The request is wrong.
+    /// The request is invalid.
     Error,
 }
 
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn q2_every_type_has_a_meaning() {
+    fn q2_every_type_is_converted() {
         for kind in 0..=u16::MAX {
             let bytes = RequestBytes { kind: kind.into(), ..RequestBytes::new_zeroed() };
             assert_eq!(matches!(Request::from(bytes), Request::Unknown(k) if k == kind), kind > 3);

@@ -1,4 +1,4 @@
-//! The guest's memory: where what lies, and the part of it that a test directs.
+//! The guest's memory: its layout, and the part of it that a test controls.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -7,7 +7,7 @@ use vm_memory::{GuestAddress, GuestRegionMmap};
 
 use crate::dma::Reachability;
 
-/// Size of the RAM at address 0. What lies behind it is no memory.
+/// Size of the RAM at address 0. There is no memory behind it.
 pub const RAM_SIZE: u64 = 64 << 20;
 /// Where tests put indirect tables.
 pub const TABLES: u64 = 2 << 20;
@@ -23,14 +23,14 @@ pub fn map(start: u64, size: u64) -> Arc<GuestRegionMmap> {
     Arc::new(GuestRegionMmap::from_range(GuestAddress(start), size as usize, None).unwrap())
 }
 
-/// Memory that a test takes away, or in which something happens at the very moment a device looks.
+/// Memory that a test can remove, or for which it runs code just before a device accesses it.
 pub struct Stage {
     present: AtomicBool,
     before_access: Mutex<Box<dyn FnMut() + Send>>,
 }
 
 impl Stage {
-    /// Memory that is there, and in which nothing happens.
+    /// Memory that is present, without an action before accesses.
     pub fn new() -> Arc<Self> {
         let before_access = Mutex::new(Box::new(|| {}) as _);
         Arc::new(Self { present: AtomicBool::new(true), before_access })

@@ -1,5 +1,5 @@
-//! A guest's driver, for tests: it does to a device what a guest can do, through registers and
-//! memory, right or wrong, whatever the transport.
+//! A guest's driver, for tests: it accesses a device's registers and memory as a guest can, correctly
+//! or not, on any transport.
 //!
 //! Its memory is RAM from address 0 on, and a [`Stage`]. A test may add regions of its own.
 
@@ -54,9 +54,9 @@ pub struct TestDriver {
     pub bus: RegisterBus,
     /// and where they are on it.
     registers: Registers,
-    /// Memory as the guest's processors see it: all of it, whatever devices are refused.
+    /// Memory as the guest's processors see it: all of it, even where devices are refused access.
     pub memory: GuestMemoryMmap,
-    /// The part of it that a test directs.
+    /// The part of it that a test controls.
     pub stage: Arc<Stage>,
     /// Interrupts that the device raised.
     pub interrupts: Arc<Count>,
@@ -68,10 +68,10 @@ pub struct TestDriver {
 }
 
 impl TestDriver {
-    /// What an IOMMU knows the device by: on PCI, it is function 0 of device 0 on bus 1.
+    /// The device's endpoint ID at an IOMMU: on PCI, it is function 0 of device 0 on bus 1.
     pub const ENDPOINT: u32 = 0x100;
 
-    /// A driver that has not touched `device` yet, with RAM and a stage.
+    /// A driver that has not accessed `device` yet, with RAM and a stage.
     pub fn new(kind: TransportKind, device: Arc<dyn VirtioDevice>) -> Self {
         Self::with_memory(kind, device, vec![])
     }
@@ -229,41 +229,41 @@ impl TestDriver {
         }
     }
 
-    /// Works on another queue of the device from now on, and gives the one before.
+    /// Works on another queue of the device from now on, and returns the one before.
     pub fn switch_queue(&mut self, index: u16, queue: Virtqueue) -> Virtqueue {
         self.index = index;
         std::mem::replace(&mut self.queue, queue)
     }
 
-    /// What the machine's worker has of the device.
+    /// The device's transport, which the machine's worker uses.
     pub fn transport(&self) -> Arc<dyn Transport> {
         Arc::clone(&self.transport)
     }
 
-    /// Lets the machine process the queues once. Whether there may be more to do.
+    /// Has the machine process the queues once. True if there may be more to do.
     pub fn process_queues(&mut self) -> bool {
         self.transport.process_queues()
     }
 
-    /// Lets the machine tell that it changed the device's configuration.
+    /// Has the machine notify the driver of a change of the device's configuration.
     pub fn config_changed(&mut self) {
         self.transport.change_config(&mut || true);
     }
 
-    /// The features on offer.
+    /// The features that the device offers.
     pub fn offered_features(&mut self) -> u64 {
         self.registers.offered_features(&mut self.bus)
     }
 
-    /// Resets the device and accepts `features`, and what a device behind an IOMMU insists on.
-    /// Whether the device agrees.
+    /// Resets the device and accepts `features`, and the one that a device behind an IOMMU requires.
+    /// True if the device accepts them.
     pub fn negotiate(&mut self, features: u64) -> bool {
         self.reset();
         let platform = self.offered_features() & Features::ACCESS_PLATFORM.bits();
         self.accept(features | platform)
     }
 
-    /// Resets the device and accepts `features`. Whether the device agrees.
+    /// Resets the device and accepts `features`. True if the device accepts them.
     pub fn accept(&mut self, features: u64) -> bool {
         self.reset();
         if self.pci_if_any().is_some() {
@@ -272,13 +272,13 @@ impl TestDriver {
         self.registers.accept(&mut self.bus, features)
     }
 
-    /// Sets up queue `index` in empty `rings`, and works on that one from now on. Whether the
-    /// device takes it.
+    /// Sets up queue `index` in empty `rings`, and works on that one from now on. True if the device
+    /// accepts it.
     pub fn set_up_queue(&mut self, index: u16, rings: Rings) -> bool {
         (self.index, self.queue) = (index, Virtqueue::new(rings));
         let bytes = 6 + 8 * usize::from(rings.size);
         for area in [rings.available, rings.used] {
-            // A hostile driver's rings may be nowhere.
+            // A hostile driver's rings may be outside of memory.
             let _ = self.memory.write_slice(&vec![0; bytes], GuestAddress(area));
         }
         self.registers.place_queue(&mut self.bus, index, rings);
@@ -300,8 +300,8 @@ impl TestDriver {
         self.doorbells.take();
     }
 
-    /// Writes a chain of `buffers` into the descriptor table and returns its head. Never more
-    /// than a table's worth may be under way.
+    /// Writes a chain of `buffers` into the descriptor table and returns its head. At most as many
+    /// descriptors as the table has may be under way.
     pub fn write_chain(&mut self, buffers: &[Buffer]) -> u16 {
         self.queue.write_chain(&mut self.memory, buffers)
     }
@@ -311,7 +311,7 @@ impl TestDriver {
         Virtqueue::write_table(&mut self.memory, table, first, buffers);
     }
 
-    /// Writes one descriptor; `next` counts if its flags say so.
+    /// Writes one descriptor; `next` has an effect if its flags have NEXT.
     pub fn write_descriptor(&mut self, table: u64, index: u16, buffer: Buffer, next: u16) {
         Virtqueue::write_descriptor(&mut self.memory, table, index, buffer, next);
     }
@@ -353,12 +353,12 @@ impl TestDriver {
         self.registers.notify(&mut self.bus, queue);
     }
 
-    /// Notifies the device and lets the machine process the queue until nothing is left of it.
+    /// Notifies the device and has the machine process the queue until it is empty.
     pub fn kick(&mut self) {
         self.notify(self.index);
         assert!(self.doorbells.take() > 0, "a notification got lost");
         let passes = (0..1000).take_while(|_| self.process_queues()).count();
-        assert!(passes < 1000, "the device does not come to an end");
+        assert!(passes < 1000, "the queue is not empty after 1000 passes");
     }
 
     /// The used entries since the last call.

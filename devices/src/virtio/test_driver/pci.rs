@@ -1,5 +1,5 @@
-//! The registers of virtio over PCI (virtio 1.3, section 4.1) as a driver finds and uses them: all
-//! through the root complex. The function is behind a root port, and interrupts by MSI-X.
+//! The registers of virtio over PCI (virtio 1.3, section 4.1) as a driver finds and uses them, through
+//! the root complex only. The function is behind a root port, and interrupts by MSI-X.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -43,8 +43,7 @@ pub mod config {
     pub const MSIX_ENABLE: u16 = 1 << 15;
 }
 
-/// Messages, of which the one with data 0 says that the configuration changed, and all others
-/// that buffers were used.
+/// Messages. The one with data 0 is for a change of the configuration, all others are for used buffers.
 #[derive(Default)]
 pub struct Messages {
     interrupts: Arc<Count>,
@@ -58,7 +57,7 @@ impl Messages {
         Arc::new(Self { interrupts, ..Self::default() })
     }
 
-    /// Those since the last time.
+    /// The messages since the last call.
     pub fn take(&self) -> Vec<Message> {
         std::mem::take(&mut self.received.lock().unwrap())
     }
@@ -125,7 +124,7 @@ impl PciRegisters {
         virtio_driver::capabilities(|at| self.config_u32(at))
     }
 
-    /// Where a capability is that there is one of.
+    /// The offset of a capability that the function has exactly once.
     pub fn capability(&self, id: u8) -> usize {
         self.capabilities().into_iter().find(|&(found, _)| found == id).unwrap().1
     }
@@ -194,8 +193,8 @@ impl PciRegisters {
         (self.config_u16(self.capability(config::MSIX) + config::MSIX_CONTROL) & 0x7ff) + 1
     }
 
-    /// As firmware does and the PCI driver of an operating system: the port's window and the BARs
-    /// get addresses, MSI-X its messages, and everything is turned on.
+    /// Sets the function up as firmware and an operating system's PCI driver do: the port's window and
+    /// the BARs get addresses, MSI-X its messages, and everything is enabled.
     pub fn start(&self) {
         let on = (config::COMMAND_MEMORY | config::COMMAND_MASTER).to_le_bytes();
         self.root.write_config(Self::PORT, config::MEMORY_WINDOW, &Self::WINDOW.to_le_bytes());
@@ -212,7 +211,7 @@ impl PciRegisters {
         }
     }
 
-    /// What was sent since the last time, as bits of an interrupt status.
+    /// The messages since the last call, as bits of an interrupt status.
     pub fn take_interrupt_status(&self) -> u32 {
         self.messages.status.swap(0, Ordering::Relaxed)
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{CommonConfig, Notification, Registers, set_high, set_low};
+use super::{CommonConfig, Notification, TransportRegisters, set_high, set_low};
 use crate::Signal;
 use crate::bus::BusDevice;
 use crate::dma::DmaView;
@@ -63,7 +63,8 @@ impl MmioTransport {
     /// A transport for `device`, which reaches guest memory through `memory`.
     ///
     /// `doorbell` is signalled when the driver notifies a queue. The machine then calls
-    /// [`Transport::process_queues`](super::Transport::process_queues) from a thread that is no vCPU's.
+    /// [`Transport::process_queues`](super::Transport::process_queues) from a thread that does not run
+    /// a vCPU.
     pub fn new(
         device: Arc<dyn VirtioDevice>,
         memory: DmaView,
@@ -111,7 +112,7 @@ impl MmioTransport {
                 let notification = common.set_queue_ready(value & 1 != 0);
                 self.notify(&notification);
             }
-            // It is over at once, so that the register always reads as 0.
+            // A reset completes at once, so the register always reads as 0.
             register::QUEUE_RESET => {
                 if value == 1 {
                     common.reset_queue();
@@ -129,14 +130,15 @@ impl MmioTransport {
         }
     }
 
-    /// The registers of the selected queue, which count at the moment it is made ready.
+    /// The registers of the selected queue, which take effect when it is made ready.
     fn write_queue_register(&mut self, offset: u64, value: u32) {
         let Some(queue) = self.common.selected_queue() else {
             return;
         };
         let registers = &mut queue.registers;
         match offset {
-            // A size beyond 16 bits is as wrong as 0, and refused when the queue is made ready.
+            // A size beyond 16 bits is stored as 0, which is invalid too: it is refused when the queue
+            // is made ready.
             register::QUEUE_SIZE => registers.size = u16::try_from(value).unwrap_or(0),
             register::QUEUE_DESC_LOW => set_low(&mut registers.descriptor_area, value),
             register::QUEUE_DESC_HIGH => set_high(&mut registers.descriptor_area, value),
@@ -156,7 +158,7 @@ impl BusDevice for MmioTransport {
         } else if data.len() == 4 && offset.is_multiple_of(4) {
             data.copy_from_slice(&self.read_register(offset).to_le_bytes());
         } else {
-            // Registers are 32 bits wide and aligned (section 4.2.2.2): nothing else is there.
+            // Registers are 32 bits wide and aligned (section 4.2.2.2): other accesses have no effect.
             data.fill(0);
         }
     }
@@ -172,7 +174,7 @@ impl BusDevice for MmioTransport {
     }
 }
 
-impl Registers for MmioTransport {
+impl TransportRegisters for MmioTransport {
     fn common(&mut self) -> &mut CommonConfig {
         &mut self.common
     }

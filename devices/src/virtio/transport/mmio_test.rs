@@ -1,5 +1,4 @@
-//! The registers of virtio-mmio (virtio 1.3, section 4.2.2): what other transports do not have, or
-//! otherwise.
+//! The registers of virtio-mmio (virtio 1.3, section 4.2.2): what differs from other transports.
 
 use super::transport_test::{BUFFER, FEATURE_A, VERSION_1, stub};
 use crate::virtio::DeviceStatus;
@@ -20,7 +19,7 @@ fn write(driver: &mut TestDriver, offset: u64, value: u32) {
 }
 
 #[test]
-fn the_device_introduces_itself() {
+fn the_registers_identify_the_device() {
     let (_, mut driver) = stub(TransportKind::Mmio);
     assert_eq!(read(&mut driver, register::MAGIC_VALUE), 0x7472_6976);
     assert_eq!(read(&mut driver, register::VERSION), 2);
@@ -34,7 +33,7 @@ fn the_device_introduces_itself() {
 }
 
 #[test]
-fn registers_are_wider_than_what_is_in_them() {
+fn high_bits_of_narrow_registers_are_checked() {
     let (_, mut driver) = stub(TransportKind::Mmio);
     driver.bring_up(FEATURE_A, Rings::default());
     let up = driver.status();

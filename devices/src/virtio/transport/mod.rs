@@ -26,23 +26,23 @@ pub trait Transport: Send + Sync {
     /// Processes every queue once. True if a queue may hold more: call again after other work. One
     /// thread may do this at a time.
     ///
-    /// That may take as long as the host does; nobody who uses the registers waits for it.
+    /// That may take as long as the host does; accesses to the registers do not wait for it.
     fn process_queues(&self) -> bool;
 
-    /// Has `change` change the device's configuration, and tells the driver if it says that it did. No
-    /// driver reads meanwhile, so that none sees new values under the old generation.
+    /// Calls `change` to change the device's configuration, and notifies the driver if it returns true.
+    /// The driver cannot read meanwhile, so it never reads new values under the old generation.
     fn change_config(&self, change: &mut dyn FnMut() -> bool);
 }
 
 /// The registers of a transport.
-trait Registers: Send {
+trait TransportRegisters: Send {
     fn common(&mut self) -> &mut CommonConfig;
 
     /// Interrupts the driver.
     fn notify(&mut self, notification: &Notification);
 }
 
-impl<R: Registers> Transport for Mutex<R> {
+impl<R: TransportRegisters> Transport for Mutex<R> {
     fn process_queues(&self) -> bool {
         let Some(mut work) = lock(self).common().begin_work() else {
             return false;
@@ -63,7 +63,7 @@ impl<R: Registers> Transport for Mutex<R> {
     }
 }
 
-/// What a driver sets and reads whatever the transport (the fields of virtio 1.3, section
+/// The registers that are common to all transports (the fields of virtio 1.3, section
 /// 4.1.4.3, `virtio_pci_common_cfg`, which virtio-mmio has too).
 struct CommonConfig {
     device: Arc<dyn VirtioDevice>,
@@ -79,10 +79,10 @@ struct CommonConfig {
     config_read: bool,
 }
 
-/// What the transport has to tell the driver after something happened.
+/// The events of which the transport has to notify the driver.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Notification {
-    /// The queues in which buffers were used, and the driver wants to know.
+    /// The queues in which buffers were used, and for which the driver wants an interrupt.
     used_queues: Vec<u16>,
     config_change: bool,
 }
@@ -133,8 +133,8 @@ impl CommonConfig {
         common.bits() | self.required_features().bits() | self.device.features()
     }
 
-    /// What a driver must accept. Without ACCESS_PLATFORM it would hand out addresses that an IOMMU
-    /// has not been told of (section 6.1).
+    /// The features that a driver must accept. Without ACCESS_PLATFORM it would give the device
+    /// addresses that the IOMMU has no mappings for (section 6.1).
     fn required_features(&self) -> Features {
         let translated = self.memory.is_translated();
         Features::VERSION_1 | if translated { Features::ACCESS_PLATFORM } else { Features::empty() }
@@ -202,7 +202,7 @@ impl CommonConfig {
         self.queues.get_mut(usize::from(self.queue_select))
     }
 
-    /// The driver makes the selected queue ready, or takes that back.
+    /// The driver makes the selected queue ready or not ready.
     fn set_queue_ready(&mut self, ready: bool) -> Notification {
         let event_idx = self.negotiated(Features::EVENT_IDX);
         let memory = self.memory.clone();
@@ -221,7 +221,8 @@ impl CommonConfig {
         Notification::default()
     }
 
-    /// The driver resets the selected queue (section 2.6.1). Whether there is one, and it may.
+    /// The driver resets the selected queue (section 2.6.1). True if there is one, and RING_RESET was
+    /// negotiated.
     fn reset_queue(&mut self) -> bool {
         let negotiated = self.negotiated(Features::RING_RESET);
         let queue = self.selected_queue().filter(|_| negotiated);
@@ -242,8 +243,8 @@ impl CommonConfig {
         })
     }
 
-    /// Puts the rings back. What came of those that have been reset meanwhile is of no interest to the
-    /// driver any more. The flag says whether a queue may hold more.
+    /// Puts the rings back. The driver is not notified of those that have been reset meanwhile. The
+    /// flag is whether a queue may hold more.
     fn end_work(&mut self, work: Work) -> (Notification, bool) {
         let mut notification = Notification::default();
         let mut more = false;
@@ -285,9 +286,9 @@ impl CommonConfig {
         self.device.write_config(offset, data);
     }
 
-    /// A change that the driver cannot have seen half of leaves the generation as it is: of the
-    /// generation's bits some transports show a few only, and it must not come round to an old
-    /// value between two reads (section 4.1.4.3.1).
+    /// If the driver has read nothing since the last change, the generation stays as it is: some
+    /// transports show only a few of its bits, and it must not wrap around to an old value between two
+    /// reads (section 4.1.4.3.1).
     fn config_changed(&mut self) -> Notification {
         if std::mem::take(&mut self.config_read) {
             self.config_generation = self.config_generation.wrapping_add(1);
@@ -297,8 +298,7 @@ impl CommonConfig {
     }
 }
 
-/// The low or high half of `bits`, as a driver's feature select register says; other halves are
-/// empty.
+/// The low or high half of `bits`, by the value of a feature select register; other halves are empty.
 fn half(bits: u64, select: u32) -> u32 {
     match select {
         0 => bits as u32,

@@ -1,5 +1,5 @@
-//! virtio-pci (virtio 1.3, section 4.1): what other transports do not have, or otherwise. All of it
-//! through the root complex.
+//! virtio-pci (virtio 1.3, section 4.1): what differs from other transports. All accesses go through
+//! the root complex.
 
 use std::io::{self, Read};
 use std::sync::{Arc, OnceLock};
@@ -48,13 +48,13 @@ fn isr_status(driver: &mut TestDriver) -> u32 {
     read_u8(driver, cfg_type::ISR, 0).into()
 }
 
-/// Data of the messages since the last time: vectors, as the driver numbers them.
+/// Data of the messages since the last call: vectors, as the driver numbers them.
 fn vectors(driver: &mut TestDriver) -> Vec<u32> {
     driver.pci().messages.take().into_iter().map(|message| message.data).collect()
 }
 
 #[test]
-fn the_function_says_what_it_is() {
+fn the_header_identifies_the_device() {
     let rng = || Arc::new(Rng::new(Box::new(std::io::empty())));
     let mut entropy = TestDriver::new(TransportKind::Pci, rng());
     let (_, mut memory) = stub(TransportKind::Pci);
@@ -100,7 +100,7 @@ fn structures_have_pages_of_their_own_apart_from_msix() {
     assert!(u64::from(pending & !7) + 8 <= size);
 }
 
-/// What a BAR's register says, and its size.
+/// The value of a BAR's register, and the BAR's size.
 fn size_of_bar(pci: &PciRegisters, number: usize) -> (u32, u64) {
     let register = config::BASE_ADDRESS + 4 * number;
     let before = pci.config_u32(register);
@@ -178,7 +178,7 @@ fn what_is_written_is_read_back() {
         driver.write(Register::DriverFeature, features);
         assert_eq!(driver.read(Register::DriverFeature), expected);
     }
-    // A size that cannot be is none.
+    // An invalid size reads as 0.
     for (size, expected) in [(128, 128), (3, 0), (0, 0), (0xffff, 0), (64, 64)] {
         driver.write(Register::QueueSize, size);
         assert_eq!(driver.read(Register::QueueSize), expected);
@@ -216,11 +216,11 @@ fn any_write_to_the_notify_structure_is_a_notification() {
         assert_eq!(driver.doorbells.take(), 1);
         assert_eq!(read_u8(&mut driver, cfg_type::NOTIFY, offset), 0);
     }
-    assert_eq!(driver.doorbells.take(), 0, "a read is none");
+    assert_eq!(driver.doorbells.take(), 0, "a read is not a notification");
 }
 
 #[test]
-fn there_is_nothing_but_msix_in_its_bar() {
+fn the_bar_of_msix_has_nothing_else() {
     let (_, mut driver) = up();
     let up = driver.status();
     let pci = driver.pci();
@@ -244,7 +244,7 @@ fn each_event_interrupts_with_its_vector() {
     driver.send(&[BUFFER]);
     assert_eq!(vectors(&mut driver), [1]);
     assert_eq!(isr_status(&mut driver), CONFIG_CHANGE, "the queue's bit is for INTx alone");
-    // Any vector will do, and for more than one event.
+    // Any vector may be used, also for more than one event.
     driver.write_field(field::CONFIG_MSIX_VECTOR, 2);
     driver.write_field(field::QUEUE_MSIX_VECTOR, 2);
     assert_eq!(driver.read_field(field::CONFIG_MSIX_VECTOR), 2);
@@ -263,7 +263,7 @@ fn each_event_interrupts_with_its_vector() {
 }
 
 #[test]
-fn what_is_mapped_to_no_vector_does_not_interrupt() {
+fn an_event_without_a_vector_does_not_interrupt() {
     let (_, mut driver) = up();
     for vector in [NO_VECTOR, 3, 0x7ff, 0x800, 0xfffe] {
         for field in [field::CONFIG_MSIX_VECTOR, field::QUEUE_MSIX_VECTOR] {
@@ -300,7 +300,7 @@ fn resets_unmap_vectors() {
 }
 
 #[test]
-fn without_msix_the_isr_status_says_what_happened_and_reading_it_ends_the_interrupt() {
+fn without_msix_the_isr_status_has_the_event_and_reading_it_ends_the_interrupt() {
     let (_, mut driver) = up();
     driver.pci().enable_msix(false);
     let interrupt_status = |driver: &mut TestDriver| {
@@ -354,7 +354,7 @@ fn everything_can_be_done_without_a_bar() {
     assert_eq!(pci.config_u32(data), u32::from_le_bytes(*b"stub"));
     describe_access(pci, 0, device + 2, 2);
     assert_eq!(pci.config_u32(data), u32::from_le_bytes(*b"ub\0\0"));
-    // Part of the data makes the whole access.
+    // A read of part of the data makes the whole access.
     assert_eq!([0, 1].map(|byte| pci.config_u8(data + byte)), *b"ub");
     describe_access(pci, 0, isr, 1);
     assert_eq!(pci.config_u32(data), CONFIG_CHANGE);
@@ -379,7 +379,7 @@ fn everything_can_be_done_without_a_bar() {
 }
 
 #[test]
-fn accesses_that_cannot_be_described_are_none() {
+fn invalid_configuration_accesses_have_no_effect() {
     let (_, mut driver) = up();
     let up = driver.read(Register::DeviceStatus);
     let common = driver.pci().structure(cfg_type::COMMON).unwrap().offset;
@@ -411,7 +411,7 @@ fn accesses_that_cannot_be_described_are_none() {
 }
 
 #[test]
-fn a_function_that_is_no_bus_master_leaves_memory_alone_until_it_is() {
+fn a_function_does_not_access_memory_until_it_is_a_bus_master() {
     let (device, mut driver) = up();
     driver.pci().command(config::COMMAND_MEMORY);
     let head = driver.write_chain(&[BUFFER]);
@@ -480,13 +480,13 @@ fn resets_of_the_function_reset_the_device() {
     }
 }
 
-/// A source of which the third read writes to configuration space.
+/// A source of randomness whose third read writes to configuration space.
 struct Source {
     reads: usize,
     write: Arc<OnceLock<(Arc<RootComplex>, ConfigWrite)>>,
 }
 
-/// Whose register, where, and what is written there.
+/// Function, register and value of that write.
 type ConfigWrite = (FunctionAddress, usize, u16);
 
 impl Read for Source {
@@ -505,7 +505,7 @@ impl Read for Source {
 }
 
 #[test]
-fn from_the_moment_that_bus_mastering_ends_no_buffer_is_filled() {
+fn no_buffer_is_filled_after_bus_mastering_ends() {
     let (function, port) = (PciRegisters::FUNCTION, PciRegisters::PORT);
     let cases: [fn(&PciRegisters) -> ConfigWrite; 4] = [
         |_| (PciRegisters::FUNCTION, config::COMMAND, config::COMMAND_MEMORY),
@@ -550,7 +550,7 @@ fn from_the_moment_that_bus_mastering_ends_no_buffer_is_filled() {
             driver.pci().root.write_config(function, config::COMMAND, &on);
         }
         driver.process_queues();
-        // The third one was under way when its buffer went out of reach.
+        // The third one was under way when the device lost access to its buffer.
         let used: Vec<u32> = driver.take_used().iter().map(|used| used.len).collect();
         assert_eq!(used, [[0].as_slice(), &[8; 13]].concat(), "case {case}");
         assert_eq!(filled(&driver), 15, "case {case}");

@@ -1,4 +1,4 @@
-//! What holds on every transport, with a device that does next to nothing behind it.
+//! Tests for every transport, with a device that does almost nothing.
 
 use std::sync::{Arc, Mutex};
 
@@ -11,20 +11,20 @@ use crate::virtio::{Chain, DeviceStatus, DeviceType, Features, VirtioDevice, rea
 
 on_each_transport! {
     features_are_offered_32_at_a_time
-    features_ok_wants_version_1_and_nothing_that_was_not_offered
+    features_ok_requires_version_1_and_nothing_that_was_not_offered
     access_platform_is_for_devices_behind_an_iommu
     features_are_frozen_once_they_are_agreed_on
     a_refused_driver_may_try_again_with_other_features
-    status_bits_are_added_and_only_0_takes_them_away
-    a_reset_forgets_everything_the_driver_set
+    status_bits_are_added_and_only_0_clears_them
+    a_reset_clears_everything_the_driver_set
     the_generation_changes_with_the_configuration_alone
-    no_number_of_changes_brings_a_generation_back
+    the_generation_does_not_wrap_around_between_reads
     queues_that_do_not_exist_have_no_size_and_are_never_ready
     a_queue_is_not_ready_before_features_are_agreed_on
     a_queue_does_not_move_while_it_is_ready
     a_queue_that_was_reset_is_left_alone_until_it_is_set_up_anew
-    a_queue_is_only_reset_if_that_was_agreed_on
-    each_queue_is_served_as_itself
+    a_queue_is_only_reset_if_ring_reset_was_negotiated
+    each_queue_is_processed_under_its_own_number
     a_queue_that_never_ends_leaves_room_for_other_work
 }
 
@@ -33,11 +33,11 @@ pub const RING_RESET: u64 = Features::RING_RESET.bits();
 pub const FEATURE_A: u64 = 1 << 0;
 pub const FEATURE_B: u64 = 1 << 50;
 
-/// A device with two queues that insists on one of its two features.
+/// A device with two queues that requires one of its two features.
 #[derive(Default)]
 pub struct Stub(Mutex<Seen>);
 
-/// What a stub has seen so far.
+/// The calls to a stub so far.
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
     pub accepted: Option<u64>,
@@ -83,7 +83,7 @@ pub fn stub(on: TransportKind) -> (Arc<Stub>, TestDriver) {
     (device.clone(), TestDriver::new(on, device))
 }
 
-/// A buffer of a request: the device looks at no more than that there is one.
+/// A buffer of a request, whose contents the device ignores.
 pub const BUFFER: Buffer = Buffer { address: BUFFERS, len: 1, flags: 0 };
 
 /// Where the second of two queues may be.
@@ -102,17 +102,21 @@ fn features_are_offered_32_at_a_time(on: TransportKind) {
     }
 }
 
-fn features_ok_wants_version_1_and_nothing_that_was_not_offered(on: TransportKind) {
+fn features_ok_requires_version_1_and_nothing_that_was_not_offered(on: TransportKind) {
     let (device, mut driver) = stub(on);
     assert!(!driver.negotiate(FEATURE_A));
     assert!(!driver.negotiate(VERSION_1 | FEATURE_A | 1 << 1));
     assert!(!driver.negotiate(VERSION_1 | FEATURE_A | 1 << 63));
-    assert_eq!(device.seen().accepted, None, "such features are no device's business");
-    // The device has a say too.
+    assert_eq!(
+        device.seen().accepted,
+        None,
+        "the transport refuses them before it calls the device"
+    );
+    // The device may refuse features too.
     assert!(!driver.negotiate(VERSION_1 | FEATURE_B));
     assert!(driver.negotiate(VERSION_1 | FEATURE_A));
     assert!(driver.negotiate(VERSION_1 | FEATURE_A | FEATURE_B | Features::EVENT_IDX.bits()));
-    // Features of selectors that do not exist are nowhere.
+    // Features written with a selector that does not exist are ignored.
     driver.reset();
     driver.write(Register::DriverFeatureSelect, 2);
     driver.write(Register::DriverFeature, u32::MAX.into());
@@ -130,7 +134,7 @@ fn access_platform_is_for_devices_behind_an_iommu(on: TransportKind) {
     let mut driver = TestDriver::behind(page_by_page(), on, device.clone(), vec![]);
     assert_eq!(driver.offered_features() & platform, platform);
     assert!(!driver.accept(VERSION_1 | FEATURE_A));
-    assert_eq!(device.seen().accepted, None, "it is no device's business");
+    assert_eq!(device.seen().accepted, None, "the transport refuses it before it calls the device");
     assert!(driver.accept(VERSION_1 | FEATURE_A | platform));
 }
 
@@ -141,7 +145,7 @@ fn features_are_frozen_once_they_are_agreed_on(on: TransportKind) {
     driver.write(Register::DriverFeature, Features::EVENT_IDX.bits());
     driver.add_status(DeviceStatus::FEATURES_OK);
     assert_eq!(device.seen().accepted, Some(VERSION_1 | FEATURE_A));
-    // EVENT_IDX is not in effect: every answer interrupts, whatever `used_event` says.
+    // EVENT_IDX is not in effect: every answer interrupts, whatever `used_event` is.
     assert!(driver.set_up_queue(0, Rings::default()));
     driver.add_status(DeviceStatus::DRIVER_OK);
     driver.set_used_event(100);
@@ -158,11 +162,11 @@ fn a_refused_driver_may_try_again_with_other_features(on: TransportKind) {
     assert!(driver.status().contains(DeviceStatus::FEATURES_OK));
 }
 
-fn status_bits_are_added_and_only_0_takes_them_away(on: TransportKind) {
+fn status_bits_are_added_and_only_0_clears_them(on: TransportKind) {
     let (device, mut driver) = stub(on);
     driver.bring_up(FEATURE_A, Rings::default());
     let up = driver.status();
-    // Bits that are the device's or nobody's: neither is a reset.
+    // Bits that only the device sets, and bits without a meaning: neither is a reset.
     for value in [1, 0x10, 0x20, 0x40] {
         driver.write(Register::DeviceStatus, value);
         assert_eq!(driver.status(), up, "{value:#x}");
@@ -175,7 +179,7 @@ fn status_bits_are_added_and_only_0_takes_them_away(on: TransportKind) {
     assert_eq!(device.seen().resets, resets + 1);
 }
 
-fn a_reset_forgets_everything_the_driver_set(on: TransportKind) {
+fn a_reset_clears_everything_the_driver_set(on: TransportKind) {
     let (device, mut driver) = stub(on);
     driver.bring_up(FEATURE_A, Rings::default());
     driver.send(&[BUFFER]);
@@ -208,7 +212,7 @@ fn the_generation_changes_with_the_configuration_alone(on: TransportKind) {
 }
 
 /// The field has 8 bits on PCI.
-fn no_number_of_changes_brings_a_generation_back(on: TransportKind) {
+fn the_generation_does_not_wrap_around_between_reads(on: TransportKind) {
     let (_, mut driver) = stub(on);
     let generation = driver.read(Register::ConfigGeneration);
     driver.read_config(0, &mut [0; 2]);
@@ -270,7 +274,7 @@ fn a_queue_that_was_reset_is_left_alone_until_it_is_set_up_anew(on: TransportKin
     assert_eq!(driver.read(Register::QueueSize), 128);
     driver.kick();
     assert_eq!(driver.take_used(), []);
-    // The other queue knows nothing of it.
+    // The other queue is not affected.
     driver.write(Register::QueueSelect, 1);
     assert_eq!(driver.read(Register::QueueEnable), 1);
     // The rings start anew, and may be others.
@@ -282,7 +286,7 @@ fn a_queue_that_was_reset_is_left_alone_until_it_is_set_up_anew(on: TransportKin
     assert_eq!(device.seen().chains, [0, 0]);
 }
 
-fn a_queue_is_only_reset_if_that_was_agreed_on(on: TransportKind) {
+fn a_queue_is_only_reset_if_ring_reset_was_negotiated(on: TransportKind) {
     let (_, mut driver) = stub(on);
     driver.bring_up(FEATURE_A, Rings::default());
     driver.write(Register::QueueReset, 1);
@@ -295,7 +299,7 @@ fn a_queue_is_only_reset_if_that_was_agreed_on(on: TransportKind) {
     driver.send(&[BUFFER]);
 }
 
-fn each_queue_is_served_as_itself(on: TransportKind) {
+fn each_queue_is_processed_under_its_own_number(on: TransportKind) {
     let (device, mut driver) = stub(on);
     assert!(driver.negotiate(VERSION_1 | FEATURE_A));
     assert!(driver.set_up_queue(0, Rings::default()));

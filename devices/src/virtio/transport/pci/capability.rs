@@ -1,4 +1,4 @@
-//! The structures of virtio over PCI and the capabilities that say where they are (virtio 1.3,
+//! The structures of virtio over PCI and the capabilities that locate them (virtio 1.3,
 //! section 4.1.4).
 
 use zerocopy::little_endian::U32;
@@ -6,8 +6,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::pci::{BarIndex, VendorCapability};
 
-/// A structure that a driver accesses. Each has a page of one BAR for itself, so that a page table
-/// can give it to somebody without the others.
+/// A structure that a driver accesses. Each has a page of one BAR for itself, so that it can be mapped
+/// without the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Structure {
@@ -129,7 +129,7 @@ impl ConfigAccess {
     /// Offset of `pci_cfg_data` in the capability.
     pub const DATA: usize = size_of::<Capability>();
 
-    /// The access that `capability` describes, unless it is none to a structure.
+    /// The access that `capability` describes; none if it is not to a structure.
     pub fn parse(capability: &[u8]) -> Option<Self> {
         let (capability, _) = Capability::read_from_prefix(capability).ok()?;
         let Capability { bar, offset, length, .. } = capability;

@@ -20,7 +20,7 @@ bitflags! {
     }
 }
 
-/// The interrupts of a device, and what the driver set them to.
+/// The interrupts of a device, as the driver configured them.
 pub struct Interrupts {
     isr_status: IsrStatus,
     config_vector: u16,
@@ -30,7 +30,7 @@ pub struct Interrupts {
 }
 
 impl Interrupts {
-    /// The interrupts of a device with so many queues.
+    /// The interrupts of a device with this number of queues.
     pub fn new(queues: usize, msix: Arc<Msix>, intx: Arc<IntxPin>) -> Self {
         Self {
             isr_status: IsrStatus::empty(),
@@ -63,14 +63,14 @@ impl Interrupts {
         }
     }
 
-    /// The driver reads the ISR status, which takes the interrupt back.
+    /// The driver reads the ISR status, which deasserts the interrupt.
     pub fn take_isr_status(&mut self) -> u8 {
         let isr_status = self.isr_status.bits();
         self.set_isr_status(IsrStatus::empty());
         isr_status
     }
 
-    /// INTx follows the ISR status, and stays silent while MSI-X is enabled.
+    /// INTx follows the ISR status, and is not asserted while MSI-X is enabled.
     fn set_isr_status(&mut self, isr_status: IsrStatus) {
         self.isr_status = isr_status;
         self.intx.set_level(!isr_status.is_empty());

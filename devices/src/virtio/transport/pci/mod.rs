@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use capability::{ConfigAccess, Structure};
 use interrupts::Interrupts;
 
-use super::{CommonConfig, Notification, Registers, set_high, set_low};
+use super::{CommonConfig, Notification, TransportRegisters, set_high, set_low};
 use crate::Signal;
 use crate::dma::DmaPath;
 use crate::pci::{
@@ -17,8 +17,8 @@ use crate::pci::{
 };
 use crate::virtio::{DeviceType, VirtioDevice};
 
-/// A field of the common configuration structure: its offset and its width. An access to anything
-/// else is an access to nothing (section 4.1.3.1).
+/// A field of the common configuration structure: its offset and its width. Any other access has no
+/// effect (section 4.1.3.1).
 type Field = (u64, usize);
 
 /// `struct virtio_pci_common_cfg` (section 4.1.4.3), as far as its fields exist with the features
@@ -51,10 +51,10 @@ mod field {
 const VENDOR: u16 = 0x1af4;
 /// Device IDs are the device type and this.
 const FIRST_DEVICE: u16 = 0x1040;
-/// What tells legacy drivers to keep away.
+/// The revision ID, by which legacy drivers do not bind to the device.
 const REVISION: u8 = 1;
 
-/// The BAR of the MSI-X table and, behind the largest table there can be, the Pending Bit Array.
+/// The BAR of the MSI-X table and, behind the room for the largest table, the Pending Bit Array.
 const MSIX_BAR: BarIndex = BarIndex::Bar2;
 const MSIX_BAR_SIZE: u64 = 0x1_0000;
 const MSIX_PENDING: u32 = 0x8000;
@@ -73,7 +73,8 @@ impl PciTransport {
     ///
     /// `doorbell` is signalled when the driver notifies a queue, unless the machine does that by
     /// itself, and when the function becomes a bus master. The machine then calls
-    /// [`Transport::process_queues`](super::Transport::process_queues) from a thread that is no vCPU's.
+    /// [`Transport::process_queues`](super::Transport::process_queues) from a thread that does not run
+    /// a vCPU.
     pub fn new(
         device: Arc<dyn VirtioDevice>,
         memory: &DmaPath,
@@ -84,7 +85,7 @@ impl PciTransport {
         let mut builder = FunctionBuilder::new(identity(device_type));
         let function = builder.state();
         let common = CommonConfig::new(device, memory.view(builder.state()));
-        // Not prefetchable: to read the ISR status changes it.
+        // Not prefetchable: a read of the ISR status clears it.
         builder.bar(Structure::BAR, BarKind::Memory32, Structure::BAR_SIZE)?;
         builder.doorbell(Structure::BAR, Structure::Notify.offset(), Arc::clone(&doorbell))?;
         builder.bar(MSIX_BAR, BarKind::Memory32, MSIX_BAR_SIZE)?;
@@ -122,7 +123,7 @@ impl PciTransport {
             field::CONFIG_MSIX_VECTOR => self.interrupts.config_vector().into(),
             field::NUM_QUEUES => common.queues.len() as u32,
             field::DEVICE_STATUS => common.status.bits().into(),
-            // As many bits as the field is wide.
+            // Truncated to the width of the field.
             field::CONFIG_GENERATION => common.config_generation,
             field::QUEUE_SELECT => common.queue_select.into(),
             field::QUEUE_MSIX_VECTOR => self.interrupts.queue_vector(common.queue_select).into(),
@@ -139,7 +140,7 @@ impl PciTransport {
         };
         let registers = &queue.registers;
         match field {
-            // Nothing but a power of two may be seen here, or 0 (section 4.1.4.3.1).
+            // This must read as a power of two, or 0 (section 4.1.4.3.1).
             field::QUEUE_SIZE if registers.size.is_power_of_two() => registers.size.into(),
             field::QUEUE_ENABLE => queue.is_ready().into(),
             // All queues are notified at the same address.
@@ -172,7 +173,7 @@ impl PciTransport {
             field::QUEUE_MSIX_VECTOR => {
                 self.interrupts.set_queue_vector(common.queue_select, value as u16);
             }
-            // Only a reset takes a queue back.
+            // Only a reset disables a queue.
             field::QUEUE_ENABLE if value == 1 => {
                 let notification = common.set_queue_ready(true);
                 self.interrupts.notify(&notification);
@@ -186,7 +187,7 @@ impl PciTransport {
         }
     }
 
-    /// The fields of the selected queue, which count at the moment it is enabled.
+    /// The fields of the selected queue, which take effect when it is enabled.
     fn write_queue_field(&mut self, field: Field, value: u32) {
         let Some(queue) = self.common.selected_queue() else {
             return;
@@ -277,7 +278,7 @@ impl PciDevice for PciTransport {
     }
 }
 
-impl Registers for PciTransport {
+impl TransportRegisters for PciTransport {
     fn common(&mut self) -> &mut CommonConfig {
         &mut self.common
     }
@@ -299,16 +300,17 @@ fn identity(device_type: DeviceType) -> Identity {
     }
 }
 
-/// What a system without a driver may take the device for (PCI Code and ID Assignment, section 1).
+/// The class code, which describes the device to a system without a driver for it (PCI Code and ID
+/// Assignment, section 1).
 fn class_code(device_type: DeviceType) -> ClassCode {
     let (base, sub) = match device_type {
-        // Some communication controller.
+        // Other communication controller.
         DeviceType::Console => (0x07, 0x80),
-        // Nothing that there is a class for.
+        // Unclassified.
         DeviceType::Entropy => (0x00, 0xff),
         // An IOMMU.
         DeviceType::Iommu => (0x08, 0x06),
-        // Some mass storage controller.
+        // Other mass storage controller.
         DeviceType::FileSystem => (0x01, 0x80),
         // RAM.
         DeviceType::Memory => (0x05, 0x00),

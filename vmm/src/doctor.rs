@@ -1,5 +1,5 @@
-//! Whether this machine's KVM can carry an unmodified kernel: found out by running a few
-//! instructions that every kernel uses and that a para-virtual KVM does not know.
+//! Whether this machine's KVM can run an unmodified kernel: tested by running a few instructions that
+//! every kernel uses and that a para-virtual KVM does not support.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::memory::slots::{MemorySlots, SlotError};
 use crate::quiesce::{KickTarget, VcpuGate};
 use crate::threads::{self, Role};
 
-/// What was found out.
+/// The result of the test.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Diagnosis {
     /// Whether an unmodified kernel can be expected to run.
@@ -67,21 +67,21 @@ enum Unfit {
     Program { step: Step, failure: Failure },
 }
 
-/// How the program failed.
+/// How the test program failed.
 #[derive(Debug, PartialEq, Eq, Error)]
 enum Failure {
     #[error("the result was wrong")]
     WrongResult,
-    /// It left KVM_RUN in a way that it should not.
+    /// KVM_RUN returned in an unexpected way.
     #[error("{0}")]
     Exit(String),
-    #[error("it made no progress within {} s", .0.as_secs())]
-    NoProgress(Duration),
-    #[error("its thread died")]
-    ThreadDied,
+    #[error("it did not finish within {} s", .0.as_secs())]
+    Timeout(Duration),
+    #[error("its thread panicked")]
+    ThreadPanicked,
 }
 
-/// What the program does, in order. Each is reported through a port when it has worked.
+/// What the program does, in order. It reports each step that worked through a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Step {
@@ -120,8 +120,8 @@ const MEMORY_BYTES: u64 = 8 << 20;
 const REPORT_PORT: u16 = 0xf0;
 /// Written instead of a step when one gave a wrong result.
 const WRONG_RESULT: u8 = 0xff;
-/// Long beyond what a few instructions take even where everything is emulated.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Much longer than a few instructions take, even where everything is emulated.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 // Runs at `CODE` with the first GiB mapped onto itself, page directory at 0xb000.
 std::arch::global_asm!(
@@ -129,7 +129,7 @@ std::arch::global_asm!(
     "moat_doctor_code:",
     "    mov al, 1",
     "    out 0xf0, al",
-    // int3, whose handler leaves a mark in rbx.
+    // int3, whose handler sets rbx.
     "    xor ebx, ebx",
     "    int3",
     "    cmp ebx, 0x33",
@@ -174,7 +174,7 @@ std::arch::global_asm!(
     "    jne 2f",
     "4:  mov al, 4",
     "    out 0xf0, al",
-    // What 0x200000 shows, 4 MiB shall show: its directory entry (2) becomes that of 0x200000 (1).
+    // Maps 4 MiB to what 0x200000 maps: copies page-directory entry 1 (0x200000) to entry 2 (4 MiB).
     "    mov edi, 0x400000",
     "    cmp qword ptr [rdi], 0",
     "    jne 2f",
@@ -212,7 +212,7 @@ fn program() -> (&'static [u8], u64) {
     (bytes, ((&raw const moat_doctor_breakpoint).addr() - code.addr()) as u64)
 }
 
-/// Tries this machine's KVM.
+/// Tests this machine's KVM.
 pub fn examine() -> Diagnosis {
     try_program().into()
 }
@@ -273,13 +273,13 @@ fn run(mut vcpu: VcpuFd) -> Result<(), Unfit> {
         });
         step_through(exits, passed)
     };
-    watch(PATIENCE, program, || ended.end())
+    watch(TIMEOUT, program, || ended.end())
 }
 
-/// Runs the program in a thread of its own, which is told to end when it takes too long. It counts the
-/// steps that have worked.
+/// Runs the program in a thread of its own. Calls `end` to end it when it is done or `timeout` is over. The
+/// program counts the steps that have worked.
 fn watch(
-    patience: Duration,
+    timeout: Duration,
     program: impl FnOnce(&AtomicUsize) -> Result<(), Failure> + Send + 'static,
     end: impl FnOnce(),
 ) -> Result<(), Unfit> {
@@ -287,14 +287,14 @@ fn watch(
     let (sender, receiver) = mpsc::channel();
     let thread_passed = Arc::clone(&passed);
     let thread = threads::spawn(Role::Doctor, move || {
-        // The receiver waits, or has given up: then nobody wants to know.
+        // Fails only if the receiver has timed out, and the result is not needed.
         let _ = sender.send(program(&thread_passed));
     });
     let thread = thread.map_err(Unfit::Thread)?;
-    let result = match receiver.recv_timeout(patience) {
+    let result = match receiver.recv_timeout(timeout) {
         Ok(result) => result,
-        Err(RecvTimeoutError::Timeout) => Err(Failure::NoProgress(patience)),
-        Err(RecvTimeoutError::Disconnected) => Err(Failure::ThreadDied),
+        Err(RecvTimeoutError::Timeout) => Err(Failure::Timeout(timeout)),
+        Err(RecvTimeoutError::Disconnected) => Err(Failure::ThreadPanicked),
     };
     end();
     let _ = thread.join();
@@ -304,14 +304,14 @@ fn watch(
     })
 }
 
-/// How the program left KVM_RUN.
+/// How KVM_RUN returned.
 #[derive(Debug, PartialEq, Eq)]
 enum Exit {
-    /// To report.
+    /// The program reported a step.
     Report(u8),
-    /// Kicked, or by a signal for somebody else.
+    /// By a kick or another signal.
     Interrupted,
-    /// As it should not.
+    /// In any other way.
     Unexpected(String),
 }
 

@@ -1,4 +1,4 @@
-//! What `moat doctor` says of each way in which a KVM can be unfit.
+//! What `moat doctor` reports for each way in which a KVM can be unfit.
 
 use std::sync::mpsc;
 
@@ -7,7 +7,7 @@ use super::*;
 /// Longer than any of these programs takes.
 const LONG: Duration = Duration::from_secs(60);
 
-/// What is said of a program that leaves KVM_RUN in these ways.
+/// The diagnosis when KVM_RUN returns in these ways.
 fn diagnose(exits: Vec<Exit>) -> Diagnosis {
     watch(LONG, |passed| step_through(exits.into_iter(), passed), || {}).into()
 }
@@ -23,7 +23,7 @@ fn assert_unfit(diagnosis: &Diagnosis, reason: &str) {
 }
 
 #[test]
-fn where_every_step_works_kvm_is_usable() {
+fn kvm_is_usable_if_every_step_works() {
     let mut exits = reports(1..=5);
     exits.insert(2, Err(kvm_ioctls::Error::new(libc::EINTR)).into());
     let reason = "this machine's KVM runs unmodified kernels".into();
@@ -31,7 +31,7 @@ fn where_every_step_works_kvm_is_usable() {
 }
 
 #[test]
-fn the_step_that_fails_is_named() {
+fn the_diagnosis_names_the_step_that_fails() {
     for (passed, step) in [
         (0, "run 64-bit kernel-mode code"),
         (1, "deliver int3 through an interrupt descriptor table"),
@@ -49,7 +49,7 @@ fn the_step_that_fails_is_named() {
 }
 
 #[test]
-fn an_exit_that_the_program_does_not_make_is_quoted() {
+fn the_diagnosis_quotes_an_unexpected_exit() {
     for (exit, failure) in [
         (Ok(VcpuExit::Hlt), "Hlt"),
         (Ok(VcpuExit::Shutdown), "Shutdown"),
@@ -67,34 +67,34 @@ fn an_exit_that_the_program_does_not_make_is_quoted() {
 }
 
 #[test]
-fn a_program_that_never_ends_is_ended() {
+fn a_program_that_does_not_finish_is_ended_after_the_timeout() {
     let (end, ended) = mpsc::channel();
     let program = move |passed: &AtomicUsize| {
         passed.store(Step::Breakpoint as usize, Ordering::Release);
-        ended.recv().expect("it is told to end");
+        ended.recv().expect("the program is asked to end");
         Ok(())
     };
-    // However long it is waited for, the program is there longer.
+    // The program runs until it is asked to end, so the timeout always expires first.
     let result = watch(Duration::from_secs(1), program, || end.send(()).unwrap());
     assert_unfit(
         &result.into(),
-        "this machine's KVM cannot execute lock cmpxchg16b (it made no progress within 1 s), so no \
+        "this machine's KVM cannot execute lock cmpxchg16b (it did not finish within 1 s), so no \
          unmodified kernel runs on it",
     );
 }
 
 #[test]
-fn a_program_whose_thread_dies_has_failed() {
-    let result = watch(LONG, |_| panic!("as it is asked to"), || {});
+fn a_program_whose_thread_panics_has_failed() {
+    let result = watch(LONG, |_| panic!("on purpose"), || {});
     assert_unfit(
         &result.into(),
-        "this machine's KVM cannot run 64-bit kernel-mode code (its thread died), so no unmodified \
+        "this machine's KVM cannot run 64-bit kernel-mode code (its thread panicked), so no unmodified \
          kernel runs on it",
     );
 }
 
 #[test]
-fn what_kvm_refuses_is_named() {
+fn the_diagnosis_names_what_kvm_refuses() {
     let error = kvm_ioctls::Error::new(libc::ENOMEM);
     let ioctl = VcpuError::ioctl("KVM_SET_SREGS")(error);
     for (unfit, reason) in [
@@ -107,7 +107,7 @@ fn what_kvm_refuses_is_named() {
             "/dev/kvm refuses a vCPU's state: KVM_SET_SREGS failed: Cannot allocate memory (os \
              error 12)",
         ),
-        (KvmError::ApiVersion(11).into(), "/dev/kvm has API version 11, not 12"),
+        (KvmError::ApiVersion(11).into(), "/dev/kvm has API version 11; expected 12"),
     ] {
         assert_unfit(&Err(unfit).into(), reason);
     }

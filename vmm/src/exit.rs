@@ -1,5 +1,4 @@
-//! How a machine ends. The first reason counts, but that a reset does not keep anybody from stopping
-//! the machine.
+//! Why a machine ends. The first reason counts, except that a machine can still be stopped after a reset.
 
 use std::fmt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,24 +18,24 @@ pub enum Ending {
     Reset,
     /// Every vCPU halted with interrupts off.
     Halt,
-    /// A vCPU met a fault while delivering a double fault.
+    /// A fault while a vCPU delivered a double fault.
     TripleFault,
     /// The guest kernel panicked.
     Panic,
-    /// KVM could not go on with a vCPU.
+    /// KVM could not continue a vCPU.
     VcpuError(String),
     /// Part of the machine failed.
     MachineError(String),
-    /// A vCPU touched what it must not, and is to be stopped then.
+    /// A vCPU accessed an unplugged block, and the policy is to stop then.
     Violation(Box<Violation>),
-    /// A device was told to touch what it must not, and the machine is to be stopped then.
+    /// A device's DMA to an unplugged block was refused, and the policy is to stop then.
     RefusedDma(Box<RefusedDevice>),
-    /// Whoever runs the machine ended it.
+    /// The program that runs the machine ended it.
     Stopped,
 }
 
 impl Ending {
-    /// Whether a PC would start anew.
+    /// Whether a PC would restart.
     pub fn is_reset(&self) -> bool {
         matches!(self, Self::Reset | Self::TripleFault)
     }
@@ -64,10 +63,14 @@ impl fmt::Display for Ending {
             Self::Halt => f.write_str("the guest halted: all vCPUs wait with interrupts off"),
             Self::TripleFault => f.write_str("the guest died of a triple fault"),
             Self::Panic => f.write_str("the guest kernel panicked"),
-            Self::VcpuError(what) => write!(f, "KVM cannot run the guest on: {what}"),
+            Self::VcpuError(what) => write!(f, "KVM cannot continue the guest: {what}"),
             Self::MachineError(what) => write!(f, "the machine failed: {what}"),
-            Self::Violation(violation) => write!(f, "the guest is stopped for {violation}"),
-            Self::RefusedDma(refused) => write!(f, "the guest is stopped for {refused}"),
+            Self::Violation(violation) => {
+                write!(f, "the guest was stopped after this access: {violation}")
+            }
+            Self::RefusedDma(refused) => {
+                write!(f, "the guest was stopped after this access: {refused}")
+            }
             Self::Stopped => f.write_str("the machine was stopped"),
         }
     }
@@ -85,15 +88,15 @@ impl EndingCell {
     /// The machine ends because of `ending`, unless it has ended already.
     pub fn set(&self, ending: Ending) {
         let mut cell = self.lock();
-        let goes_on = |before: &Ending| before.is_reset() && ending == Ending::Stopped;
-        if cell.as_ref().is_none_or(goes_on) {
+        let is_replaced = |before: &Ending| before.is_reset() && ending == Ending::Stopped;
+        if cell.as_ref().is_none_or(is_replaced) {
             *cell = Some(ending);
         }
         self.cancellation.cancel();
         self.set.notify_all();
     }
 
-    /// A reset was no end: the machine goes on.
+    /// Clears a reset, after which the machine restarts.
     pub fn forget_reset(&self) {
         let mut cell = self.lock();
         if cell.as_ref().is_some_and(Ending::is_reset) {
@@ -107,7 +110,7 @@ impl EndingCell {
         self.lock().clone()
     }
 
-    /// Ends whatever the host works on for the machine, once it ends.
+    /// Cancels long work of the host for the machine, once that ends.
     pub fn cancellation(&self) -> Cancellation {
         self.cancellation.clone()
     }

@@ -1,4 +1,4 @@
-//! Opening files that people name.
+//! Opening files that the user names.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -7,11 +7,11 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-/// Opens a file to read it from any place. What is none, such as a pipe, is an error at once.
+/// Opens a seekable file to read. Anything else, such as a pipe, is an error at once.
 pub fn open_regular(path: &Path) -> io::Result<File> {
-    // A FIFO would keep us waiting for somebody who writes to it.
+    // Without this, opening a FIFO would block until it has a writer.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    // Some file systems, such as 9p, heed it in files, which are read in part then.
+    // Some file systems, such as 9p, apply O_NONBLOCK to files too, and reads are short then.
     rustix::fs::fcntl_setfl(&file, OFlags::empty())?;
     let kind = file.metadata()?.file_type();
     if kind.is_file() || kind.is_block_device() {
@@ -21,7 +21,7 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
         () if kind.is_dir() => "a directory",
         () if kind.is_fifo() => "a pipe",
         () if kind.is_char_device() => "a character device",
-        () => "no file",
+        () => "not a file",
     };
     Err(io::Error::other(format!("it is {what}; give a regular file")))
 }
@@ -33,7 +33,7 @@ mod tests {
     use rustix::fs::{CWD, FileType, Mode, mknodat};
 
     #[test]
-    fn only_what_can_be_read_from_any_place_is_opened() {
+    fn only_seekable_files_are_opened() {
         let directory = tempfile::TempDir::new().unwrap();
         let fifo = directory.path().join("fifo");
         mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();

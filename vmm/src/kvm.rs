@@ -1,11 +1,11 @@
-//! Opening /dev/kvm, and saying what is wrong when that fails.
+//! Opening /dev/kvm, with errors that name the cause and the fix.
 
 use std::io;
 
 use kvm_ioctls::{Cap, Kvm};
 use thiserror::Error;
 
-/// A KVM that cannot be used.
+/// Why KVM cannot be used.
 #[derive(Debug, Error)]
 pub enum KvmError {
     /// There is no KVM.
@@ -14,7 +14,7 @@ pub enum KvmError {
          virtualisation enabled"
     )]
     Missing,
-    /// It is somebody else's.
+    /// This user may not open it.
     #[error(
         "no permission for /dev/kvm: add yourself to its group (`usermod -aG kvm USER`, then log \
          in again) or run as root"
@@ -23,15 +23,15 @@ pub enum KvmError {
     /// Anything else.
     #[error("cannot open /dev/kvm: {0}")]
     Open(io::Error),
-    /// It speaks another language.
-    #[error("/dev/kvm has API version {0}, not 12")]
+    /// It has another API version.
+    #[error("/dev/kvm has API version {0}; expected 12")]
     ApiVersion(i32),
-    /// It is too old, or not a full one.
-    #[error("this KVM has no {0:?}, without which no stock kernel can be run")]
+    /// It is too old, or incomplete.
+    #[error("this KVM lacks the capability {0:?}, which an unmodified kernel needs")]
     Capability(Cap),
 }
 
-/// What every machine needs.
+/// The capabilities that every machine needs.
 const REQUIRED: [Cap; 8] = [
     Cap::UserMemory,
     Cap::Irqchip,
@@ -43,7 +43,7 @@ const REQUIRED: [Cap; 8] = [
     Cap::ImmediateExit,
 ];
 
-/// Opens /dev/kvm and checks that it does what a machine needs.
+/// Opens /dev/kvm and checks that it has what every machine needs.
 pub fn open() -> Result<Kvm, KvmError> {
     let kvm = Kvm::new().map_err(|error| KvmError::of_open(error.errno()))?;
     check(kvm.get_api_version(), |capability| kvm.check_extension(capability))?;
@@ -72,7 +72,7 @@ fn check(api_version: i32, has: impl Fn(Cap) -> bool) -> Result<(), KvmError> {
     }
 }
 
-/// A vCPU that cannot be made, or cannot go on.
+/// Why a vCPU cannot be created or continued.
 #[derive(Debug, Error)]
 pub enum VcpuError {
     /// KVM refuses an ioctl.
@@ -80,10 +80,10 @@ pub enum VcpuError {
     Ioctl {
         /// Its name.
         name: &'static str,
-        /// What KVM said.
+        /// KVM's error.
         source: kvm_ioctls::Error,
     },
-    /// KVM does not know an MSR that every kernel needs.
+    /// KVM does not support an MSR that every kernel needs.
     #[error("KVM refuses MSR {0:#x}")]
     MsrRefused(u32),
     /// More CPUID entries than KVM takes.
@@ -95,7 +95,7 @@ pub enum VcpuError {
     /// The host has no descriptor left.
     #[error("cannot duplicate a vCPU's descriptor: {0}")]
     Descriptor(std::io::Error),
-    /// The host does not give a thread.
+    /// The host cannot start a thread.
     #[error("cannot start a vCPU's thread: {0}")]
     Thread(std::io::Error),
 }
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn why_it_cannot_be_opened_decides_what_to_do() {
+    fn an_error_of_opening_kvm_says_how_to_fix_it() {
         for (errno, message) in [
             (libc::ENOENT, "there is no /dev/kvm: load kvm_intel or kvm_amd"),
             (libc::ENODEV, "there is no /dev/kvm: load kvm_intel or kvm_amd"),
@@ -130,17 +130,18 @@ mod tests {
     fn another_api_version_is_refused() {
         for version in [-1, 0, 11, 13] {
             let error = check(version, |_| true).unwrap_err().to_string();
-            assert_eq!(error, format!("/dev/kvm has API version {version}, not 12"));
+            assert_eq!(error, format!("/dev/kvm has API version {version}; expected 12"));
         }
         check(12, |_| true).unwrap();
     }
 
     #[test]
-    fn each_required_capability_is_missed() {
+    fn a_missing_capability_is_an_error() {
         for missing in REQUIRED {
             let error = check(12, |capability| capability != missing).unwrap_err().to_string();
-            let expected =
-                format!("this KVM has no {missing:?}, without which no stock kernel can be run");
+            let expected = format!(
+                "this KVM lacks the capability {missing:?}, which an unmodified kernel needs"
+            );
             assert_eq!(error, expected);
         }
     }

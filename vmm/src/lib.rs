@@ -2,7 +2,7 @@
 //! boots and ends.
 
 #[cfg(not(target_arch = "x86_64"))]
-compile_error!("this machine model is x86-64's");
+compile_error!("moat supports x86-64 only");
 
 pub mod api;
 pub mod arch;

@@ -1,4 +1,4 @@
-//! Sizes as people write them.
+//! Sizes in bytes, with units such as K, M and G.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,7 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A number of bytes. Written as `4096`, `64K`, `512M`, `1.5G`, `1T`; `8GiB` and `8gb` mean the
-/// same. In JSON and the like it is such a text, or a number of bytes.
+/// same. In JSON it is such a string, or a number of bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
 
@@ -31,7 +31,7 @@ impl FromStr for Size {
             None => (number, None),
         };
         let places = fraction.map_or(0, str::len);
-        // More places than a byte has of any unit, or than there is room for.
+        // Enough places for any useful size, and few enough that `scale` does not overflow.
         if places > 12 {
             return Err(wrong());
         }
@@ -53,7 +53,7 @@ impl FromStr for Size {
             return Err(format!("invalid size {text:?}: it is no whole number of bytes"));
         }
         let bytes = u64::try_from(bytes / scale);
-        bytes.map(Self).map_err(|_| format!("invalid size {text:?}: it does not fit 64 bits"))
+        bytes.map(Self).map_err(|_| format!("invalid size {text:?}: it does not fit in 64 bits"))
     }
 }
 
@@ -76,7 +76,7 @@ impl Serialize for Size {
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
-        #[serde(untagged, expecting = "invalid size: expected bytes, or a text such as \"1.5G\"")]
+        #[serde(untagged, expecting = "invalid size: expected bytes, or a string such as \"1.5G\"")]
         enum Spelling {
             Bytes(u64),
             Text(String),
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_read_as_people_write_them() {
+    fn sizes_parse_with_and_without_units() {
         for (text, bytes) in [
             ("0", 0),
             ("4096", 4096),
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn data_has_sizes_as_text_or_in_bytes() {
+    fn json_has_sizes_as_strings_or_in_bytes() {
         for json in ["\"1.5G\"", "1610612736"] {
             assert_eq!(serde_json::from_str::<Size>(json).unwrap(), Size(3 << 29));
         }
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_shown_as_they_are_written() {
+    fn sizes_are_displayed_as_they_are_parsed() {
         for text in ["0", "4095", "4K", "512M", "1536M", "8G", "1T"] {
             assert_eq!(text.parse::<Size>().unwrap().to_string(), text);
         }

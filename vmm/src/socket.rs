@@ -1,4 +1,4 @@
-//! Unix sockets that this process serves: each has a name in the file system while it is served.
+//! Unix sockets that this process serves, each at a path in the file system while it is served.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,38 +10,38 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen};
 use thiserror::Error;
 
-/// A socket that cannot be served.
+/// Why a socket cannot be served.
 #[derive(Debug, Error)]
 pub enum SocketError {
     /// Something else is there.
     #[error("{} exists and is no socket; give another path", .0.display())]
     NotASocket(PathBuf),
-    /// Somebody serves it.
+    /// Another process serves it.
     #[error("{} is served by another process; give another path", .0.display())]
     InUse(PathBuf),
-    /// A socket that is there does not say whether somebody serves it.
+    /// It is unknown whether another process serves it.
     #[error(
-        "{} is a socket that cannot be tried ({source}), so somebody may be using it; give another path",
+        "cannot connect to the socket {} ({source}), so another process may be using it; give another path",
         path.display()
     )]
     Unknown {
         /// The path.
         path: PathBuf,
-        /// What the host said.
+        /// The host's error.
         source: io::Error,
     },
-    /// It cannot be made.
+    /// It cannot be created.
     #[error("cannot serve a socket at {}: {source}", path.display())]
     Bind {
         /// The path.
         path: PathBuf,
-        /// What the host said.
+        /// The host's error.
         source: io::Error,
     },
 }
 
-/// The name of a socket that this process serves. It is removed when this is dropped, unless it is somebody
-/// else's by then.
+/// The path of a socket that this process serves. It is removed when this is dropped, unless another
+/// process has replaced it.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -53,13 +53,13 @@ impl SocketFile {
     /// How many clients may wait to be served.
     const BACKLOG: i32 = 16;
 
-    /// Serves a socket at `path`, for this user only. One that is left there by a process that has ended is
-    /// taken over.
+    /// Serves a socket at `path`, for this user only. A socket that an ended process has left there is
+    /// replaced.
     pub fn serve(path: &Path) -> Result<(UnixListener, Self), SocketError> {
         let bind_error = |source| SocketError::Bind { path: path.into(), source };
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        // Two that take over the same one would each remove what the other has made. Where the directory
-        // cannot be opened there is nothing to hold.
+        // Two processes that replace the same socket would remove each other's. Where the directory cannot
+        // be opened, it is not locked.
         let _lock = File::open(directory.unwrap_or(Path::new(".")))
             .inspect(|directory| drop(directory.lock()));
         remove_dead(path)?;
@@ -74,7 +74,7 @@ impl SocketFile {
         bind(&socket, &address).map_err(|error| bind_error(error.into()))?;
         let metadata = fs::symlink_metadata(path).map_err(bind_error)?;
         let file = Self { path: path.into(), device: metadata.dev(), inode: metadata.ino() };
-        // Before anybody can connect.
+        // Before a client can connect.
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(bind_error)?;
         listen(&socket, Self::BACKLOG).map_err(|error| bind_error(error.into()))?;
         Ok((UnixListener::from(socket), file))
@@ -91,7 +91,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// Removes a socket that nobody serves any more, and nothing else.
+/// Removes a socket that no process serves any more, and nothing else.
 fn remove_dead(path: &Path) -> Result<(), SocketError> {
     let Ok(metadata) = fs::symlink_metadata(path) else {
         return Ok(());
@@ -103,7 +103,7 @@ fn remove_dead(path: &Path) -> Result<(), SocketError> {
         Err(Errno::CONNREFUSED) => {
             fs::remove_file(path).map_err(|source| SocketError::Bind { path: path.into(), source })
         }
-        // As many wait already as there is room for.
+        // EAGAIN: the server's backlog is full.
         Ok(()) | Err(Errno::AGAIN) => Err(SocketError::InUse(path.into())),
         Err(error) => Err(SocketError::Unknown { path: path.into(), source: error.into() }),
     }
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_this_users_and_goes_with_its_server() {
+    fn a_socket_is_for_this_user_only_and_is_removed_with_its_server() {
         let (_directory, path) = socket();
         let (listener, file) = SocketFile::serve(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_socket_is_taken_over_and_everything_else_is_left_alone() {
+    fn a_socket_without_a_server_is_replaced_and_other_files_are_left_alone() {
         let (directory, path) = socket();
         drop(UnixListener::bind(&path).unwrap());
         let (_listener, _file) = SocketFile::serve(&path).unwrap();
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_with_no_room_for_clients_is_alive() {
+    fn a_socket_whose_backlog_is_full_is_in_use() {
         let (_directory, path) = socket();
         let (_listener, _file) = SocketFile::serve(&path).unwrap();
         let clients: Vec<_> = std::iter::from_fn(|| match try_to_connect(&path) {
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_somebody_else_has_made_is_not_removed() {
+    fn a_socket_that_another_server_has_created_is_not_removed() {
         let (_directory, path) = socket();
         let (listener, file) = SocketFile::serve(&path).unwrap();
         fs::remove_file(&path).unwrap();

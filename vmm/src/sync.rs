@@ -1,30 +1,30 @@
-//! What threads share.
+//! Locks and cancellation shared between threads.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What a panicking thread leaves behind is still better served than left alone.
+/// Locks `mutex`, also after a thread has panicked while it held the lock.
 pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Says that nobody needs the result of work any more that may take the host long. Clones are the same.
+/// Cancels work that may take the host long. Clones share one state.
 #[derive(Debug, Clone, Default)]
 pub struct Cancellation(Arc<AtomicBool>);
 
 impl Cancellation {
-    /// Nobody needs results any more.
+    /// Cancels work that is under way, and all work until [`Self::clear`].
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Release);
     }
 
-    /// Somebody needs results again.
+    /// Undoes [`Self::cancel`].
     pub fn clear(&self) {
         self.0.store(false, Ordering::Release);
     }
 
-    /// An error if nobody needs the result.
+    /// An error if work is cancelled.
     pub fn check(&self) -> io::Result<()> {
         match self.0.load(Ordering::Acquire) {
             true => Err(io::Error::other("the machine is ending")),

@@ -1,4 +1,4 @@
-//! Starting threads: each has a role, which gives it its name and says which signals it takes.
+//! Starting threads: each has a role, which determines its name and which signals it takes.
 
 use std::io;
 use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
@@ -12,7 +12,7 @@ use crate::quiesce::KICK;
 pub enum Role {
     /// Runs the vCPU of this number.
     Vcpu(u32),
-    /// Does the work that drivers give to devices.
+    /// Processes the queues of devices.
     Worker,
     /// Serves a file system.
     FileSystem,
@@ -22,9 +22,9 @@ pub enum Role {
     SerialInput,
     /// Serves the API.
     Api,
-    /// Takes memory from the host.
+    /// Allocates memory from the host.
     Populate,
-    /// Runs the program by which KVM is tried.
+    /// Runs the program that tests KVM.
     Doctor,
     /// Serves the clients of a console's socket.
     ConsoleSocket,
@@ -34,15 +34,15 @@ pub enum Role {
     ProgramInput,
     /// Carries a program's output from the guest.
     ProgramOutput,
-    /// Hears how far a program is.
+    /// Receives the agent's reports about a program.
     ProgramReports,
-    /// Tells a program's terminal its size.
+    /// Sets the size of a program's terminal.
     ProgramTerminal,
     /// Ends a program that takes too long.
     ProgramTimer,
     /// Writes messages to standard error.
     Messages,
-    /// Says how far the start of a machine is.
+    /// Displays the progress of a machine's start.
     Progress,
     /// Acts on signals.
     Signals,
@@ -77,11 +77,11 @@ impl Role {
         .into()
     }
 
-    /// Has the calling thread take only the signals that its role needs: a thread that runs a vCPU is
-    /// taken out of KVM_RUN by a kick, and by nothing else. All others are left to the process's first
-    /// thread, but for those by which the kernel answers a mistake of the thread itself.
+    /// Blocks the signals that the calling thread's role does not need: only a kick takes a thread that runs
+    /// a vCPU out of KVM_RUN. Signals to the process are left to its first thread; those that a thread causes
+    /// itself, such as SIGSEGV, are not blocked.
     pub fn confine_signals(self) {
-        // Of the terminal's job control the thread that reads keys sees as much as the process does.
+        // The thread that reads keys takes part in the terminal's job control.
         if self == Self::Keys {
             return;
         }
@@ -90,14 +90,14 @@ impl Role {
             blocked.push(KICK);
         }
         let blocked = create_sigset(&blocked).expect("signals that exist make a set");
-        // SAFETY: the set is initialised, and the mask before is not asked for.
+        // SAFETY: the set is initialised, and null means that the old mask is not wanted.
         let result =
             unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &blocked, std::ptr::null_mut()) };
         assert_eq!(result, 0, "signals that exist can be blocked");
     }
 }
 
-/// What others send to the process, or the terminal does.
+/// Signals that other processes or the terminal send to the whole process.
 const LEFT_TO_THE_PROCESS: [libc::c_int; 13] = [
     libc::SIGHUP,
     libc::SIGINT,

@@ -7,7 +7,7 @@
 //! | `PUT /pause`           |                           | [`MachineStatus`]     |
 //! | `PUT /resume`          |                           | [`MachineStatus`]     |
 //!
-//! What is refused is answered with a 4xx status, or 503 while the machine is not running, and an
+//! The answer to a refused request has a 4xx status, or 503 while the machine is not running, and an
 //! [`ErrorBody`].
 
 use std::convert::Infallible;
@@ -40,43 +40,43 @@ use crate::threads::{self, Role};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResizeRequest {
-    /// Bytes that the driver shall have plugged.
+    /// Bytes that the driver is asked to have plugged.
     pub requested: u64,
 }
 
 /// Why a request was refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// For people.
+    /// The reason, for a user to read.
     pub error: String,
 }
 
-/// An API that cannot be served.
+/// Why the API cannot be served.
 #[derive(Debug, Error)]
 pub enum ApiError {
-    /// Its socket cannot be made.
+    /// Its socket cannot be created.
     #[error("--api-socket: {0}")]
     Socket(#[from] SocketError),
-    /// The host does not give what it takes to serve it.
+    /// The host cannot provide a thread or a descriptor.
     #[error("cannot serve the API: {0}")]
     Host(#[from] io::Error),
 }
 
-/// As many clients are served at a time; others wait.
-const MOST_CLIENTS: usize = 32;
-/// A client is served for so long at most, whatever it does.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// After a client could not be accepted, as when this process has no descriptors left, the next try comes
-/// so much later.
-const PAUSE: Duration = Duration::from_millis(100);
-/// No request has a body of more bytes.
-const LARGEST_BODY: usize = 64 << 10;
+/// How many clients are served at a time; others wait.
+const MAX_CLIENTS: usize = 32;
+/// How long a client is served at most.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long to wait before the next attempt if a client cannot be accepted, as when this process has no
+/// descriptors left.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// The largest body of a request.
+const MAX_BODY_BYTES: usize = 64 << 10;
 
 /// The API of a machine, served until dropped.
 pub struct ApiServer {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
-    // It goes last: while it is there, somebody serves it.
+    // Removed last, so that a socket at its path is always served.
     _socket: SocketFile,
 }
 
@@ -116,14 +116,14 @@ impl Drop for ApiServer {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            error!("the API had ended before: its thread panicked");
+            error!("the API's thread panicked");
         }
     }
 }
 
-/// Serves clients, each by a task of its own. What one of them does concerns no other.
+/// Serves clients, each in a task of its own, so that none holds up another.
 async fn serve(listener: UnixListener, router: Router) -> Infallible {
-    let room = Arc::new(Semaphore::new(MOST_CLIENTS));
+    let room = Arc::new(Semaphore::new(MAX_CLIENTS));
     let mut refused = false;
     loop {
         let place = Arc::clone(&room).acquire_owned().await;
@@ -133,7 +133,7 @@ async fn serve(listener: UnixListener, router: Router) -> Infallible {
                 if !std::mem::replace(&mut refused, true) {
                     warn!("the API cannot accept a client now: {error}");
                 }
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                 continue;
             }
         };
@@ -143,8 +143,8 @@ async fn serve(listener: UnixListener, router: Router) -> Infallible {
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .serve_connection(TokioIo::new(stream), service);
-            // A client that breaks off hurts itself.
-            let _ = tokio::time::timeout(PATIENCE, connection).await;
+            // An error or a timeout concerns this client only.
+            let _ = tokio::time::timeout(CLIENT_TIMEOUT, connection).await;
             drop(place);
         });
     }
@@ -156,12 +156,12 @@ fn router(control: MachineControl) -> Router {
         .route("/devices/{id}", put(resize))
         .route("/pause", put(pause))
         .route("/resume", put(resume))
-        .fallback(async || Refused(StatusCode::NOT_FOUND, "there is nothing at this path".into()))
+        .fallback(async || Refused(StatusCode::NOT_FOUND, "unknown path".into()))
         .method_not_allowed_fallback(async || {
-            let reason = "this path is not for this method".into();
+            let reason = "this path does not support this method".into();
             Refused(StatusCode::METHOD_NOT_ALLOWED, reason)
         })
-        .layer(DefaultBodyLimit::max(LARGEST_BODY))
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(control)
 }
 
@@ -180,7 +180,7 @@ async fn resume(State(control): State<MachineControl>) -> Result<Json<MachineSta
     change_state(move || control.resume()).await
 }
 
-/// Pausing may take as long as a device's request, during which others are to be answered.
+/// Pausing may take as long as a device's request, so it must not block the thread that serves the clients.
 async fn change_state(
     change: impl FnOnce() -> Result<MachineStatus, PauseError> + Send + 'static,
 ) -> Result<Json<MachineStatus>, Refused> {
@@ -246,12 +246,12 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_refused_is_refused_in_json() {
+    fn a_refused_request_is_answered_in_json() {
         let directory = tempfile::TempDir::new().unwrap();
         let path = directory.path().join("api");
         // A machine that has not started yet.
         let server = ApiServer::start(&path, MachineControl::default()).unwrap();
-        let huge = format!("{{\"requested\": 1{}}}", " ".repeat(LARGEST_BODY));
+        let huge = format!("{{\"requested\": 1{}}}", " ".repeat(MAX_BODY_BYTES));
         for (request, body, status) in [
             ("GET /machine", "", 503),
             ("PUT /devices/mem0", "{\"requested\": 0}", 503),
@@ -278,12 +278,12 @@ mod tests {
     }
 
     #[test]
-    fn clients_that_say_nothing_hold_up_no_other() {
+    fn silent_clients_hold_up_no_other() {
         let directory = tempfile::TempDir::new().unwrap();
         let path = directory.path().join("api");
         let _server = ApiServer::start(&path, MachineControl::default()).unwrap();
         let _silent: Vec<_> =
-            (1..MOST_CLIENTS).map(|_| UnixStream::connect(&path).unwrap()).collect();
+            (1..MAX_CLIENTS).map(|_| UnixStream::connect(&path).unwrap()).collect();
         assert_eq!(ask(&path, "GET /machine", "").0, 503);
     }
 }

@@ -1,4 +1,4 @@
-//! What is at a guest's ports and addresses.
+//! The devices and memory at a guest's ports and addresses.
 
 use std::sync::Arc;
 
@@ -13,27 +13,27 @@ use crate::memory::slots::{MemorySlots, SlotError};
 use crate::symbols::GuestSymbols;
 use crate::violations::{Accessor, Consequence, GuestAccess, Operation};
 
-/// All that a vCPU reaches.
+/// Everything that a vCPU can access.
 pub struct GuestBuses {
-    /// The memory slots, which are what it reaches without an exit.
+    /// The memory slots: what it accesses without an exit.
     pub slots: MemorySlots,
-    /// The accesses of devices.
+    /// The leases under which devices access memory.
     pub leases: Leases,
-    /// What it reaches without an exit and for ever.
+    /// RAM, which stays in its memory slots until the machine ends.
     pub ram: GuestMemoryMmap,
     /// Devices by I/O port.
     pub ports: Bus,
     /// Devices by guest address.
     pub memory: Bus,
-    /// PCI functions, which decode what they are told to.
+    /// PCI functions, at the addresses that their registers decode.
     pub pci: Option<Arc<Pci>>,
-    /// Devices whose unplugged memory a guest may try to touch.
+    /// The virtio-mem devices, whose unplugged memory a guest may try to access.
     pub memory_devices: Vec<Arc<MemoryDevice>>,
-    /// What the guest's kernel calls its functions.
+    /// The names of the functions of the guest's kernel.
     pub symbols: Option<Arc<GuestSymbols>>,
 }
 
-/// An access of a vCPU to what is not there, already answered.
+/// An access of a vCPU to what is unplugged or not decoded. A read has its data already.
 #[must_use]
 pub enum StrayAccess<'a> {
     /// To an unplugged block.
@@ -43,7 +43,7 @@ pub enum StrayAccess<'a> {
 }
 
 impl StrayAccess<'_> {
-    /// Counts the access, made by what `accessor` finds out, and does with it what is to be done.
+    /// Records the access, and returns what it leads to. `accessor` finds out what made it.
     pub fn record(self, accessor: impl FnOnce(&GuestAccess) -> Accessor) -> Consequence {
         match self {
             Self::Unplugged(access) => access.record(accessor),
@@ -52,7 +52,7 @@ impl StrayAccess<'_> {
     }
 }
 
-/// What is read in, or written from, `data`.
+/// An access that reads into `data`, or writes it.
 fn access(space: AddressSpace, address: u64, data: &[u8], operation: Operation) -> GuestAccess {
     let value = (operation == Operation::Write && data.len() <= 8).then(|| {
         let mut bytes = [0; 8];
@@ -63,7 +63,7 @@ fn access(space: AddressSpace, address: u64, data: &[u8], operation: Operation) 
 }
 
 impl GuestBuses {
-    /// With nothing on them.
+    /// Buses without devices.
     pub fn new(slots: MemorySlots, leases: Leases) -> Self {
         Self {
             slots,
@@ -77,7 +77,7 @@ impl GuestBuses {
         }
     }
 
-    /// Reads a port; all ones where there is nothing.
+    /// Reads a port; all ones if no device is there.
     pub fn read_port(&self, port: u16, data: &mut [u8]) -> Option<StrayAccess<'_>> {
         if self.ports.read(port.into(), data) {
             return None;
@@ -89,7 +89,7 @@ impl GuestBuses {
         pci.refused(access, outcome).map(StrayAccess::Refused)
     }
 
-    /// Writes a port; nothing happens where there is nothing.
+    /// Writes a port; ignored if no device is there.
     pub fn write_port(&self, port: u16, data: &[u8]) -> Option<StrayAccess<'_>> {
         if self.ports.write(port.into(), data) {
             return None;
@@ -100,8 +100,8 @@ impl GuestBuses {
         pci.refused(access, outcome).map(StrayAccess::Refused)
     }
 
-    /// Reads a guest address that no memory slot covers; all ones where there is nothing. What is
-    /// not there although somebody owns it is answered, and returned to be recorded.
+    /// Reads a guest address that no memory slot covers; all ones if no device is there. An access to an
+    /// address that belongs to a device but is unplugged or not decoded is returned to be recorded.
     pub fn read_memory(&self, address: u64, data: &mut [u8]) -> Option<StrayAccess<'_>> {
         if self.memory.read(address, data) {
             return None;
@@ -133,7 +133,7 @@ impl GuestBuses {
         self.unplugged(access).map(StrayAccess::Unplugged)
     }
 
-    /// Takes unplugged blocks out of the memory slots. Returns whether there were any.
+    /// Removes unplugged blocks from the memory slots. Returns whether any were in one.
     pub fn withdraw_unplugged(&self) -> Result<bool, SlotError> {
         let mut withdrawn = false;
         for device in &self.memory_devices {
@@ -142,7 +142,7 @@ impl GuestBuses {
         Ok(withdrawn)
     }
 
-    /// What `access` is if it is to a block that may be unplugged, and no memory slot covers it.
+    /// `access`, which no memory slot covers, as one to an unplugged block, if it is in a virtio-mem region.
     pub fn unplugged(&self, access: GuestAccess) -> Option<UnpluggedMemoryAccess<'_>> {
         self.memory_devices.iter().find_map(|device| {
             let block = device.block_at(access.address)?;
@@ -150,8 +150,8 @@ impl GuestBuses {
         })
     }
 
-    /// Reads what a vCPU would read at `address` without an exit, of one page at most. False if
-    /// there is no memory.
+    /// Reads what a vCPU would read at `address` without an exit, within one page. False if no memory is
+    /// there.
     pub fn peek(&self, address: u64, data: &mut [u8]) -> bool {
         self.ram.read_slice(data, GuestAddress(address)).is_ok()
             || self.memory_devices.iter().any(|device| device.peek(address, data))

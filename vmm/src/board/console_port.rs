@@ -1,5 +1,5 @@
-//! The host's ends of a console's ports: bounded buffers between the devices' thread, which never waits,
-//! and threads of the host that do.
+//! The host's ends of a console's ports: bounded buffers between the devices' thread, which never blocks,
+//! and other threads, which may.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
@@ -11,10 +11,10 @@ use devices::virtio::console::{HostEnd, Input, Port};
 use crate::board::worker::EventSignal;
 use crate::sync::lock;
 
-/// Bytes that wait in one direction. Output may exceed it by one chain.
+/// Bytes buffered in each direction. Output may exceed it by one chain.
 const CAPACITY: usize = 256 << 10;
 
-/// The ports of a console, as its device gets them.
+/// The ports of a console, for its device.
 #[derive(Clone)]
 pub struct ConsolePorts {
     /// The ports.
@@ -24,14 +24,14 @@ pub struct ConsolePorts {
 }
 
 impl ConsolePorts {
-    /// Ports of these names, and for each the streams that lead to it.
+    /// Creates ports with these names, and for each the streams that lead to it.
     pub fn new<const N: usize>(
         names: [&str; N],
     ) -> io::Result<(Self, [(PortReader, PortWriter); N])> {
         let doorbell = Arc::new(EventSignal::new()?);
-        let made = names.map(|name| port(name, doorbell.clone()));
+        let created = names.map(|name| port(name, doorbell.clone()));
         let mut ports = Vec::new();
-        let streams = made.map(|(port, reader, writer)| {
+        let streams = created.map(|(port, reader, writer)| {
             ports.push(port);
             (reader, writer)
         });
@@ -56,12 +56,12 @@ struct Shared {
 struct Buffers {
     input: VecDeque<u8>,
     output: VecDeque<u8>,
-    /// There will be no more input.
+    /// The writer is gone: there will be no more input.
     input_ended: bool,
-    /// Nobody will read the output, which therefore goes nowhere.
-    output_abandoned: bool,
+    /// The reader is gone: output is discarded.
+    output_discarded: bool,
     guest_open: bool,
-    /// The guest has closed its end, and not opened it again.
+    /// The guest has closed its end and not reopened it.
     guest_closed: bool,
     /// The device is gone.
     device_gone: bool,
@@ -76,7 +76,7 @@ impl Shared {
     }
 }
 
-/// What the device has of a port.
+/// The device's view of a port.
 struct BufferedEnd(Arc<Shared>);
 
 impl HostEnd for BufferedEnd {
@@ -102,7 +102,7 @@ impl HostEnd for BufferedEnd {
 
     fn put_output(&self, data: &[u8]) {
         let mut buffers = lock(&self.0.buffers);
-        if !buffers.output_abandoned {
+        if !buffers.output_discarded {
             buffers.output.extend(data);
             self.0.changed.notify_all();
         }
@@ -110,7 +110,7 @@ impl HostEnd for BufferedEnd {
 
     fn set_guest_open(&self, open: bool) {
         let mut buffers = lock(&self.0.buffers);
-        // A driver resets its device before it opens a port for the first time.
+        // A driver's first reset of the device, before it opens a port, does not count as closing it.
         buffers.guest_closed = !open && (buffers.guest_open || buffers.guest_closed);
         buffers.guest_open = open;
         self.0.changed.notify_all();
@@ -142,16 +142,16 @@ impl Read for PortReader {
 }
 
 impl Drop for PortReader {
-    /// The guest shall not wait for somebody to read.
+    /// Discards output from now on, so that the guest does not wait for a reader.
     fn drop(&mut self) {
         let mut buffers = lock(&self.0.buffers);
-        buffers.output_abandoned = true;
+        buffers.output_discarded = true;
         buffers.output.clear();
         self.0.doorbell.signal();
     }
 }
 
-/// Writes what the guest reads from a port, which ends for the guest when this is dropped.
+/// Writes what the guest reads from a port. When this is dropped, the guest sees the end of the stream.
 pub struct PortWriter(Arc<Shared>);
 
 impl Write for PortWriter {
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn output_is_read_to_its_end_and_makes_room_again() {
+    fn reading_output_makes_room_for_more() {
         let (port, mut reader, _writer, doorbell) = counted_port();
         port.host.set_guest_open(false);
         port.host.set_guest_open(true);
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn output_that_nobody_reads_goes_nowhere() {
+    fn output_without_a_reader_is_discarded() {
         let (port, reader, _writer, doorbell) = counted_port();
         port.host.put_output(&vec![7; CAPACITY]);
         drop(reader);

@@ -1,5 +1,5 @@
-//! A virtio-mem device in its place in the machine: the device, its transport, its memory, and the
-//! record of who touched what was not there.
+//! A virtio-mem device as part of a machine: the device, its transport, its memory, and the record of
+//! accesses to its unplugged blocks.
 
 use std::num::NonZeroU64;
 use std::sync::{Arc, OnceLock};
@@ -31,7 +31,7 @@ use crate::violations::{
     ViolationLog, ViolationPolicy,
 };
 
-/// Whether unplugged memory is really gone.
+/// Whether unplugged memory is out of the guest's reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Enforcement {
@@ -54,7 +54,7 @@ pub struct MemoryDeviceConfig {
     /// Size of a block, a power of two.
     #[serde(default = "default_block_size")]
     pub block_size: Size,
-    /// How its memory is had from the host.
+    /// How its memory is allocated from the host.
     #[serde(flatten)]
     pub memory: HostMemoryConfig,
     /// The guest's NUMA node that the memory is on, as an ACPI proximity domain; node 0 if there is none given.
@@ -77,10 +77,10 @@ fn default_block_size() -> Size {
 }
 
 impl MemoryDeviceConfig {
-    /// The block size that suits most: a huge page of x86.
+    /// The default block size: a huge page of x86.
     pub const DEFAULT_BLOCK_SIZE: u64 = 2 << 20;
 
-    /// A device with nothing requested, and everything else as suits most.
+    /// A device with a region of `size` bytes, and defaults for everything else.
     pub fn new(size: u64) -> Self {
         Self {
             size: Size(size),
@@ -116,23 +116,23 @@ pub struct MemoryDeviceStatus {
     pub requests: RequestCounters,
     /// Accesses to unplugged blocks.
     pub violations: ViolationCounters,
-    /// Who made the latest of them, latest last.
+    /// The instructions that made the latest of them, latest last.
     pub offenders: Vec<Offender>,
-    /// Which devices were told to access unplugged blocks, and refused, latest last.
+    /// The devices whose DMA to unplugged blocks was refused, latest last.
     pub refused_devices: Vec<RefusedDevice>,
 }
 
-/// What of the machine a device has to do with.
+/// The parts of a machine that its memory devices use.
 pub struct Surroundings<'a> {
-    /// Whether unplugged memory is really gone.
+    /// Whether unplugged memory is out of the guest's reach.
     pub enforcement: Enforcement,
-    /// Where its memory is put.
+    /// The slots that its memory is put into.
     pub slots: &'a MemorySlots,
-    /// Where vCPUs can be stopped.
+    /// Stops vCPUs while slots are changed.
     pub gate: &'a Arc<VcpuGate>,
-    /// Those of devices that access its memory.
+    /// The leases under which devices access its memory.
     pub leases: &'a Leases,
-    /// How it can end the machine.
+    /// Ends the machine on an error.
     pub ending: &'a Arc<EndingCell>,
 }
 
@@ -143,7 +143,7 @@ pub struct MemoryDevice {
     device: Arc<VirtioMem>,
     transport: OnceLock<Arc<dyn Transport>>,
     memory: HostMemory,
-    /// What plugs its blocks, if unplugged ones are to be gone.
+    /// Its blocks, with [`Enforcement::Strict`].
     strict: Option<Arc<StrictBlocks>>,
     reachable: Arc<ReachableBlocks>,
     leases: Leases,
@@ -151,10 +151,10 @@ pub struct MemoryDevice {
     on_violation: ViolationPolicy,
 }
 
-/// A device that cannot be made.
+/// Why a virtio-mem device cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryDeviceError {
-    /// Its region cannot be.
+    /// Its region is invalid.
     #[error("{id}: {source}")]
     Region {
         /// The device.
@@ -162,7 +162,7 @@ pub enum MemoryDeviceError {
         /// Why.
         source: RegionError,
     },
-    /// Its requested size cannot be.
+    /// Its requested size is invalid.
     #[error("{id}: {source}")]
     Requested {
         /// The device.
@@ -170,7 +170,7 @@ pub enum MemoryDeviceError {
         /// Why.
         source: ResizeError,
     },
-    /// Its memory cannot be had.
+    /// Its memory cannot be allocated.
     #[error("{id}: {source}")]
     Memory {
         /// The device.
@@ -181,7 +181,7 @@ pub enum MemoryDeviceError {
 }
 
 impl MemoryDevice {
-    /// A device whose region starts at `address`, with its memory in `file` if it is in one.
+    /// A device whose region starts at `address`. Its memory is in `file` if its backing is one.
     pub fn new(
         id: String,
         address: GuestAddress,
@@ -273,12 +273,12 @@ impl MemoryDevice {
         &self.memory
     }
 
-    /// What devices may reach of it.
+    /// The blocks that devices can reach.
     pub fn reachable(&self) -> Arc<ReachableBlocks> {
         Arc::clone(&self.reachable)
     }
 
-    /// Its driver is reached through `transport`, and never through another.
+    /// Sets the transport through which its driver is reached. Only the first call counts.
     pub fn attach(&self, transport: Arc<dyn Transport>) {
         self.transport.get_or_init(|| transport);
     }
@@ -323,14 +323,14 @@ impl MemoryDevice {
         }
     }
 
-    /// Takes its unplugged blocks out of the memory slots. Returns whether there were any.
+    /// Removes its unplugged blocks from the memory slots. Returns whether any were in one.
     pub fn withdraw_unplugged(&self) -> Result<bool, SlotError> {
         self.strict.as_ref().map_or(Ok(false), |blocks| blocks.withdraw_unplugged())
     }
 
-    /// Reads plugged memory, of one page at most. False if it is not plugged.
+    /// Reads plugged memory within one page. False if it is not plugged.
     pub fn peek(&self, address: u64, data: &mut [u8]) -> bool {
-        // So that the block does not go meanwhile.
+        // The block cannot be unplugged while the lease is held.
         let _lease = self.leases.take();
         let offset = || MemoryRegionAddress(address - self.region.address());
         self.region.block_at(address).is_some_and(|block| {
@@ -345,7 +345,7 @@ impl MemoryDevice {
     }
 }
 
-/// An access of a vCPU that reached no memory slot inside a region, already answered.
+/// An access of a vCPU inside a region that no memory slot covered.
 pub struct UnpluggedMemoryAccess<'a> {
     device: &'a MemoryDevice,
     block: BlockIndex,
@@ -356,13 +356,13 @@ pub struct UnpluggedMemoryAccess<'a> {
 impl<'a> UnpluggedMemoryAccess<'a> {
     /// An access to `block` of `device`.
     pub fn new(device: &'a MemoryDevice, block: BlockIndex, access: GuestAccess) -> Self {
-        // A driver may look at unplugged memory, and no more.
+        // Without UNPLUGGED_INACCESSIBLE a driver may read unplugged memory, and nothing else.
         let only_read = access.operation == Operation::Read;
         let kind = device.device.classify_unplugged_access(access.address, !only_read);
         Self { device, block, access, kind }
     }
 
-    /// What a read gets: zeros where the driver may read, all ones where it may not.
+    /// The byte that a read returns: 0 if the driver may read, 0xff if not.
     pub fn fill(&self) -> u8 {
         match self.kind {
             UnpluggedAccess::Permitted => 0,
@@ -370,7 +370,7 @@ impl<'a> UnpluggedMemoryAccess<'a> {
         }
     }
 
-    /// Counts the access, and does with it what the device's policy is.
+    /// Records the access as the device's policy demands. `accessor` finds out what made it.
     pub fn record(self, accessor: impl FnOnce(&GuestAccess) -> Accessor) -> Consequence {
         let Self { device, block, access, kind } = self;
         match kind {

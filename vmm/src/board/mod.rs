@@ -1,4 +1,4 @@
-//! What is at a guest's ports and addresses, and the threads that work for it.
+//! The devices at a guest's ports and addresses, and the threads that do their work.
 
 pub mod buses;
 pub mod console_port;

@@ -1,5 +1,5 @@
-//! PCI in its place in the machine: interrupts and doorbells through KVM, and the record of who
-//! touched what was not decoded.
+//! PCI as part of a machine: interrupts and doorbells through KVM, and the record of accesses that no
+//! function decoded.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -40,12 +40,12 @@ pub enum PciPlace {
     ConventionalBridge,
 }
 
-/// The devices of a topology to be, each with its functions, in the order of their numbers.
+/// The devices of a topology under construction, each with its functions in the order of their numbers.
 #[derive(Default)]
 pub struct PciDevices(Vec<(PciPlace, Vec<Function>)>);
 
 impl PciDevices {
-    /// Where the device is that is added first, if its place is bus 0.
+    /// The address of the device that is added first, if its place is bus 0.
     pub const FIRST: FunctionAddress = FunctionAddress::new(0, Slot::new(1, 0).unwrap());
 
     /// Adds a device.
@@ -53,7 +53,7 @@ impl PciDevices {
         self.0.push((place, functions));
     }
 
-    /// Puts everything in its place. The shared bridge comes last.
+    /// Builds the topology. The shared bridge comes last.
     pub fn into_topology(self) -> Topology {
         let mut root = Vec::new();
         let mut conventional = Vec::new();
@@ -87,9 +87,9 @@ pub struct Pci {
 pub struct PciStatus {
     /// Its functions, in the order of their addresses when the machine started.
     pub functions: Vec<PciFunctionStatus>,
-    /// Accesses to what a function had, or will have, but did not decode.
+    /// Accesses to address ranges that belong to a function but that it did not decode.
     pub violations: ViolationCounters,
-    /// Who made the latest of them, latest last.
+    /// The instructions that made the latest of them, latest last.
     pub offenders: Vec<Offender>,
 }
 
@@ -110,14 +110,14 @@ pub struct PciFunctionStatus {
     pub asleep: bool,
     /// Its address ranges.
     pub ranges: Vec<PciRangeStatus>,
-    /// How often something happened.
+    /// Its event counters.
     pub counters: Counters,
 }
 
 /// An address range as seen from outside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PciRangeStatus {
-    /// Whose it is, such as `BAR 0`.
+    /// The register that holds its address, such as `BAR 0`.
     pub register: String,
     /// First address; 0 if the guest has given it none.
     pub address: u64,
@@ -135,12 +135,12 @@ impl Pci {
         Self { root, names, violations: ViolationLog::default() }
     }
 
-    /// The way to every function.
+    /// The root complex, through which every function is accessed.
     pub fn root(&self) -> &RootComplex {
         &self.root
     }
 
-    /// What `access` is if its outcome is that a function refused it.
+    /// `access` as a refused one, if a function refused it.
     pub fn refused(&self, access: GuestAccess, outcome: Access) -> Option<RefusedAccess<'_>> {
         match outcome {
             Access::Refused(refusal) => Some(RefusedAccess { pci: self, access, refusal }),
@@ -179,7 +179,7 @@ impl From<FunctionStatus> for PciFunctionStatus {
     }
 }
 
-/// An access of a vCPU that a function refused, already answered.
+/// An access of a vCPU that a function refused. A read has its data already.
 pub struct RefusedAccess<'a> {
     pci: &'a Pci,
     access: GuestAccess,
@@ -187,7 +187,7 @@ pub struct RefusedAccess<'a> {
 }
 
 impl RefusedAccess<'_> {
-    /// Counts the access, and keeps who made it.
+    /// Counts and keeps the access. `accessor` finds out what made it.
     pub fn record(self, accessor: impl FnOnce(&GuestAccess) -> Accessor) -> Consequence {
         let Refusal { function, register, offset, reason, .. } = self.refusal;
         let (function, register) = (function.to_string(), register.to_string());
@@ -205,18 +205,18 @@ pub struct KvmMessages(pub Arc<VmFd>);
 impl MessageSink for KvmMessages {
     fn send(&self, message: Message) {
         let Some(msi) = interrupt(message) else {
-            debug!("{message:x?} is no interrupt, and is lost");
+            debug!("{message:x?} is not an interrupt, and is dropped");
             return;
         };
-        // A message to no processor is the guest's own mistake, and as lost as on a real machine.
+        // A message to a processor that does not exist is lost, as on a real machine.
         if let Err(error) = self.0.signal_msi(msi) {
             debug!("KVM does not deliver {message:x?}: {error}");
         }
     }
 }
 
-/// What KVM is to deliver for `message`. None if that goes elsewhere than interrupts do: KVM does not look
-/// at the upper bits of its address.
+/// The interrupt of `message`. None if its address is outside the MSI window: KVM ignores the upper bits
+/// of the address, so they are checked here.
 fn interrupt(message: Message) -> Option<kvm_msi> {
     let Message { address, data } = message;
     layout::MSI_WINDOW.contains(&address).then(|| kvm_msi {
@@ -226,8 +226,8 @@ fn interrupt(message: Message) -> Option<kvm_msi> {
     })
 }
 
-/// A doorbell that KVM rings, without an exit to us, wherever the guest has put its register. Where
-/// KVM does not, the device does.
+/// A doorbell that KVM signals by an ioeventfd, without an exit, wherever the guest has mapped its
+/// register. If that fails, the device signals it after an exit.
 pub struct KvmDoorbell {
     signal: Arc<EventSignal>,
     vm: Arc<VmFd>,
@@ -236,7 +236,7 @@ pub struct KvmDoorbell {
 }
 
 impl KvmDoorbell {
-    /// A doorbell that rings `signal`, somewhere in what `bridge` passes on.
+    /// A doorbell that triggers `signal`, at an address in the windows of `bridge`.
     pub fn new(signal: Arc<EventSignal>, vm: Arc<VmFd>, bridge: PciHostBridge) -> Self {
         Self { signal, vm, bridge, address: Mutex::default() }
     }
@@ -254,15 +254,19 @@ impl Doorbell for KvmDoorbell {
         if let Some(address) = registered.take() {
             let notify = IoEventAddress::Mmio(address);
             if let Err(error) = self.vm.unregister_ioevent(&self.signal.0, &notify, NoDatamatch) {
-                error!("KVM still rings the doorbell that was at {address:#x}: {error}");
+                error!("cannot remove the ioeventfd of the doorbell at {address:#x}: {error}");
             }
         }
-        // Elsewhere the machine's own registers come first, and KVM knows nothing of them.
+        // Outside the windows other devices have priority, and an ioeventfd would bypass them.
         if let Some(address) = address.filter(|address| self.bridge.passes(*address)) {
             let notify = IoEventAddress::Mmio(address);
             match self.vm.register_ioevent(&self.signal.0, &notify, NoDatamatch) {
                 Ok(()) => *registered = Some(address),
-                Err(error) => warn!("the doorbell at {address:#x} costs exits: {error}"),
+                Err(error) => {
+                    warn!(
+                        "no ioeventfd for the doorbell at {address:#x}, which is slower: {error}"
+                    );
+                }
             }
         }
     }
@@ -270,16 +274,16 @@ impl Doorbell for KvmDoorbell {
 
 /// An input of KVM's I/O APIC, as a level-triggered line.
 pub struct KvmLine {
-    /// Whose input it is.
+    /// The virtual machine of the I/O APIC.
     pub vm: Arc<VmFd>,
-    /// The input.
+    /// The number of the input.
     pub gsi: u32,
 }
 
 impl InterruptLine for KvmLine {
     fn set_level(&self, asserted: bool) {
         if let Err(error) = self.vm.set_irq_line(self.gsi, asserted) {
-            debug!("KVM does not take the level of interrupt line {}: {error}", self.gsi);
+            debug!("cannot set the level of interrupt line {}: {error}", self.gsi);
         }
     }
 }
@@ -289,7 +293,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_is_an_interrupt_where_interrupts_go_and_nowhere_else() {
+    fn only_messages_to_the_msi_window_are_interrupts() {
         let interrupt = |address| interrupt(Message { address, data: 0x41 });
         for address in [0xfee0_0000, 0xfee0_1004, 0xfeef_fffc] {
             let msi = interrupt(address).unwrap();

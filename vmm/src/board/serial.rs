@@ -1,4 +1,4 @@
-//! What a serial port is wired to: a writer for its output, a reader for its input, each served by
+//! What a serial port is connected to: a writer for its output and a reader for its input, each served by
 //! a thread of its own so that neither holds up a vCPU.
 
 use std::io::{self, ErrorKind, Read, Write};
@@ -13,9 +13,9 @@ use crate::quiesce::DeviceGate;
 use crate::sync::lock;
 use crate::threads::{self, Role};
 
-/// The far end of a serial port.
+/// What a serial port is connected to.
 pub struct SerialEndpoint {
-    /// What it is called where something goes wrong with it.
+    /// Its name in warnings.
     pub name: &'static str,
     /// Where the guest's input comes from; none if it gets none.
     pub input: Option<Box<dyn Read + Send>>,
@@ -24,25 +24,25 @@ pub struct SerialEndpoint {
 }
 
 impl SerialEndpoint {
-    /// A port with nobody at the far end.
+    /// Discards output, and has no input.
     pub fn null() -> Self {
         Self { name: "nothing", input: None, output: Box::new(io::sink()) }
     }
 }
 
-/// Output on its way from the guest to the endpoint.
+/// Output that is queued for the endpoint.
 #[derive(Default)]
 struct Pending {
     bytes: Vec<u8>,
-    /// No more will come.
+    /// The port will write no more.
     closed: bool,
-    /// Bytes that the endpoint has taken, or refused, so far.
-    gone: u64,
-    /// Bytes that it never got.
+    /// Bytes that the endpoint has taken, or failed to take, so far.
+    finished: u64,
+    /// Bytes that the endpoint never got.
     lost: u64,
-    /// How many of them are under way to it.
+    /// Bytes taken from the queue that the endpoint has not taken yet.
     in_flight: u64,
-    /// Nothing is left, and nothing will come.
+    /// The queue is closed and empty.
     done: bool,
 }
 
@@ -55,16 +55,16 @@ struct Queue {
 }
 
 impl Queue {
-    /// As much output is kept for an endpoint that does not take it; the rest is lost.
+    /// How much output is kept for an endpoint that is slow; the rest is lost.
     const CAPACITY_BYTES: usize = 4 << 20;
-    /// An endpoint that has taken nothing for so long keeps nobody waiting in the end.
-    const PATIENCE: Duration = Duration::from_secs(2);
+    /// How long [`Self::finish`] waits for an endpoint that takes nothing.
+    const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
     fn lock(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for output; none when there will be no more.
+    /// Waits for output. None once the queue is closed and empty.
     fn take(&self) -> Option<Vec<u8>> {
         let mut pending = self.lock();
         while pending.bytes.is_empty() && !pending.closed {
@@ -75,18 +75,18 @@ impl Queue {
         (!bytes.is_empty()).then_some(bytes)
     }
 
-    /// Carries output to `endpoint` until there will be no more.
+    /// Writes output to `endpoint` until the queue is closed and empty.
     fn carry(&self, endpoint: &mut dyn Write) {
         while let Some(bytes) = self.take() {
             let mut rest = &bytes[..];
             while !rest.is_empty() {
-                // What the endpoint is being given when the machine is paused is on its way already:
-                // it may take as long as it likes, and nobody waits for it.
+                // A write that is under way when the machine is paused goes on, and the pause does not
+                // wait for it: it may block for any time.
                 drop(self.devices.enter());
                 match endpoint.write(rest) {
                     Ok(written @ 1..) => {
                         rest = &rest[written..];
-                        self.went(written, false);
+                        self.count_finished(written, false);
                     }
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
                     Ok(0) => rest = self.lose(rest, &ErrorKind::WriteZero.into()),
@@ -101,37 +101,37 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    fn went(&self, bytes: usize, is_lost: bool) {
+    fn count_finished(&self, bytes: usize, is_lost: bool) {
         let mut pending = self.lock();
-        pending.gone += bytes as u64;
+        pending.finished += bytes as u64;
         pending.in_flight -= bytes as u64;
         pending.lost += if is_lost { bytes as u64 } else { 0 };
         self.changed.notify_all();
     }
 
-    /// The endpoint does not take `rest`. Said once; how much it was in all is said in the end.
+    /// Counts `rest` as lost because of `error`. The first loss is logged, and the total by [`Self::finish`].
     fn lose<'a>(&self, rest: &'a [u8], error: &io::Error) -> &'a [u8] {
         let is_first = self.lock().lost == 0;
-        self.went(rest.len(), true);
+        self.count_finished(rest.len(), true);
         if is_first {
             warn!("output of the guest is lost: {}: {error}", self.name);
         }
         &[]
     }
 
-    /// Waits until the endpoint has taken all output, as long as it takes any.
+    /// Waits until the endpoint has taken all output, or takes no more.
     fn finish(&self) {
         let mut pending = self.lock();
         pending.closed = true;
         self.changed.notify_all();
         while !pending.done {
-            let gone = pending.gone;
+            let finished = pending.finished;
             let timeout;
             (pending, timeout) = self
                 .changed
-                .wait_timeout(pending, Self::PATIENCE)
+                .wait_timeout(pending, Self::DRAIN_TIMEOUT)
                 .unwrap_or_else(PoisonError::into_inner);
-            if timeout.timed_out() && pending.gone == gone {
+            if timeout.timed_out() && pending.finished == finished {
                 pending.lost += pending.in_flight + pending.bytes.len() as u64;
                 break;
             }
@@ -169,15 +169,15 @@ impl Write for QueueWriter {
     }
 }
 
-/// The wires from a serial port to its endpoint. They outlast the port: a machine that restarts gets
-/// another.
+/// The connection of a serial port to its endpoint. It outlives the port: a machine that restarts gets a
+/// new port.
 pub struct SerialWires {
     output: Arc<Queue>,
     input: Arc<InputRoom>,
 }
 
 impl SerialWires {
-    /// Starts carrying what `endpoint` gives and takes, while `devices` is open.
+    /// Starts to move input and output of `endpoint`, while `devices` is open.
     pub fn start(endpoint: SerialEndpoint, devices: Arc<DeviceGate>) -> io::Result<Self> {
         let SerialEndpoint { name, input, mut output } = endpoint;
         let room = Arc::new(InputRoom { devices: Arc::clone(&devices), ..InputRoom::default() });
@@ -191,7 +191,7 @@ impl SerialWires {
         Ok(Self { output: queue, input: room })
     }
 
-    /// A port at this end of the wires, instead of the one before.
+    /// Creates a port, which replaces the one before.
     pub fn port(&self, interrupt: Arc<dyn Signal>) -> Arc<Mutex<SerialPort>> {
         let output = Box::new(QueueWriter(Arc::clone(&self.output)));
         let port = SerialPort::new(interrupt, self.input.clone(), output);
@@ -200,21 +200,20 @@ impl SerialWires {
         port
     }
 
-    /// Takes the port away; input waits for the next one.
+    /// Removes the port; input waits for the next one.
     pub fn disconnect(&self) {
         self.input.connect(None);
     }
 
-    /// Ends input, and waits until all output has gone its way. An endpoint that takes no more is left to
-    /// its thread, which ends when it does.
+    /// Ends input, and waits until the endpoint has taken all output, or takes no more. In that case its
+    /// thread goes on until the blocked write returns.
     pub fn finish(self) {
         self.input.end();
         self.output.finish();
     }
 }
 
-/// Where the input thread finds the port, and is told that the guest has read its input, or that no
-/// more is wanted.
+/// Gives the input thread the port, and wakes it when the guest has read its input, or input has to end.
 #[derive(Default)]
 struct InputRoom {
     /// Closed while the machine is paused.
@@ -249,14 +248,14 @@ impl InputRoom {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands `input` to the port, piece by piece as the guest reads. False when no more is wanted.
+    /// Hands `input` to the port, piece by piece as the guest reads. False once input has to end.
     fn deliver(&self, mut input: &[u8]) -> bool {
         while !input.is_empty() {
             let (seen, port) = {
                 let state = self.lock();
                 (state.drained, state.port.clone())
             };
-            // The port's lock is never taken under ours: its guest tells us what it has read.
+            // The port's lock must not be taken while ours is held: the port calls `signal` under its lock.
             let taken = port.map_or(0, |port| {
                 let _working = self.devices.enter();
                 lock(&port).receive(input)
@@ -281,8 +280,8 @@ impl Signal for InputRoom {
     }
 }
 
-/// Starts carrying what `input` gives to the port. The thread ends with the input, or, once some
-/// comes, with the machine.
+/// Starts a thread that moves `input` to the port. It ends with the input, or when it reads input after the
+/// machine's end.
 fn start_input(mut input: Box<dyn Read + Send>, room: Arc<InputRoom>) -> io::Result<()> {
     threads::spawn(Role::SerialInput, move || {
         let mut buffer = [0; 4096];
@@ -304,9 +303,9 @@ mod tests {
     use std::sync::mpsc;
     use std::thread;
 
-    struct Nobody;
+    struct NullSignal;
 
-    impl Signal for Nobody {
+    impl Signal for NullSignal {
         fn signal(&self) {}
     }
 
@@ -317,11 +316,11 @@ mod tests {
 
     fn print(wires: &SerialWires, text: &str) {
         const DATA: u64 = 0;
-        let port = wires.port(Arc::new(Nobody));
+        let port = wires.port(Arc::new(NullSignal));
         devices::bus::BusDevice::write(&mut *lock(&port), DATA, text.as_bytes());
     }
 
-    /// Takes one byte at a time, and hands it over.
+    /// Takes one byte at a time, and sends it to the test.
     struct Slow(mpsc::Sender<u8>);
 
     impl Write for Slow {
@@ -336,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn all_output_arrives_before_the_end() {
+    fn finish_waits_for_all_output() {
         let (sender, receiver) = mpsc::channel();
         let wires = wires(Slow(sender));
         print(&wires, "to the last byte");
@@ -345,8 +344,8 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_that_takes_nothing_does_not_keep_the_machine_from_its_end() {
-        /// Waits for ever.
+    fn finish_does_not_wait_forever_for_a_blocked_endpoint() {
+        /// Blocks until the test ends.
         struct Stuck(mpsc::Receiver<()>);
 
         impl Write for Stuck {
@@ -370,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_that_fails_gets_what_comes_later_and_what_it_lost_is_counted() {
+    fn a_failed_write_is_counted_as_lost_and_later_output_still_arrives() {
         struct Failing(mpsc::Sender<Vec<u8>>);
 
         impl Write for Failing {
@@ -391,7 +390,7 @@ mod tests {
         let wires = wires(Failing(sender));
         for text in ["!", "a"] {
             print(&wires, text);
-            while wires.output.lock().gone == 0 {
+            while wires.output.lock().finished == 0 {
                 thread::yield_now();
             }
         }
@@ -422,7 +421,7 @@ mod tests {
             output: Box::new(Slow(sender)),
         };
         let wires = SerialWires::start(endpoint, Arc::clone(&devices)).unwrap();
-        let port = wires.port(Arc::new(Nobody));
+        let port = wires.port(Arc::new(NullSignal));
         let write = |register, data: &[u8]| {
             devices::bus::BusDevice::write(&mut *lock(&port), register, data);
         };
@@ -431,7 +430,7 @@ mod tests {
         keys.write_all(b"in").unwrap();
         write(DATA, b"out");
         assert!(receiver.recv_timeout(Duration::from_millis(50)).is_err());
-        assert_eq!(wires.output.lock().gone, 0);
+        assert_eq!(wires.output.lock().finished, 0);
         assert_eq!(read(&port, LINE_STATUS) & DATA_READY, 0);
         devices.open();
         for expected in *b"in" {

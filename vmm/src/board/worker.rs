@@ -1,5 +1,5 @@
-//! The thread that does the devices' work: what a driver made available, and a look once a second
-//! at whether the guest has halted for good.
+//! The thread that does the devices' work: it processes their queues, and checks once a second whether the
+//! guest has halted for good.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -23,13 +23,13 @@ use crate::exit::{Ending, EndingCell};
 use crate::quiesce::{DeviceGate, VcpuGate};
 use crate::threads::{self, Role};
 
-/// A worker that cannot be started.
+/// Why a worker cannot be started.
 #[derive(Debug, Error)]
 pub enum WorkerError {
-    /// The event loop.
+    /// The event loop cannot be created.
     #[error("cannot start the devices' event loop: {0}")]
     EventLoop(#[from] event_manager::Error),
-    /// A descriptor or the thread.
+    /// The host cannot provide a descriptor or the thread.
     #[error("cannot start the devices' thread: {0}")]
     Io(#[from] io::Error),
 }
@@ -38,7 +38,7 @@ pub enum WorkerError {
 pub struct EventSignal(pub EventFd);
 
 impl EventSignal {
-    /// A new one.
+    /// Creates an eventfd.
     pub fn new() -> io::Result<Self> {
         EventFd::new(EFD_NONBLOCK).map(Self)
     }
@@ -46,7 +46,7 @@ impl EventSignal {
 
 impl Signal for EventSignal {
     fn signal(&self) {
-        // It can only fail when the counter is full, and then the signal is pending anyway.
+        // It fails only when the counter is full, and then a signal is pending anyway.
         let _ = self.0.write(1);
     }
 }
@@ -55,7 +55,7 @@ impl Signal for EventSignal {
 pub struct DeviceWork {
     /// Rung by the driver.
     pub doorbell: Arc<EventSignal>,
-    /// The work. True if there may be more of it, to be done after other work.
+    /// The work. Returns true if there may be more, to be done after the work of other devices.
     pub process: Box<dyn FnMut() -> bool + Send>,
 }
 
@@ -66,7 +66,7 @@ impl DeviceWork {
         Self { doorbell, process: Box::new(process) }
     }
 
-    /// Does a probe's DMA, which may be to the registers of functions of `peers`.
+    /// Does a probe's DMA, which may go to registers of functions of `peers`.
     pub fn dma(
         doorbell: Arc<EventSignal>,
         probe: Arc<Mutex<Probe>>,
@@ -82,7 +82,7 @@ impl DeviceWork {
 
 impl MutEventSubscriber for DeviceWork {
     fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
-        // An empty doorbell has been answered already.
+        // It fails only if the doorbell has been read already, which does no harm.
         let _ = self.doorbell.0.read();
         if (self.process)() {
             self.doorbell.signal();
@@ -94,7 +94,7 @@ impl MutEventSubscriber for DeviceWork {
     }
 }
 
-/// What is done only while the machine is not paused. Its events stay pending until then.
+/// A subscriber that runs only while the machine is not paused. Until then its events stay pending.
 struct Gated<S> {
     subscriber: S,
     devices: Arc<DeviceGate>,
@@ -117,7 +117,7 @@ impl<S: MutEventSubscriber> MutEventSubscriber for Gated<S> {
     }
 }
 
-/// Looks for a guest that has halted for good. KVM keeps HLT to itself, so somebody has to look.
+/// Detects a guest that has halted for good. KVM handles HLT without an exit, so this polls.
 pub struct HaltWatch {
     timer: TimerFd,
     gate: Arc<VcpuGate>,
@@ -128,7 +128,7 @@ pub struct HaltWatch {
 impl HaltWatch {
     const INTERVAL: Duration = Duration::from_secs(1);
 
-    /// Looks at the vCPUs of `gate`, for each of which `halted` has a flag.
+    /// Watches the vCPUs of `gate`, for each of which `halted` has a flag.
     pub fn new(
         gate: Arc<VcpuGate>,
         halted: Vec<Arc<AtomicBool>>,
@@ -144,8 +144,7 @@ impl MutEventSubscriber for HaltWatch {
     fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
         // The timer has expired, so this does not wait.
         let _ = self.timer.wait();
-        // A vCPU that is kicked out of KVM_RUN says whether it is halted; one that was outside
-        // is not.
+        // A vCPU that is kicked out of KVM_RUN sets its flag if it is halted; one that was outside is not.
         self.halted.iter().for_each(|halted| halted.store(false, Ordering::Relaxed));
         drop(self.gate.close());
         if self.halted.iter().all(|halted| halted.load(Ordering::Relaxed)) {
@@ -176,7 +175,7 @@ impl MutEventSubscriber for Stop {
 
 fn register(ops: &mut EventOps<'_>, source: &impl AsRawFd) {
     if let Err(error) = ops.add(Events::new(source, EventSet::IN)) {
-        error!("an event will not be seen: {error}");
+        error!("cannot wait for an event: {error}");
     }
 }
 
@@ -187,7 +186,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a thread of this role, which works while `devices` is open.
+    /// Starts a thread with this role, which works while `devices` is open.
     pub fn start(
         role: Role,
         work: Vec<DeviceWork>,
@@ -207,7 +206,7 @@ impl Worker {
         let end = Stop { event: stop.try_clone()?, stopped: Arc::clone(&stopped) };
         events.add_subscriber(Box::new(end));
         let thread = threads::spawn(role, move || {
-            // A bug of ours shall end the machine, and not leave its guest waiting.
+            // A bug in moat must end the machine, not leave its guest waiting.
             let run = AssertUnwindSafe(|| {
                 while !stopped.load(Ordering::Relaxed) {
                     events.run()?;
@@ -229,7 +228,7 @@ impl Worker {
     pub fn stop(self) {
         // It cannot fail: the counter is far from full.
         let _ = self.stop.write(1);
-        // A panic there has been reported already, and there is nothing left to do.
+        // A panic of the thread has been reported already.
         let _ = self.thread.join();
     }
 }
@@ -241,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_doorbell_that_rings_while_devices_are_stopped_is_answered_when_they_go_on() {
+    fn a_doorbell_that_rings_while_devices_are_stopped_is_processed_when_they_resume() {
         let devices = Arc::new(DeviceGate::default());
         let ending = Arc::new(EndingCell::default());
         let (done, is_done) = mpsc::channel();

@@ -1,3 +1,3 @@
-//! What firmware tells a kernel.
+//! Tables that firmware provides to a kernel.
 
 pub mod acpi;

@@ -58,13 +58,13 @@ use crate::threads::{self, Role};
 use crate::vcpu::{self, Vcpu};
 use crate::violations::ViolationPolicy;
 
-/// A machine half-built.
+/// A machine under construction.
 pub struct Builder<'a> {
     spec: &'a MachineSpec,
     files: &'a mut Files,
     control: &'a MachineControl,
     io: &'a MachineIo,
-    /// Those of the console, and those of the agent.
+    /// The wires of the console's serial port, then those of the agent's.
     serial: &'a [SerialWires],
     vm: Arc<VmFd>,
     cpuid: CpuidTemplate,
@@ -74,20 +74,20 @@ pub struct Builder<'a> {
     leases: Leases,
     ending: Arc<EndingCell>,
     buses: GuestBuses,
-    /// From here on nothing has an address yet.
+    /// The first guest address above everything placed so far.
     next_address: u64,
     platform: Platform,
     pci: PciDevices,
     iommu: Option<Arc<Translations>>,
-    /// Each with what rings for its DMA.
+    /// Each probe with the doorbell that starts its DMA.
     probes: Vec<(Arc<EventSignal>, Arc<Mutex<Probe>>)>,
     work: Vec<DeviceWork>,
-    /// That of file systems, which may take as long as the host's files do.
+    /// The work of file systems, each done by a thread of its own: the host's files may be slow.
     file_work: Vec<DeviceWork>,
 }
 
 impl<'a> Builder<'a> {
-    /// Opens KVM and checks what can be checked before anything is made.
+    /// Opens KVM and checks what can be checked before anything is created.
     pub fn new(
         spec: &'a MachineSpec,
         files: &'a mut Files,
@@ -143,9 +143,9 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// Makes all the parts, wires them, and lets the vCPUs run.
+    /// Creates all the parts, connects them, and lets the vCPUs run.
     ///
-    /// A machine that has been stopped meanwhile gets vCPUs that do not run.
+    /// If the machine has been stopped meanwhile, its vCPUs do not run.
     pub fn build(mut self) -> Result<(Parts, Running), MachineError> {
         self.create_interrupt_controllers()?;
         let ram = self.create_ram()?;
@@ -238,11 +238,11 @@ impl<'a> Builder<'a> {
         memory.into_iter().map(create).collect()
     }
 
-    /// Keeps room for PCI's memory above 4 GiB, if there is to be any.
+    /// Reserves guest addresses above 4 GiB for PCI, if the machine has PCI.
     fn create_pci_window(&mut self) -> Result<(), MachineError> {
         if self.spec.has_pci() {
             let size = layout::PCI_MEMORY_64_BYTES;
-            // Aligned to its size, so that one MTRR can tell of it.
+            // Aligned to its size, so that one MTRR can describe it.
             let start = self.next_address.next_multiple_of(size);
             check_address_space(start.saturating_add(size), &self.cpuid)?;
             self.platform.pci = Some(PciHostBridge { memory_64: (start, size) });
@@ -311,8 +311,8 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// The way to memory of all devices to come, which is through the IOMMU if there is to be one. It
-    /// comes first, so that its place is known.
+    /// Returns how all later devices reach memory: through the IOMMU if the machine has one. The IOMMU is
+    /// the first virtio device, so that its place is known.
     fn attach_iommu(&mut self, memory: DmaMemory) -> Result<DmaPath, MachineError> {
         let Some(config) = self.spec.iommu else {
             return Ok(DmaPath::direct(memory));
@@ -335,7 +335,7 @@ impl<'a> Builder<'a> {
         Ok(DmaPath::through(translations, memory))
     }
 
-    /// The entropy device comes last, so that on PCI nothing is between it and the probes.
+    /// The entropy device comes last, so that on PCI the probes follow it directly.
     fn attach_virtio_devices(&mut self, dma: &DmaPath) -> Result<(), MachineError> {
         for device in self.buses.memory_devices.clone() {
             let dma = dma.of(device.id());
@@ -370,7 +370,7 @@ impl<'a> Builder<'a> {
         Ok(transport)
     }
 
-    /// Puts a virtio device where its driver finds it.
+    /// Places a virtio device on PCI or among the virtio-mmio devices.
     fn attach(
         &mut self,
         device: Arc<dyn VirtioDevice>,
@@ -436,7 +436,7 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// Puts everything that is on PCI in its place, and PCI where the guest will look for it.
+    /// Builds the PCI topology and makes its configuration space reachable by ports and ECAM.
     fn attach_pci(&mut self) -> Result<(), MachineError> {
         let reset = ResetControl::new(self.ending.clone());
         if self.platform.pci.is_none() {
@@ -474,7 +474,7 @@ impl<'a> Builder<'a> {
         Ok(Arc::new(line))
     }
 
-    /// Where devices are, or may be put.
+    /// The guest addresses where devices are, or may be placed.
     fn uncached_memory(&self) -> UncachedMemory {
         let gap = (layout::MMIO_GAP_START.0, layout::MMIO_GAP_END.0 - layout::MMIO_GAP_START.0);
         let pci = self.platform.pci.as_ref().map(|bridge| bridge.memory_64);
@@ -528,7 +528,7 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// What can be said of a machine before anything is made.
+/// Checks what can be checked before anything is created.
 fn check(spec: &MachineSpec, io: &MachineIo, kvm: &Kvm) -> Result<(), MachineError> {
     // Beyond 254, APIC ids do not fit the MADT's local APIC entries.
     let maximum = kvm.get_max_vcpus().min(254) as u32;
@@ -539,8 +539,8 @@ fn check(spec: &MachineSpec, io: &MachineIo, kvm: &Kvm) -> Result<(), MachineErr
         let minimum = MachineSpec::MINIMUM_MEMORY;
         return Err(MachineError::MemorySize { requested: spec.memory.0, minimum });
     }
-    // One interrupt is the entropy device's, and one the IOMMU's. On PCI there is no such limit, and
-    // the topology checks those that there are.
+    // The entropy device and the other virtio devices take an interrupt each. On PCI there is no such
+    // limit; the topology checks the limits of PCI.
     let others = 1
         + usize::from(spec.iommu.is_some())
         + usize::from(io.console_ports.is_some())
@@ -563,7 +563,7 @@ fn ram_end(bytes: u64) -> u64 {
     layout::ram_ranges(bytes).last().map_or(0, |(start, size)| start.0.saturating_add(*size))
 }
 
-/// Whether memory that ends at `end` has addresses.
+/// Checks that memory that ends at `end` is within the guest's physical address space.
 fn check_address_space(end: u64, cpuid: &CpuidTemplate) -> Result<(), MachineError> {
     let bits = cpuid.physical_address_bits();
     if end > 1 << bits { Err(MachineError::AddressSpace { end, bits }) } else { Ok(()) }
@@ -576,7 +576,7 @@ fn guest_memory(ram: &[(HostMemory, SlotId)]) -> Result<GuestMemoryMmap, Machine
 
 fn start(mut vcpu: Vcpu, ending: Arc<EndingCell>) -> Result<JoinHandle<()>, VcpuError> {
     threads::spawn(Role::Vcpu(vcpu.index), move || {
-        // A bug of ours shall end the machine, and not leave it waiting for this vCPU.
+        // A bug in moat must end the machine, not leave it waiting for this vCPU.
         let run = AssertUnwindSafe(|| vcpu.run());
         let panicked = || Some(Ending::MachineError("a vCPU's thread panicked".into()));
         if let Some(end) = catch_unwind(run).unwrap_or_else(|_| panicked()) {

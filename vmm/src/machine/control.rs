@@ -1,4 +1,4 @@
-//! What can be asked of a machine, and by whom it is ended.
+//! Controlling a machine from any thread: status, resize, pause, resume and stop.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use devices::virtio::iommu::Translations;
 
 use super::error::{NotRunning, ResizeRefused};
-use super::memmap;
+use super::page_descriptors;
 use super::pause::{Pause, PauseError};
 use super::status::{MachineStatus, Resizing, RunState};
 use crate::board::memory_device::{Enforcement, MemoryDevice};
@@ -18,7 +18,7 @@ use crate::quiesce::DeviceGate;
 use crate::symbols::GuestSymbols;
 use crate::sync::lock;
 
-/// What can be asked of a machine, from any thread: before it starts, while it runs, and after its end.
+/// Controls a machine from any thread: before it starts, while it runs, and after its end.
 #[derive(Clone, Default)]
 pub struct MachineControl {
     pub(super) phase: Arc<Mutex<Phase>>,
@@ -27,7 +27,7 @@ pub struct MachineControl {
     starting: Arc<Starting>,
 }
 
-/// How far the start of a machine is.
+/// The progress of a machine's start.
 #[derive(Default)]
 struct Starting {
     to_populate: AtomicU64,
@@ -37,24 +37,24 @@ struct Starting {
 /// What a machine is doing.
 #[derive(Default)]
 pub enum Phase {
-    /// It starts, or starts again.
+    /// It starts, for the first time or after a reset.
     #[default]
     Starting,
     /// It runs.
     Running(Parts),
-    /// Nothing is left of it, whoever still has a [`MachineControl`], but what it was like.
+    /// It has ended and its parts are freed; this is its last status.
     Ended(Box<MachineStatus>),
 }
 
-/// The parts of a running machine that somebody may ask about.
+/// The parts of a running machine that its [`MachineControl`] uses.
 pub struct Parts {
-    /// How it is paused.
+    /// Pauses and resumes it.
     pub pause: Arc<Pause>,
     /// Number of vCPUs.
     pub vcpus: u32,
     /// Bytes of RAM.
     pub memory: u64,
-    /// Whether unplugged memory is gone.
+    /// Whether unplugged memory is out of the guest's reach.
     pub enforcement: Enforcement,
     /// KVM's memory slots.
     pub slots: MemorySlots,
@@ -78,7 +78,7 @@ impl Phase {
 }
 
 impl Parts {
-    /// As they are now.
+    /// The machine as it is now.
     pub fn status(&self) -> MachineStatus {
         let state = if self.pause.is_paused() { RunState::Paused } else { RunState::Running };
         MachineStatus {
@@ -105,19 +105,21 @@ impl MachineControl {
     }
 
     /// Pauses the machine: no vCPU runs guest code, no device does anything, and the guest's clocks stand
-    /// still. Returns once that is so, also if it was before. May wait for a request to a device.
+    /// still. Returns once it is paused, or at once if it was. May wait until a device has
+    /// carried out a request.
     pub fn pause(&self) -> Result<MachineStatus, PauseError> {
         self.pausing()?.pause()?;
         Ok(self.status()?)
     }
 
-    /// Lets a paused machine go on. One that runs is left alone.
+    /// Resumes a paused machine. Does nothing if it runs.
     pub fn resume(&self) -> Result<MachineStatus, PauseError> {
         self.pausing()?.resume()?;
         Ok(self.status()?)
     }
 
-    /// Pausing may take its time, and nobody else is to wait for that.
+    /// The machine's [`Pause`], without the lock of the phase: pausing may take long, and other calls must not
+    /// wait for it.
     fn pausing(&self) -> Result<Arc<Pause>, NotRunning> {
         Ok(Arc::clone(&lock(&self.phase).running()?.pause))
     }
@@ -135,32 +137,32 @@ impl MachineControl {
         device.resize(bytes).map_err(|source| ResizeRefused::Size { id: id.into(), source })?;
         let device = device.status();
         let growth = device.requested.saturating_sub(device.plugged);
-        Ok(Resizing { device, warning: memmap::warning(growth, parts.memory) })
+        Ok(Resizing { device, warning: page_descriptors::warning(growth, parts.memory) })
     }
 
-    /// Looks at the names for the instructions of the guest's kernel.
+    /// Calls `look` with the symbols of the guest's kernel.
     pub fn with_symbols<T>(&self, look: impl FnOnce(&GuestSymbols) -> T) -> Result<T, NotRunning> {
         Ok(look(&lock(&self.phase).running()?.symbols))
     }
 
-    /// Whether somebody has ended the machine, or it has ended.
+    /// Whether the machine has been stopped, or has ended by itself.
     pub fn is_stopped(&self) -> bool {
         self.ending.get().is_some()
     }
 
-    /// Bytes of RAM that have been taken from the host in advance, and that will be, while the machine
-    /// starts. Both are 0 unless RAM is to be had in advance.
+    /// Bytes of RAM that are allocated so far while the machine starts, and bytes that will be. Both are 0
+    /// unless RAM is allocated in advance.
     pub fn start_progress(&self) -> (u64, u64) {
         let Starting { to_populate, populated } = &*self.starting;
         (populated.load(Ordering::Relaxed), to_populate.load(Ordering::Relaxed))
     }
 
-    /// Ends the machine, whatever the guest is doing. One that is starting does not start.
+    /// Ends the machine, whatever the guest is doing. If it is still starting, it does not start.
     pub fn stop(&self) {
         self.ending.set(Ending::Stopped);
     }
 
-    /// How RAM is taken from the host in advance, `bytes` of it.
+    /// Begins to count the progress of allocating `bytes` of RAM in advance.
     pub fn start_work(&self, bytes: u64) -> HostWork {
         self.starting.to_populate.store(bytes, Ordering::Relaxed);
         self.starting.populated.store(0, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! What can be wrong with a machine, or with what it is asked.
+//! Why a machine cannot be created, or a request to it fails.
 
 use devices::virtio::console::ConsoleError;
 use devices::virtio::fs::InvalidTag;
@@ -15,16 +15,16 @@ use crate::kvm::VcpuError;
 use crate::memory::MemoryError;
 use crate::symbols::SymbolFileError;
 
-/// A machine that cannot be.
+/// Why a machine cannot be created or started.
 #[derive(Debug, Error)]
 #[allow(missing_docs)]
 pub enum MachineError {
     #[error(transparent)]
     Kvm(#[from] KvmError),
-    #[error("{requested} vCPUs: this KVM runs 1 to {maximum}")]
+    #[error("invalid number of vCPUs {requested}: this KVM runs 1 to {maximum}")]
     VcpuCount { requested: u32, maximum: u32 },
     #[error(
-        "{requested} bytes of memory: a machine has a multiple of 4096, at least {minimum}{}",
+        "invalid memory size {requested}: expected a multiple of 4096 bytes, at least {minimum}{}",
         if *requested < 1 << 16 { format!("; did you mean {requested}M?") } else { String::new() }
     )]
     MemorySize { requested: u64, minimum: u64 },
@@ -66,11 +66,11 @@ pub enum MachineError {
     PciTopology(#[from] devices::pci::TopologyError),
     #[error("cannot lay out memory: {0}")]
     Layout(#[from] vm_memory::GuestRegionCollectionError),
-    #[error("cannot show memory to devices: {0}")]
+    #[error("cannot make memory available to devices: {0}")]
     DmaMemory(#[from] devices::dma::UnsortedRegions),
     #[error("{what}: {source}")]
     Host { what: &'static str, source: std::io::Error },
-    #[error("it was stopped while it started")]
+    #[error("the machine was stopped while it was starting")]
     Stopped,
 }
 
@@ -80,7 +80,7 @@ pub enum MachineError {
 pub struct NotRunning;
 
 impl MachineError {
-    /// For `map_err` on what the host refuses.
+    /// For `map_err` on an error of the host.
     pub(super) fn host(what: &'static str) -> impl Fn(std::io::Error) -> Self {
         move |source| Self::Host { what, source }
     }
@@ -91,21 +91,21 @@ impl MachineError {
     }
 }
 
-/// A resize that is refused.
+/// Why a resize is refused.
 #[derive(Debug, Error)]
 pub enum ResizeRefused {
-    /// There is nobody to ask.
+    /// There is no running guest whose driver could be asked.
     #[error(transparent)]
     NotRunning(#[from] NotRunning),
     /// There is no such device.
     #[error("there is no device {id}; this machine has {known}")]
     UnknownDevice {
-        /// The name given.
+        /// The name in the request.
         id: String,
-        /// The names there are.
+        /// The names of the devices that exist.
         known: String,
     },
-    /// The size cannot be.
+    /// The size is invalid.
     #[error("{id}: {source}")]
     Size {
         /// The device.

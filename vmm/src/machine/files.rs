@@ -24,15 +24,15 @@ pub struct Files {
     pub kernel: KernelFile,
     /// The contents of the initramfs; empty for none.
     pub initrd: Vec<u8>,
-    /// Where names of the kernel's functions are, if that is a file.
+    /// The file with the names of the kernel's functions, if there is one.
     pub symbols: Option<Arc<SymbolFile>>,
-    /// What RAM is in.
+    /// The file that backs RAM, if its backing is one.
     pub ram: KeptFile,
-    /// What the memory of each memory device is in.
+    /// The same for the memory of each memory device.
     pub memory_devices: Vec<KeptFile>,
 }
 
-/// An initramfs that cannot be had.
+/// Why an initramfs cannot be read.
 #[derive(Debug, Error)]
 #[error("cannot read the initramfs {}: {reason}", path.display())]
 pub struct InitrdError {
@@ -51,8 +51,8 @@ enum InitrdProblem {
 }
 
 impl Files {
-    /// Opens what is read, and reads the initramfs. Memory gets its files when its sizes have been
-    /// checked.
+    /// Opens the files that are read, and reads the initramfs. The files that back memory are opened later,
+    /// once its sizes have been checked.
     pub fn open(spec: &MachineSpec, control: &MachineControl) -> Result<Self, MachineError> {
         let kernel = KernelFile::open(&spec.kernel)?;
         let symbols = spec.symbols.as_deref().map(SymbolFile::open).transpose()?;
@@ -71,22 +71,22 @@ impl Files {
     }
 }
 
-/// Reads an initramfs of at most `memory` bytes, which may come through a pipe, and slowly. None if
-/// `is_stopped` says so before there is all of it.
+/// Reads an initramfs of at most `memory` bytes, which may be a slow pipe. None if `is_stopped` returns true
+/// before all of it is read.
 fn read_initrd(
     path: &Path,
     memory: u64,
     is_stopped: impl Fn() -> bool,
 ) -> Result<Option<Vec<u8>>, InitrdProblem> {
-    /// As much is read at a time.
+    /// Bytes read at a time.
     const LONGEST: usize = 1 << 20;
-    /// Nothing wakes a thread that waits for a file.
+    /// How often `is_stopped` is called: a stop does not wake a thread that waits for a file.
     const INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-    // A pipe that nobody writes to yet is waited for below, where a stop is noticed.
+    // Opening a pipe without a writer must not block: the loop below waits for one, and notices a stop.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let mut initrd = Vec::new();
     while !is_stopped() {
-        // A pipe that nobody has opened to write is not at its end, though a read would say so.
+        // A pipe without a writer so far is not at its end, though `read` would return 0.
         match poll(&mut [PollFd::new(&file, PollFlags::IN)], Some(&INTERVAL)) {
             Ok(0) | Err(Errno::INTR) => continue,
             result => result.map_err(io::Error::from)?,

@@ -1,4 +1,4 @@
-//! What of a machine is live: the far ends of its devices in this process.
+//! The host's side of a machine's devices: live objects of this process, which a spec cannot hold.
 
 use std::sync::Arc;
 
@@ -7,29 +7,29 @@ use devices::virtio::fs::FileServer;
 use crate::board::console_port::ConsolePorts;
 use crate::board::serial::SerialEndpoint;
 
-/// The far ends of a machine's devices.
+/// The host's side of a machine's devices.
 pub struct MachineIo {
-    /// That of ttyS0.
+    /// Where ttyS0 leads.
     pub console: SerialEndpoint,
-    /// That of ttyS1, which serves before any virtio driver is loaded.
+    /// Where ttyS1 leads, which works before any virtio driver is loaded.
     pub agent: SerialEndpoint,
-    /// Those of a virtio console's ports. Without, the machine has no such device.
+    /// The ports of a virtio console. None for a machine without that device.
     pub console_ports: Option<ConsolePorts>,
-    /// Those of virtio file systems, one each.
+    /// What virtio-fs devices share, one device each.
     pub file_systems: Vec<SharedFiles>,
 }
 
-/// Files for a guest.
+/// Files that a virtio-fs device shares with the guest.
 #[derive(Clone)]
 pub struct SharedFiles {
-    /// By which the guest mounts them.
+    /// The tag by which the guest mounts them.
     pub tag: String,
-    /// Who has them.
+    /// What serves them.
     pub server: Arc<dyn FileServer>,
 }
 
 impl Default for MachineIo {
-    /// Nobody is at any far end.
+    /// Serial output is discarded, and there are no other devices.
     fn default() -> Self {
         Self {
             console: SerialEndpoint::null(),

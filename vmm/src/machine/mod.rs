@@ -1,11 +1,11 @@
-//! One virtual machine: built from its parts, run, and ended in order.
+//! One virtual machine: building, running, restarting and ending it.
 
 mod builder;
 mod control;
 mod error;
 mod files;
 mod io;
-mod memmap;
+mod page_descriptors;
 mod pause;
 mod probe;
 mod running;
@@ -54,22 +54,22 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds a machine and lets it run. A guest that resets it is attended to by [`Self::wait`].
+    /// Builds a machine and lets it run. [`Self::wait`] restarts it after a reset.
     pub fn start(spec: MachineSpec, io: MachineIo) -> Result<Self, MachineError> {
         Self::start_with(spec, io, MachineControl::default())
     }
 
-    /// The same for a machine that `control` is for, by which it may be stopped while it starts.
+    /// The same for a machine that `control` controls: it can be stopped by that while it starts.
     pub fn start_with(
         spec: MachineSpec,
         mut io: MachineIo,
         control: MachineControl,
     ) -> Result<Self, MachineError> {
         let files = Files::open(&spec, &control)?;
-        // Whose threads outlive a reset; the others are handed to each new device.
+        // Serial endpoints have threads that outlive a reset; the rest of `io` is handed to each new device.
         let serial_endpoints = [&mut io.console, &mut io.agent]
             .map(|endpoint| std::mem::replace(endpoint, SerialEndpoint::null()));
-        // From here on dropping the machine puts away what has been started.
+        // From here on, dropping the machine shuts down what has been started.
         let mut machine = Self { spec, files, io, serial: Vec::new(), control, running: None };
         for endpoint in serial_endpoints {
             let devices = Arc::clone(&machine.control.devices);
@@ -79,7 +79,7 @@ impl Machine {
         }
         machine.build()?;
         if machine.spec.on_reset == OnReset::End {
-            // The guest has a copy, and nobody will ask for another.
+            // The guest has a copy, and without a restart no other is needed.
             machine.files.initrd = Vec::new();
         }
         Ok(machine)
@@ -89,7 +89,7 @@ impl Machine {
         let builder =
             Builder::new(&self.spec, &mut self.files, &self.io, &self.serial, &self.control)?;
         let built = builder.build();
-        // Whatever it was that could not be made for the end of the machine.
+        // If the machine was stopped meanwhile, that is the cause of any error.
         if self.control.ending.get() == Some(Ending::Stopped) {
             if let Ok((_, running)) = built {
                 running.end();
@@ -102,13 +102,13 @@ impl Machine {
         Ok(())
     }
 
-    /// What can be asked of the machine, from any thread.
+    /// Controls the machine from any thread.
     pub fn control(&self) -> MachineControl {
         self.control.clone()
     }
 
-    /// Waits for the machine's end and puts everything away. Starts it anew as often as its guest
-    /// resets it, if that is what it was made for.
+    /// Waits for the machine's end and shuts everything down. Restarts it each time its guest resets it, if
+    /// [`MachineSpec::on_reset`] is [`OnReset::Restart`].
     pub fn wait(mut self) -> Ending {
         loop {
             let ending = self.control.ending.wait();
@@ -124,7 +124,7 @@ impl Machine {
                 }
                 Err(error) => {
                     self.shut_down();
-                    return Ending::MachineError(format!("it cannot start again: {error}"));
+                    return Ending::MachineError(format!("it cannot be restarted: {error}"));
                 }
             }
         }
@@ -132,7 +132,7 @@ impl Machine {
 
     fn restart(&mut self, ending: &Ending) -> Result<(), MachineError> {
         self.end_threads();
-        // What is left of the old machine goes before the new one comes: there may not be room for both.
+        // The old machine's parts are freed before the new ones are created: there may not be memory for both.
         if let Phase::Running(parts) = std::mem::take(&mut *lock(&self.control.phase)) {
             for (config, device) in self.spec.virtio_mem.iter_mut().zip(&parts.memory_devices) {
                 config.requested = Size(device.requested());

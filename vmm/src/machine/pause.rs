@@ -1,9 +1,9 @@
-//! Pausing a machine: nothing of it goes on, and nothing is lost.
+//! Pausing a machine without losing anything.
 //!
-//! First every vCPU finishes what it exited for and stays out of KVM_RUN. Then the devices' threads finish
-//! what they are at ([`DeviceGate`]): no ring is processed, and no byte of a serial port is moved, but for
-//! those that an endpoint is being given already. Last the clocks are stopped. What comes meanwhile waits:
-//! a doorbell, input, and a resize, of which the guest learns when it goes on.
+//! First every vCPU finishes handling its exit and stays out of KVM_RUN. Then the devices' threads finish
+//! their current work ([`DeviceGate`]): no ring is processed, and no byte of a serial port is moved, except
+//! for bytes that are being written to an endpoint already. Last the clocks are stopped. Events that arrive
+//! meanwhile stay pending: doorbells, input, and resizes, which the guest sees once it is resumed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,32 +17,32 @@ use crate::kvm::VcpuError;
 use crate::quiesce::{DeviceGate, VcpuGate};
 use crate::sync::lock;
 
-/// A machine that cannot be paused, or cannot go on.
+/// Why a machine cannot be paused or resumed.
 #[derive(Debug, Error)]
 pub enum PauseError {
-    /// There is nothing to pause.
+    /// The machine does not run.
     #[error(transparent)]
     NotRunning(#[from] NotRunning),
-    /// KVM does not stop its clocks, or does not let them go on. It is as it was.
+    /// KVM refuses to stop or to start its clocks. The machine stays as it was.
     #[error("cannot stop or start the guest's clocks: {0}")]
     Clocks(#[from] VcpuError),
 }
 
-/// What is stopped while a machine is paused.
+/// Pauses and resumes a machine.
 pub struct Pause {
-    /// Where vCPUs are stopped.
+    /// Stops vCPUs.
     pub gate: Arc<VcpuGate>,
-    /// Where devices' threads are.
+    /// Stops devices' threads.
     pub devices: Arc<DeviceGate>,
     clocks: Clocks,
     ending: Arc<EndingCell>,
-    /// There are some while the machine is paused.
+    /// Some while the machine is paused.
     stopped: Mutex<Option<StoppedClocks>>,
     is_paused: AtomicBool,
 }
 
 impl Pause {
-    /// Of a machine that runs.
+    /// For a machine that runs.
     pub fn new(
         gate: Arc<VcpuGate>,
         devices: Arc<DeviceGate>,
@@ -59,12 +59,12 @@ impl Pause {
         }
     }
 
-    /// Whether the machine is paused. Does not wait for one who is pausing it.
+    /// Whether the machine is paused. Does not wait for a pause that is under way.
     pub fn is_paused(&self) -> bool {
         self.is_paused.load(Ordering::Acquire)
     }
 
-    /// Pauses the machine, if it is not paused. A device's request that is under way is waited for.
+    /// Pauses the machine, if it is not paused. Waits until devices have carried out their current requests.
     pub fn pause(&self) -> Result<(), PauseError> {
         let mut stopped = lock(&self.stopped);
         if stopped.is_some() {
@@ -77,7 +77,7 @@ impl Pause {
         match self.stop_clocks() {
             Ok(clocks) => *stopped = Some(clocks),
             Err(error) => {
-                self.let_go_on();
+                self.open_gates();
                 return Err(error);
             }
         }
@@ -86,32 +86,32 @@ impl Pause {
     }
 
     fn stop_clocks(&self) -> Result<StoppedClocks, PauseError> {
-        // The guest may have reset the machine just before, and whoever ends it needs its threads.
+        // The guest may have reset the machine just before; ending it needs its threads to go on.
         match self.ending.get() {
             Some(_) => Err(NotRunning.into()),
             None => Ok(self.clocks.stop()?),
         }
     }
 
-    /// Lets the machine go on, if it is paused.
+    /// Resumes the machine, if it is paused.
     pub fn resume(&self) -> Result<(), PauseError> {
         let mut stopped = lock(&self.stopped);
         if let Some(clocks) = &*stopped {
             self.clocks.start(clocks)?;
             *stopped = None;
             self.is_paused.store(false, Ordering::Release);
-            self.let_go_on();
+            self.open_gates();
         }
         Ok(())
     }
 
-    fn let_go_on(&self) {
+    fn open_gates(&self) {
         self.devices.open();
         self.gate.release();
     }
 
-    /// Ends the vCPUs, whether the machine is paused or not, and lets devices' threads go on, so that
-    /// they can be ended. The machine's end has been set before.
+    /// Ends the vCPUs, whether the machine is paused or not, and lets devices' threads go on so that they can
+    /// be joined. The machine's [`EndingCell`] must be set already.
     pub fn end(&self) {
         self.gate.end();
         self.devices.open();

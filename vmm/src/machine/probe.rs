@@ -11,7 +11,7 @@ use crate::size::Size;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "ProbeFields", into = "ProbeFields")]
 pub struct ProbeConfig {
-    /// Where it is.
+    /// Its place on PCI.
     pub place: PciPlace,
     /// How many functions it has, each a probe of its own.
     pub functions: u8,
@@ -25,7 +25,7 @@ impl Default for ProbeConfig {
     }
 }
 
-/// A probe device as it is written down.
+/// A probe device as the command line and JSON spell it.
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct ProbeFields {
@@ -67,7 +67,7 @@ impl From<ProbeConfig> for ProbeFields {
     }
 }
 
-/// A probe device that cannot be.
+/// Why the settings of a probe device are invalid.
 #[derive(Debug, Error)]
 enum ProbeError {
     #[error("acs is a property of the root port: specify behind=root-port too")]

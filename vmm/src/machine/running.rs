@@ -1,4 +1,4 @@
-//! What of a running machine has to be ended.
+//! What has to be shut down when a machine ends.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -10,22 +10,22 @@ use crate::memory::slots::SlotId;
 
 /// The threads of a machine, and its RAM.
 pub struct Running {
-    /// Where they are stopped.
+    /// Stops them.
     pub pause: Arc<Pause>,
     /// The vCPUs' threads.
     pub vcpus: Vec<JoinHandle<()>>,
     /// The devices' threads.
     pub workers: Vec<Worker>,
-    /// Slots refer to this memory: it goes last.
+    /// Memory slots refer to this memory, so it is freed last.
     pub _ram: Vec<(HostMemory, SlotId)>,
 }
 
 impl Running {
-    /// Ends every thread.
+    /// Ends and joins every thread.
     pub fn end(self) {
         self.pause.end();
         for vcpu in self.vcpus {
-            // A panic there has been reported already, and there is nothing left to do.
+            // A panic of the thread has been reported already.
             let _ = vcpu.join();
         }
         self.workers.into_iter().for_each(Worker::stop);

@@ -1,4 +1,4 @@
-//! What a machine consists of, as data: the command line and JSON spell the same thing.
+//! What a machine consists of, as data that both the command line and JSON can spell.
 
 use std::path::PathBuf;
 
@@ -89,7 +89,7 @@ pub struct MachineSpec {
     /// Bytes of RAM.
     #[serde(default = "default_memory")]
     pub memory: Size,
-    /// How its RAM is had from the host.
+    /// How its RAM is allocated from the host.
     #[serde(default)]
     pub memory_backing: HostMemoryConfig,
     /// Its virtio-mem devices, `mem0` first.
@@ -98,13 +98,13 @@ pub struct MachineSpec {
     /// How drivers reach virtio devices.
     #[serde(default)]
     pub transport: VirtioTransport,
-    /// Its probe devices. With none of them, and virtio over MMIO, there is no PCI at all.
+    /// Its probe devices. Without any, and with virtio over MMIO, the machine has no PCI.
     #[serde(default)]
     pub probe: Vec<ProbeConfig>,
     /// Its IOMMU, if it has one.
     #[serde(default)]
     pub iommu: Option<IommuConfig>,
-    /// Whether unplugged memory is really gone.
+    /// Whether unplugged memory is out of the guest's reach.
     #[serde(default)]
     pub enforce: Enforcement,
     /// What happens when the guest resets the machine.
@@ -127,7 +127,7 @@ impl MachineSpec {
     /// The least RAM that a kernel can be loaded into.
     pub const MINIMUM_MEMORY: u64 = 16 << 20;
 
-    /// A machine that boots `kernel`, with everything else as it is unless it is specified.
+    /// A machine that boots `kernel`, with defaults for everything else.
     pub fn new(kernel: PathBuf) -> Self {
         Self {
             kernel,
@@ -147,18 +147,18 @@ impl MachineSpec {
         }
     }
 
-    /// Whether there is PCI.
+    /// Whether the machine has PCI.
     pub fn has_pci(&self) -> bool {
         self.transport == VirtioTransport::Pci || !self.probe.is_empty()
     }
 
-    /// The kernel's command line: the one specified, or else one that has the console on ttyS0 and ends
-    /// the machine after a panic.
+    /// The kernel's command line: the one specified, or else one that puts the console on ttyS0 and reboots
+    /// after a panic.
     pub fn command_line(&self) -> &str {
         match &self.cmdline {
             Some(cmdline) => cmdline,
             None if self.has_pci() => "console=ttyS0 panic=-1",
-            // Without PCI, Linux looks for it in thousands of places.
+            // Otherwise Linux would search thousands of I/O ports for PCI.
             None => "console=ttyS0 panic=-1 pci=off",
         }
     }

@@ -29,7 +29,7 @@ pub struct MachineStatus {
     pub memory: u64,
     /// KVM memory slots in use.
     pub memory_slots: u32,
-    /// Whether unplugged memory is really gone.
+    /// Whether unplugged memory is out of the guest's reach.
     pub enforcement: Enforcement,
     /// The virtio-mem devices.
     pub memory_devices: Vec<MemoryDeviceStatus>,
@@ -39,7 +39,7 @@ pub struct MachineStatus {
     pub iommu: Option<IommuStatus>,
 }
 
-/// What a resize has begun.
+/// The answer to a resize that has begun.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resizing {
     /// The device as it is now.

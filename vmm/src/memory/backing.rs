@@ -1,4 +1,4 @@
-//! What guest memory can be made of, and how each gives memory back to the host.
+//! The kinds of host memory that guest memory can use, and how each is returned to the host.
 
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -15,24 +15,24 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// What a piece of guest memory is made of.
+/// The kind of host memory that guest memory uses.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Backing {
     /// Private anonymous memory.
     #[default]
     Anonymous,
-    /// A memfd, which other processes can be given.
+    /// A memfd, which can be shared with other processes.
     Memfd,
-    /// Pages of 2 MiB of the host's pool of huge pages. The pool may be used up, so they are taken when
-    /// they are plugged, always: a guest that touched one that is not there would be ended.
+    /// Huge pages of 2 MiB from the host's pool. They are always allocated when they are plugged: if the pool
+    /// were empty at the guest's first access, the machine would end.
     #[serde(rename = "hugetlb-2m")]
     Hugetlb2M,
-    /// Likewise, pages of 1 GiB.
+    /// The same with pages of 1 GiB.
     #[serde(rename = "hugetlb-1g")]
     Hugetlb1G,
-    /// A file, shared with whoever else maps it. It is made if it is not there; if it is, it holds
-    /// nothing but a hole, as it does again in the end.
+    /// A file, shared with other processes that map it. It is created if it does not exist; if it does, it
+    /// must hold no data. It is emptied when the machine ends.
     File(#[schemars(extend("format" = "path"))] PathBuf),
 }
 
@@ -64,53 +64,53 @@ impl fmt::Display for HugePageSize {
     }
 }
 
-/// A backing that cannot be had.
+/// Why a backing cannot be used.
 #[derive(Debug, Error)]
 pub enum BackingError {
-    /// The host has no memfd to give.
-    #[error("the host gives no memfd: {0}")]
+    /// A memfd cannot be created.
+    #[error("cannot create a memfd: {0}")]
     Memfd(io::Error),
-    /// The host does not know pages of this size.
+    /// The host does not support huge pages of this size.
     #[error("this host has no huge pages of {size}: {source}")]
     Hugetlb {
         /// The size.
         size: HugePageSize,
-        /// What the host said.
+        /// The host's error.
         source: io::Error,
     },
-    /// The file cannot be opened, made or resized.
+    /// The file cannot be opened, created or resized.
     #[error("{}: {source}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What the host said.
+        /// The host's error.
         source: io::Error,
     },
-    /// It is something else.
-    #[error("{} is no regular file; guest memory needs one, or a path where one can be made", .0.display())]
+    /// The path is not a regular file.
+    #[error("{} is not a regular file; guest memory needs one, or a path where one can be created", .0.display())]
     NotAFile(PathBuf),
-    /// What is in it would be lost.
+    /// The file holds data, which would be lost.
     #[error(
         "{} holds data, which guest memory would overwrite; remove it, or give another path",
         .0.display()
     )]
     HoldsData(PathBuf),
-    /// Another device's or machine's memory is in it.
+    /// The file backs memory of another device or machine.
     #[error("{} is in use as memory of another device or machine", .0.display())]
     InUse(PathBuf),
-    /// Memory could be plugged, and never be given back.
+    /// Memory could be plugged, but never returned to the host.
     #[error(
-        "{}: its file system cannot take memory out of a file again ({source}); ext4, xfs, tmpfs \
-         and hugetlbfs can",
+        "{}: its file system cannot punch holes into files ({source}), which unplugging needs; ext4, \
+         xfs, tmpfs and hugetlbfs can",
         path.display()
     )]
     NoHoles {
         /// The file.
         path: PathBuf,
-        /// What the host said.
+        /// The host's error.
         source: io::Error,
     },
-    /// A machine that restarts would find its old memory.
+    /// The file cannot be emptied, and a machine that restarts would find its old memory.
     #[error("cannot empty the file of guest memory for a restart: {0}")]
     Reuse(io::Error),
 }
@@ -119,7 +119,7 @@ pub enum BackingError {
 const PAGE: u64 = 4096;
 
 impl Backing {
-    /// Bytes in a page of this backing: the least that can be given back.
+    /// Bytes in a page of this backing: the smallest unit that can be returned to the host.
     pub fn page_size(&self) -> u64 {
         match self {
             Self::Anonymous | Self::Memfd => PAGE,
@@ -131,8 +131,8 @@ impl Backing {
         }
     }
 
-    /// Whether it obeys a NUMA policy. Pages of a file on disk come from wherever the host's cache
-    /// likes (mbind(2)).
+    /// Whether it obeys a NUMA policy. Pages of a file on disk are in the page cache, which does not
+    /// (mbind(2)).
     pub(super) fn obeys_memory_policy(&self) -> bool {
         match self {
             Self::Anonymous | Self::Memfd | Self::Hugetlb2M | Self::Hugetlb1G => true,
@@ -142,35 +142,35 @@ impl Backing {
         }
     }
 
-    /// The file that `size` bytes of it are in, if it is one.
+    /// Opens a file for `size` bytes. None if this backing has no file.
     fn open(&self, size: u64) -> Result<Option<MemoryFile>, BackingError> {
-        let (file, outlasts) = match self {
+        let (file, persists) = match self {
             Self::Anonymous => return Ok(None),
             Self::Memfd => (memfd(MemfdFlags::empty(), size).map_err(BackingError::Memfd)?, false),
             Self::Hugetlb2M => (hugetlb_memfd(HugePageSize::Size2M, size)?, false),
             Self::Hugetlb1G => (hugetlb_memfd(HugePageSize::Size1G, size)?, false),
             Self::File(path) => (open_file(path, size)?, true),
         };
-        Ok(Some(MemoryFile { file: Arc::new(file), outlasts, size }))
+        Ok(Some(MemoryFile { file: Arc::new(file), persists, size }))
     }
 }
 
-/// The file that guest memory is in.
+/// A file that backs guest memory.
 #[derive(Debug)]
 pub struct MemoryFile {
     file: Arc<File>,
-    /// Whether it is there after the memory is gone.
-    outlasts: bool,
+    /// Whether it still exists after its machine has ended.
+    persists: bool,
     size: u64,
 }
 
-/// The file of a piece of guest memory: the same one as long as this lives, so that a machine that
-/// restarts does not depend on what is at a path by then.
+/// Keeps the file of guest memory open, so that a machine that restarts uses the same file, whatever is at
+/// its path by then.
 #[derive(Debug, Default)]
 pub struct KeptFile(Option<Arc<MemoryFile>>);
 
 impl KeptFile {
-    /// A file of `size` bytes, always the same, with nothing in it. None if `backing` is no file.
+    /// Returns the file, of `size` bytes and empty; opens it at the first call. None if `backing` has no file.
     pub(super) fn open(
         &mut self,
         backing: &Backing,
@@ -185,25 +185,25 @@ impl KeptFile {
 }
 
 impl MemoryFile {
-    /// The file, to be mapped.
+    /// The file, to map it.
     pub fn file(&self) -> Arc<File> {
         Arc::clone(&self.file)
     }
 
-    /// Takes the memory of `offsets` out of it: unlike unmapping or MADV_DONTNEED, which leave it in
-    /// the file.
+    /// Frees the memory of `offsets`. Unmapping or MADV_DONTNEED would leave it in the file.
     pub fn punch_hole(&self, offsets: Range<u64>) -> io::Result<()> {
         punch_hole(&self.file, offsets)
     }
 }
 
 impl Drop for MemoryFile {
-    /// Memory ends with its machine, and the file can be used for the next. All that runs has ended.
+    /// Empties a file that still exists, so that it can be used for the next machine. All threads that access
+    /// the memory have ended.
     fn drop(&mut self) {
-        if self.outlasts
+        if self.persists
             && let Err(error) = self.file.set_len(0)
         {
-            warn!("guest memory is left in its file: {error}");
+            warn!("cannot empty the file of guest memory: {error}");
         }
     }
 }
@@ -229,8 +229,7 @@ fn hugetlb_memfd(page_size: HugePageSize, size: u64) -> Result<File, BackingErro
         .map_err(|source| BackingError::Hugetlb { size: page_size, source })
 }
 
-/// A file of `size` bytes with nothing in it: unplugged memory has no contents, and whatever was
-/// there would be lost.
+/// Opens an empty file of `size` bytes. A file that holds data is refused, since unplugging would erase it.
 fn open_file(path: &Path, size: u64) -> Result<File, BackingError> {
     let file_error = |source| BackingError::File { path: path.into(), source };
     let mut options = OpenOptions::new();
@@ -254,7 +253,7 @@ fn open_file(path: &Path, size: u64) -> Result<File, BackingError> {
     Ok(file)
 }
 
-/// The file system that a file is on, or will be.
+/// The file system of an existing file, or of its directory.
 fn file_system(path: &Path) -> Option<StatFs> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     rustix::fs::statfs(path)
@@ -272,7 +271,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn c1_pages_are_as_large_as_the_backing_has_them() {
+    fn c1_each_backing_has_its_page_size() {
         assert_eq!(Backing::Memfd.page_size(), 4096);
         assert_eq!(Backing::Hugetlb2M.page_size(), 2 << 20);
         assert_eq!(Backing::Hugetlb1G.page_size(), 1 << 30);
@@ -280,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_made_or_was_empty_and_belongs_to_one() {
+    fn a_file_is_created_or_must_be_empty_and_is_used_once() {
         let directory = TempDir::new().unwrap();
         let path = directory.path().join("memory");
         let open = |path: &Path| Backing::File(path.into()).open(1 << 20);
@@ -290,7 +289,7 @@ mod tests {
         assert!(matches!(open(&path), Err(BackingError::InUse(_))));
         fs::write(&path, "what the guest has left").unwrap();
         drop(file);
-        // It holds nothing but a hole.
+        // It has been emptied.
         drop(open(&path).unwrap());
         fs::write(&path, "precious").unwrap();
         assert!(matches!(open(&path), Err(BackingError::HoldsData(_))));

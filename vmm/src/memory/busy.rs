@@ -1,11 +1,11 @@
-//! A backend that is busy at will: what a driver meets on a host that is short of memory.
+//! A backend that reports BUSY on purpose, to test a driver against a host that is short of memory.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use devices::virtio::mem::{BackendBusy, BlockBackend, BlockRange};
 
-/// Carries out all requests but every so manieth, which gets BUSY.
+/// Reports BUSY at every Nth request, and carries out all others.
 pub struct BusyBackend {
     backend: Box<dyn BlockBackend>,
     every: NonZeroU64,
@@ -13,7 +13,7 @@ pub struct BusyBackend {
 }
 
 impl BusyBackend {
-    /// Has `backend` be busy at each request whose number, counted from 1, is a multiple of `every`.
+    /// Reports BUSY at each request whose number, counted from 1, is a multiple of `every`.
     pub fn new(backend: Box<dyn BlockBackend>, every: NonZeroU64) -> Self {
         Self { backend, every, requests: AtomicU64::new(0) }
     }
@@ -21,7 +21,9 @@ impl BusyBackend {
     fn admit(&self) -> Result<(), BackendBusy> {
         let number = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
         if number.is_multiple_of(self.every.get()) {
-            return Err(BackendBusy("this device is made to be busy".into()));
+            return Err(BackendBusy(
+                "the device is configured to report BUSY at every Nth request".into(),
+            ));
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Host memory that stands behind guest memory, and giving it back.
+//! Host memory that backs guest memory: mapping it, populating it, and returning it to the host.
 
 use std::io;
 use std::num::NonZero;
@@ -21,7 +21,7 @@ use super::{MemoryError, numa};
 use crate::sync::Cancellation;
 use crate::threads::{self, Role};
 
-/// How guest memory is had from the host.
+/// How guest memory is allocated from the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HostMemoryConfig {
@@ -29,9 +29,9 @@ pub struct HostMemoryConfig {
     pub backing: Backing,
     /// Ask the host for transparent huge pages, or for none, where a backing can have them.
     pub huge_pages: bool,
-    /// Take memory from the host in advance, and not as it is accessed.
+    /// Allocate memory in advance, not when it is first accessed.
     pub prealloc: bool,
-    /// The one NUMA node of the host that the memory comes from; any if there is none given.
+    /// The NUMA node of the host that the memory is allocated on; any node if none is given.
     pub host_node: Option<u16>,
 }
 
@@ -42,7 +42,7 @@ impl Default for HostMemoryConfig {
 }
 
 impl HostMemoryConfig {
-    /// Whether memory is taken from the host before it is touched. That of a pool always is.
+    /// Whether memory is allocated before it is first accessed. Pages of a pool always are.
     pub fn is_preallocated(&self) -> bool {
         self.prealloc || self.backing.page_size() > Backing::Anonymous.page_size()
     }
@@ -54,19 +54,19 @@ impl From<Backing> for HostMemoryConfig {
     }
 }
 
-/// What KVM maps with one entry where it can. Each time a memory slot goes, it forgets all that it
-/// has mapped, so a guest of small pages would take many thousand faults to come back.
+/// The size of the mappings that KVM prefers. When a memory slot is removed, KVM drops all its mappings of
+/// the guest, and with small pages it would take many thousand faults to restore them.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// How many bytes the host gives or takes at a time. Between two such pieces it can be told to stop.
+/// Bytes that are populated at a time. Between two pieces the work can be cancelled.
 const PIECE: u64 = 64 << 20;
-/// How many it takes back at a time, which is faster.
+/// Bytes that are discarded at a time: more, since discarding is faster.
 const DISCARDED_PIECE: u64 = 1 << 30;
 /// How many threads may populate memory.
 const POPULATING_THREADS: u64 = 8;
 
-/// A mapping of host memory for a range of guest addresses. Nothing is populated until touched, or
-/// until [`HostMemory::populate`].
+/// A mapping of host memory for a range of guest addresses. Memory is allocated on first access, or by
+/// [`HostMemory::populate`].
 #[derive(Clone)]
 pub struct HostMemory {
     mapping: Arc<GuestRegionMmap>,
@@ -76,17 +76,17 @@ pub struct HostMemory {
     work: HostWork,
 }
 
-/// What whoever waits for the host may want: to give up, and to know how far it is.
+/// Cancellation and progress of work that may take the host long.
 #[derive(Debug, Clone, Default)]
 pub struct HostWork {
-    /// Ends it early.
+    /// Cancels the work.
     pub cancellation: Cancellation,
     /// Bytes populated so far.
     pub populated: Arc<AtomicU64>,
 }
 
 impl HostMemory {
-    /// Maps `size` bytes for the guest address `start`, in `file` if the backing is one.
+    /// Maps `size` bytes for the guest address `start`, from `file` if the backing has a file.
     pub fn map(
         start: GuestAddress,
         size: u64,
@@ -96,7 +96,7 @@ impl HostMemory {
         Ok(Self::map_ranges(&[(start, size)], config, file)?.remove(0))
     }
 
-    /// Maps ranges of guest addresses, each (start, size), of which a file has one after the other.
+    /// Maps ranges of guest addresses, each (start, size). In a file they follow one another.
     pub fn map_ranges(
         ranges: &[(GuestAddress, u64)],
         config: &HostMemoryConfig,
@@ -117,7 +117,7 @@ impl HostMemory {
         ranges.iter().map(map).collect()
     }
 
-    /// Maps what `file` has from `offset` on, if there is a file.
+    /// Maps one range, from `offset` on in `file` if there is a file.
     fn map_piece(
         start: GuestAddress,
         size: u64,
@@ -129,7 +129,7 @@ impl HostMemory {
             |source: MmapRegionError| MemoryError::Map { size, source: io::Error::other(source) };
         let length = usize::try_from(size).map_err(|_| MemoryError::TooLarge { size })?;
         let page_size = config.backing.page_size();
-        // NORESERVE: a region is as large as the guest might ever want, not as it is.
+        // NORESERVE: a region is as large as the guest may ever need, not as large as what is plugged.
         let (place, flags) = match &file {
             None => (None, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
             Some(file) => (Some(FileOffset::from_arc(file.file(), offset)), libc::MAP_SHARED),
@@ -147,16 +147,16 @@ impl HostMemory {
             prealloc: config.is_preallocated(),
             work: HostWork::default(),
         };
-        // A core dump of this process is about this process. Hosts without it have none to leave it out.
+        // Core dumps of this process leave out guest memory. A kernel without core dumps refuses the advice.
         let _ = memory.advise(0..size, libc::MADV_DONTDUMP);
         let advice = if config.huge_pages { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
-        // A host that has no huge pages refuses it, and so does one for pages of its pool.
+        // A kernel without transparent huge pages refuses the advice, as does a mapping of pool pages.
         let _ = memory.advise(0..size, advice);
         if let Some(node) = config.host_node {
             memory.bind_to_node(node, &config.backing)?;
         }
         if memory.prealloc {
-            // Whether the host knows how: of an empty range that is all it says.
+            // An empty range only tests whether the host supports the advice.
             memory.advise(0..0, libc::MADV_POPULATE_WRITE).map_err(MemoryError::Prealloc)?;
         }
         Ok(memory)
@@ -170,12 +170,12 @@ impl HostMemory {
             .map_err(|source| MemoryError::Node { node, source })
     }
 
-    /// The same memory, of which [`Self::populate`] and [`Self::discard`] go by `work`.
+    /// The same memory, with cancellation and progress of [`Self::populate`] and [`Self::discard`] by `work`.
     pub fn with_work(self, work: HostWork) -> Self {
         Self { work, ..self }
     }
 
-    /// The mapping, for those who read and write guest memory.
+    /// The mapping, to read and write guest memory.
     pub fn mapping(&self) -> Arc<GuestRegionMmap> {
         Arc::clone(&self.mapping)
     }
@@ -196,7 +196,7 @@ impl HostMemory {
         start.expect("offset 0 lies inside any mapping") as u64 + offset
     }
 
-    /// Has every access to `offsets` fail, whoever makes it. Whole pages of the backing.
+    /// Makes `offsets`, whole pages of the backing, inaccessible to guests, devices and this process.
     pub fn forbid(&self, offsets: Range<u64>) -> io::Result<()> {
         self.protect(offsets, libc::PROT_NONE)
     }
@@ -209,24 +209,26 @@ impl HostMemory {
     fn protect(&self, offsets: Range<u64>, protection: libc::c_int) -> io::Result<()> {
         let (start, length) = self.place(offsets);
         // SAFETY: the range lies inside our own mapping (`place`), which holds guest memory only.
-        // Whoever accesses it asks first whether it is there; one who did not would end this process.
+        // Code that accesses guest memory checks first whether it is reachable; if it did not, it would
+        // get SIGSEGV, which is sound.
         let result = unsafe { libc::mprotect(start, length, protection) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Takes the memory of `offsets` from the host now, if it is to be had in advance. On an error
-    /// nothing is held of it, as before.
+    /// Allocates the memory of `offsets` now, if it is preallocated. On an error none of it stays allocated.
     pub fn populate(&self, offsets: Range<u64>) -> io::Result<()> {
         if !self.prealloc {
             return Ok(());
         }
         self.populate_in_pieces(&offsets).map_err(|error| {
             if let Err(error) = self.discard(offsets) {
-                error!("the host does not take memory back: {error}");
+                error!("cannot return memory to the host: {error}");
             }
             match error.raw_os_error() {
-                // A touch would have ended in SIGBUS.
-                Some(libc::EFAULT) => io::Error::other("nothing is left of what it is made of"),
+                // An access would have caused SIGBUS.
+                Some(libc::EFAULT) => {
+                    io::Error::other("nothing is left of this backing on the host")
+                }
                 _ => error,
             }
         })
@@ -252,19 +254,21 @@ impl HostMemory {
                 .map(|share| threads::spawn_scoped(scope, Role::Populate, move || populate(share)));
             let others = others.collect::<io::Result<Vec<_>>>()?;
             first.map_or(Ok(()), populate)?;
-            others.into_iter().try_for_each(|thread| thread.join().expect("it cannot panic"))
+            others
+                .into_iter()
+                .try_for_each(|thread| thread.join().expect("populating does not panic"))
         })
     }
 
-    /// `offsets` in pieces of at least `size` bytes, which are whole pages, but for the last.
+    /// Splits `offsets` into pieces of at least `size` bytes, whole pages except for the last.
     fn pieces(&self, offsets: Range<u64>, size: u64) -> impl Iterator<Item = Range<u64>> + use<> {
         let size = size.next_multiple_of(self.page_size);
         let starts = (offsets.start..offsets.end).step_by(size as usize);
         starts.map(move |start| start..offsets.end.min(start.saturating_add(size)))
     }
 
-    /// Gives the memory of `offsets` back to the host; it reads as zeros from then on. Once the machine
-    /// ends, all memory goes back in a moment, and there is no need for this.
+    /// Returns the memory of `offsets` to the host; it reads as zeros from then on. Does nothing once the
+    /// machine ends, since all its memory is freed soon.
     pub fn discard(&self, offsets: Range<u64>) -> io::Result<()> {
         assert!(offsets.end <= self.size(), "discarding beyond the mapping");
         self.pieces(offsets, DISCARDED_PIECE)
@@ -282,7 +286,7 @@ impl HostMemory {
         }
     }
 
-    /// Where the bytes of `offsets`, which must lie inside, are, and how many.
+    /// The host address and length of `offsets`, which must lie inside.
     fn place(&self, offsets: Range<u64>) -> (*mut libc::c_void, usize) {
         assert!(offsets.end <= self.size(), "beyond the mapping");
         let start = self.host_address(offsets.start) as *mut libc::c_void;
@@ -298,16 +302,15 @@ impl HostMemory {
     }
 }
 
-/// Reserved address space on both sides of a hole, into which the next mapping of the hole's size
-/// falls: Linux takes the highest gap that is large enough.
+/// Reserved address space on both sides of a hole that is aligned to huge pages. The next mapping of the
+/// hole's size goes there, since Linux takes the highest gap that is large enough.
 ///
-/// [`MmapRegion`] cannot be told an address, and Linux aligns to huge pages by itself only since
-/// 6.7. Where a mapping lands elsewhere all the same, as a small one may, it is slower, and nothing
-/// worse.
+/// [`MmapRegion`] cannot map at a given address, and Linux aligns mappings to huge pages by itself only since
+/// 6.7. If a mapping is placed elsewhere nevertheless, as a small one may be, it is only slower.
 struct Fences([Range<usize>; 2]);
 
 impl Fences {
-    /// None where there are no huge pages in `length`, or no room.
+    /// None if `length` is not a multiple of huge pages, or the address space is full.
     fn around_aligned_hole(length: usize) -> Option<Self> {
         if !length.is_multiple_of(HUGE_PAGE) {
             return None;

@@ -1,4 +1,4 @@
-//! Host memory of every backing: what it holds, and that it goes back.
+//! Host memory of every backing: its contents, and that it is returned to the host.
 
 use std::fs;
 
@@ -14,13 +14,13 @@ fn map(size: u64, config: impl Into<HostMemoryConfig>) -> Result<HostMemory, Mem
     HostMemory::map(GuestAddress(1 << 30), size, &config.into(), &mut KeptFile::default())
 }
 
-/// Pages of 2 MiB that this host has left.
+/// Free pages of 2 MiB of this host's pool.
 fn free_huge_pages() -> u64 {
     let free = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
     fs::read_to_string(free).map_or(0, |free| free.trim().parse().unwrap())
 }
 
-/// All that this host has memory for.
+/// All backings that this host has memory for.
 fn backings(directory: &TempDir) -> Vec<Backing> {
     let mut backings =
         vec![Backing::Anonymous, Backing::Memfd, Backing::File(directory.path().join("memory"))];
@@ -30,7 +30,7 @@ fn backings(directory: &TempDir) -> Vec<Backing> {
     backings
 }
 
-/// Bytes that the host holds for `memory`, wherever: for what is shared, in its file (mincore(2)).
+/// Bytes that the host has allocated for `memory`: for a shared mapping, in its file (mincore(2)).
 fn held(memory: &HostMemory) -> u64 {
     let mut pages = vec![0_u8; (memory.size() / 4096) as usize];
     let (start, length) = (memory.host_address(0) as *mut libc::c_void, memory.size() as usize);
@@ -68,7 +68,7 @@ fn ranges_are_in_one_file_one_after_the_other() {
 }
 
 #[test]
-fn x4_discarded_memory_is_the_hosts_and_its_neighbours_keep_their_contents() {
+fn x4_discarded_memory_is_returned_and_its_neighbours_keep_their_contents() {
     let directory = TempDir::new().unwrap();
     for backing in backings(&directory) {
         let page = backing.page_size();
@@ -84,7 +84,7 @@ fn x4_discarded_memory_is_the_hosts_and_its_neighbours_keep_their_contents() {
 }
 
 #[test]
-fn x4_control_madvise_takes_nothing_out_of_a_file() {
+fn x4_control_madvise_frees_nothing_of_a_file() {
     let directory = TempDir::new().unwrap();
     for backing in [Backing::Memfd, Backing::File(directory.path().join("memory"))] {
         let memory = map(4 * 4096, backing).unwrap();
@@ -96,7 +96,7 @@ fn x4_control_madvise_takes_nothing_out_of_a_file() {
 }
 
 #[test]
-fn p7_memory_had_in_advance_is_there_before_it_is_touched() {
+fn p7_preallocated_memory_is_allocated_before_its_first_access() {
     // Enough for several threads.
     const SIZE: u64 = 130 * MIB;
     for backing in [Backing::Anonymous, Backing::Memfd] {
@@ -113,7 +113,7 @@ fn p7_memory_had_in_advance_is_there_before_it_is_touched() {
 }
 
 #[test]
-fn p7_of_huge_pages_that_run_out_none_is_held() {
+fn p7_if_huge_pages_run_out_none_stays_allocated() {
     let free = free_huge_pages();
     let memory = map((free + 1) * 2 * MIB, HUGE_PAGES).unwrap();
     let error = memory.populate(0..memory.size()).unwrap_err();
@@ -122,7 +122,7 @@ fn p7_of_huge_pages_that_run_out_none_is_held() {
 }
 
 #[test]
-fn memory_of_huge_pages_lies_where_huge_pages_can() {
+fn memory_is_aligned_to_huge_pages() {
     for backing in [Backing::Anonymous, Backing::Memfd] {
         // As large as a machine's RAM: an allocator leaves gaps of less than 64 MiB, and one that
         // is hardly larger than the mapping would be taken instead of the hole.
@@ -130,25 +130,26 @@ fn memory_of_huge_pages_lies_where_huge_pages_can() {
             let memory = map(512 * MIB, backing.clone()).unwrap();
             memory.host_address(0).is_multiple_of(2 << 20)
         };
-        // Another test's thread may be faster once.
+        // A mapping of another test's thread may take the hole, so try again.
         assert!((0..10).any(is_aligned), "{backing:?}");
     }
 }
 
-/// What a file of /proc/self says of a mapping: the line that starts with its address, and those
-/// behind it.
-fn told<'a>(maps: &'a str, memory: &HostMemory) -> impl Iterator<Item = &'a str> + use<'a> {
+/// The lines of a file of /proc/self about a mapping: the one that starts with its address, and those
+/// after it.
+fn lines_about<'a>(maps: &'a str, memory: &HostMemory) -> impl Iterator<Item = &'a str> + use<'a> {
     let address = format!("{:x}", memory.host_address(0));
     maps.lines().skip_while(move |line| !line.starts_with(&address))
 }
 
 #[test]
-fn transparent_huge_pages_are_asked_for_or_refused() {
+fn transparent_huge_pages_are_enabled_or_disabled() {
     for (huge_pages, flag, other) in [(true, "hg", "nh"), (false, "nh", "hg")] {
         let config = HostMemoryConfig { huge_pages, ..Backing::Anonymous.into() };
         let memory = map(4 * MIB, config).unwrap();
         let maps = fs::read_to_string("/proc/self/smaps").unwrap();
-        let flags = told(&maps, &memory).find_map(|line| line.strip_prefix("VmFlags:")).unwrap();
+        let flags =
+            lines_about(&maps, &memory).find_map(|line| line.strip_prefix("VmFlags:")).unwrap();
         let has = |flag| flags.split(' ').any(|other| other == flag);
         assert!(has(flag) && !has(other), "{flags}");
     }
@@ -161,7 +162,7 @@ fn memory_comes_from_the_node_it_is_bound_to() {
         let config = HostMemoryConfig { host_node: Some(0), ..backing.into() };
         let memory = map(4 * MIB, config).unwrap();
         let maps = fs::read_to_string("/proc/self/numa_maps").unwrap();
-        let policy = told(&maps, &memory).next().unwrap();
+        let policy = lines_about(&maps, &memory).next().unwrap();
         assert!(policy.split(' ').any(|word| word == "bind:0"), "{policy}");
     }
     let of_node = |node, backing: Backing| {

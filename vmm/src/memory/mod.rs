@@ -1,4 +1,4 @@
-//! Guest memory: where it lies, what stands behind it, and who reaches it.
+//! Guest memory: its host memory, its memory slots, and which blocks of it are reachable.
 
 pub mod backing;
 pub mod busy;
@@ -16,54 +16,54 @@ use std::io;
 
 use thiserror::Error;
 
-/// Guest memory that cannot be had.
+/// Why guest memory cannot be allocated.
 #[derive(Debug, Error)]
 pub enum MemoryError {
-    /// The host does not give it.
+    /// The host cannot map it.
     #[error("cannot map {size} bytes of guest memory: {source}")]
     Map {
-        /// Bytes asked for.
+        /// Bytes requested.
         size: u64,
-        /// What the host said.
+        /// The host's error.
         source: io::Error,
     },
-    /// What it is to be made of cannot be had.
+    /// Its backing cannot be used.
     #[error(transparent)]
     Backing(#[from] backing::BackingError),
-    /// It ends within a page.
+    /// Its size is not a multiple of the page size.
     #[error("{size} bytes of guest memory are not whole pages of {page_size} bytes")]
     NotPages {
-        /// Bytes asked for.
+        /// Bytes requested.
         size: u64,
-        /// Bytes in a page of what it is to be made of.
+        /// Bytes in a page of its backing.
         page_size: u64,
     },
     /// The host cannot populate it in advance.
     #[error("prealloc and huge pages need Linux 5.14 on the host, for MADV_POPULATE_WRITE: {0}")]
     Prealloc(io::Error),
-    /// The host has not so much.
-    #[error("cannot have {size} bytes of guest memory in advance: {source}")]
+    /// The host does not have that much memory.
+    #[error("cannot allocate {size} bytes of guest memory in advance: {source}")]
     Populate {
-        /// Bytes asked for.
+        /// Bytes requested.
         size: u64,
-        /// What the host said.
+        /// The host's error.
         source: io::Error,
     },
     /// The host has no memory on that node.
     #[error(
-        "cannot take memory from the host's NUMA node {node}: {source}; nodes with memory: {}",
+        "cannot allocate memory on the host's NUMA node {node}: {source}; nodes with memory: {}",
         numa::nodes_with_memory()
     )]
     Node {
         /// The node.
         node: u16,
-        /// What the host said.
+        /// The host's error.
         source: io::Error,
     },
-    /// The host would not heed it.
+    /// The backing does not obey a NUMA policy.
     #[error(
-        "host-node {node} means nothing for a file on disk, whose pages come from anywhere; put it \
-         on tmpfs or hugetlbfs, or use another backing"
+        "host-node {node} has no effect on a file on disk, whose pages may be on any node; put it on \
+         tmpfs or hugetlbfs, or use another backing"
     )]
     NodeOfFile {
         /// The node.
@@ -72,10 +72,10 @@ pub enum MemoryError {
     /// It does not fit any address space.
     #[error("{size} bytes of guest memory do not fit this machine's address space")]
     TooLarge {
-        /// Bytes asked for.
+        /// Bytes requested.
         size: u64,
     },
-    /// KVM does not take it.
+    /// It cannot be put into a memory slot.
     #[error(transparent)]
     Slot(#[from] slots::SlotError),
 }

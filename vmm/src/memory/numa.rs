@@ -1,18 +1,17 @@
-//! The host's NUMA nodes, and memory that comes from one of them.
+//! The host's NUMA nodes, and binding memory to one of them.
 
 use std::{fs, io};
 
-/// Has every page of the mapping `address..address + size` come from `node`, or not at all
-/// (MPOL_BIND, mbind(2)).
+/// Has every page of the mapping `address..address + size` allocated on `node` only (MPOL_BIND, mbind(2)).
 pub fn bind(address: u64, size: u64, node: u16) -> io::Result<()> {
     const WORD: usize = u64::BITS as usize;
     let mut nodes = vec![0_u64; usize::from(node) / WORD + 1];
     nodes[usize::from(node) / WORD] = 1 << (usize::from(node) % WORD);
-    // Linux takes one off the number of bits (get_nodes() of mm/mempolicy.c, 6.12).
+    // Linux subtracts one from the number of bits (get_nodes() of mm/mempolicy.c, 6.12).
     let bits = nodes.len() * WORD + 1;
     let (mode, mask, flags) = (libc::MPOL_BIND, nodes.as_ptr(), 0);
-    // SAFETY: the mask is as long as it is said to be; the policy decides where pages come from, and
-    // leaves what is in them alone.
+    // SAFETY: the mask is as long as `bits` says; the policy determines where pages are allocated, and
+    // does not change their contents.
     let result = unsafe { libc::syscall(libc::SYS_mbind, address, size, mode, mask, bits, flags) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -20,5 +19,5 @@ pub fn bind(address: u64, size: u64, node: u16) -> io::Result<()> {
 /// The nodes that have memory, as the host lists them: `0-1,3`.
 pub fn nodes_with_memory() -> String {
     fs::read_to_string("/sys/devices/system/node/has_memory")
-        .map_or("none, for it knows no NUMA".into(), |nodes| nodes.trim().into())
+        .map_or("none (its kernel has no NUMA support)".into(), |nodes| nodes.trim().into())
 }

@@ -1,13 +1,13 @@
 //! Blocks that stay reachable when unplugged: one memory slot for the whole region.
 //!
-//! This is `--enforce off`, what most machines do. It is here to be compared with.
+//! This is `--enforce off`, which is what other machine monitors do. It serves as a comparison.
 
 use devices::virtio::mem::{BackendBusy, BlockBackend, BlockRange, Region};
 
 use super::host::HostMemory;
 use super::slots::{MemorySlots, SlotError, SlotId};
 
-/// The memory of a device that hopes its driver behaves.
+/// The memory of a device that relies on its driver not to access unplugged blocks.
 pub struct OneSlot {
     region: Region,
     memory: HostMemory,
@@ -15,7 +15,7 @@ pub struct OneSlot {
 }
 
 impl OneSlot {
-    /// Puts all of `memory`, which stands behind `region`, into one slot.
+    /// Puts all of `memory`, which backs `region`, into one slot.
     pub fn new(region: Region, memory: HostMemory, slots: &MemorySlots) -> Result<Self, SlotError> {
         let slot = slots.add(&memory, 0..memory.size())?;
         Ok(Self { region, memory, _slot: slot })

@@ -1,12 +1,11 @@
-//! Which blocks of a virtio-mem region exist for devices: those that are plugged, and are not on their way
-//! out.
+//! Which blocks of a virtio-mem region devices may access: those that are plugged and not being unplugged.
 //!
-//! Why this is not the device's `BlockMap`. That says what the driver has been told, and changes when a
-//! request has been carried out; this says what may be accessed, and changes while it is. A block that is
-//! being unplugged is unreachable before its memory goes, and plugged until the driver has its answer,
-//! which may be that it stays plugged. With `--enforce off` everything is reachable, whatever is plugged. And
-//! this is read on each DMA without a lock, while a block's bit and its memory slot have to change as one
-//! ([`Windows`](super::windows)). Between two requests, in strict mode, both are the same.
+//! This is not the device's `BlockMap`, which is the state that the driver sees, and changes after a request
+//! has been carried out. This is what may be accessed, and changes during a request: a block that is being
+//! unplugged becomes unreachable before its memory is freed, but stays plugged until the driver gets its
+//! answer, which may be that it stays plugged. With `--enforce off` every block is reachable, whatever is
+//! plugged. This is also read on each DMA without a lock, while a block's bit and its memory slot must change
+//! together ([`Windows`](super::windows)). Between two requests, in strict mode, both are the same.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,7 +24,7 @@ pub struct ReachableBlocks {
 }
 
 impl ReachableBlocks {
-    /// No block of `region` is reachable. What devices are refused goes to `refusals`.
+    /// No block of `region` is reachable. Refused accesses of devices are recorded in `refusals`.
     pub fn none(region: Region, refusals: Refusals) -> Self {
         let words = region.block_count().div_ceil(64);
         Self {
@@ -67,7 +66,7 @@ impl ReachableBlocks {
         runs
     }
 
-    /// How often a device was refused.
+    /// How many accesses of devices were refused.
     pub fn refusal_count(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }

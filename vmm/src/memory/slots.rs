@@ -1,4 +1,4 @@
-//! KVM memory slots: which guest addresses are backed by memory at all.
+//! KVM memory slots: which guest addresses are backed by memory.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,10 +10,10 @@ use thiserror::Error;
 
 use super::host::HostMemory;
 
-/// KVM refuses a memory slot.
+/// Why a memory slot cannot be set or removed.
 #[derive(Debug, Error)]
 pub enum SlotError {
-    /// All slots are in use, or promised to somebody.
+    /// All slots are in use or claimed.
     #[error("all {limit} memory slots that {} are in use", if *by_mappings {
         "the host's limit of mappings (vm.max_map_count) has room for"
     } else {
@@ -22,7 +22,7 @@ pub enum SlotError {
     Exhausted {
         /// How many there are.
         limit: u32,
-        /// Whether it is for the host's mappings that there are no more.
+        /// Whether the limit comes from the host's limit of mappings, not from KVM.
         by_mappings: bool,
     },
     /// The ioctl failed.
@@ -30,16 +30,16 @@ pub enum SlotError {
     Refused {
         /// First guest address.
         address: u64,
-        /// Bytes; 0 takes a slot away.
+        /// Bytes; 0 removes a slot.
         size: u64,
-        /// What KVM said.
+        /// KVM's error.
         source: kvm_ioctls::Error,
     },
 }
 
-/// Where slots are set: a virtual machine of KVM.
+/// Sets slots: a virtual machine of KVM, or a model of it in tests.
 pub trait SlotTable: Send + Sync {
-    /// Sets a slot, or takes it away if `region` has no bytes.
+    /// Sets a slot, or removes it if the size of `region` is 0.
     ///
     /// # Safety
     ///
@@ -54,13 +54,13 @@ impl SlotTable for VmFd {
     }
 }
 
-/// Number of a slot that is in use. Not `Clone`: whoever holds it may take the slot away.
+/// Number of a slot that is in use. Not `Clone`: its owner may remove the slot.
 #[derive(Debug)]
 pub struct SlotId(u32);
 
 /// The slots of one virtual machine, shared by all of its memory.
 ///
-/// Whoever may come to need slots claims them before: then there is one when it is needed.
+/// Slots that may be needed later are claimed before, so that setting one does not fail for lack of slots.
 #[derive(Clone)]
 pub struct MemorySlots {
     table: Arc<dyn SlotTable>,
@@ -76,11 +76,11 @@ struct Ids {
     limited_by_mappings: bool,
 }
 
-/// Mappings of this process that are for all else: libraries, threads, the memory allocator.
+/// Mappings of this process for everything else: libraries, threads, the memory allocator.
 const OTHER_MAPPINGS: u32 = 4096;
 
-/// How many slots this process has mappings for. A run of blocks that may be accessed is a mapping, and
-/// so is what comes behind it.
+/// How many slots this process has mappings for. A run of accessible blocks is a mapping, and so is the
+/// inaccessible range after it.
 fn slots_by_mappings() -> u32 {
     /// DEFAULT_MAX_MAP_COUNT (include/linux/mm.h).
     const DEFAULT: u32 = 65530;
@@ -112,21 +112,20 @@ impl MemorySlots {
         ids.next - ids.returned.len() as u32
     }
 
-    /// How often what vCPUs find in the slots has changed.
+    /// How many times the accessible memory in the slots has changed.
     ///
-    /// KVM_RUN refuses a vCPU memory that is in a slot and may not be accessed. A vCPU that asks before
-    /// KVM_RUN, and after it has waited for whoever was changing something, knows whether it was refused
-    /// for what was there before.
+    /// KVM_RUN fails if the memory in a slot is not accessible. A vCPU reads this before KVM_RUN, and again
+    /// after a failure once no other thread is changing slots. If it differs, the failure may be outdated.
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
     }
 
-    /// Memory in a slot may be accessed, or not any more: to be called when that is done.
+    /// Counts a change. Must be called after memory in a slot has become accessible or inaccessible.
     pub fn count_change(&self) {
         self.changes.fetch_add(1, Ordering::Release);
     }
 
-    /// Keeps `count` slots for the caller, beside those that it has claimed before.
+    /// Reserves `count` slots for the caller, in addition to those that it has claimed before.
     pub fn claim(&self, count: u32) -> Result<(), SlotError> {
         let mut ids = self.lock();
         if count > ids.limit - ids.claimed {
@@ -137,7 +136,7 @@ impl MemorySlots {
         Ok(())
     }
 
-    /// Gives back slots that the caller has claimed, and has not set.
+    /// Releases slots that the caller has claimed and not set.
     pub fn release(&self, count: u32) {
         self.lock().claimed -= count;
     }
@@ -148,8 +147,7 @@ impl MemorySlots {
         self.set(memory, offsets).inspect_err(|_| self.release(1))
     }
 
-    /// Backs the guest addresses of `offsets` in `memory` by a slot of their own, one of those that the
-    /// caller has claimed.
+    /// Puts `offsets` of `memory` into a slot of their own, one of those that the caller has claimed.
     pub fn set(&self, memory: &HostMemory, offsets: Range<u64>) -> Result<SlotId, SlotError> {
         assert!(!offsets.is_empty() && offsets.end <= memory.size(), "a slot beyond its memory");
         let id = self.take_id();
@@ -169,7 +167,7 @@ impl MemorySlots {
         }
     }
 
-    /// Takes a slot away. From the return on no vCPU reaches its memory.
+    /// Removes a slot. Once this returns, no vCPU reaches its memory.
     pub fn clear(&self, id: SlotId) -> Result<(), (SlotId, SlotError)> {
         match self.ioctl(kvm_userspace_memory_region { slot: id.0, ..Default::default() }) {
             Ok(()) => {
@@ -182,8 +180,8 @@ impl MemorySlots {
 
     fn ioctl(&self, region: kvm_userspace_memory_region) -> Result<(), SlotError> {
         // SAFETY: the region is empty or lies inside a live `HostMemory` (asserted in `set`), in which
-        // guests may do what they like. Its mapping outlives the slot: whoever owns the slot owns the
-        // memory, and the VM's last descriptor is closed after all vCPU threads have ended.
+        // guests may write anything. Its mapping outlives the slot: the slot's owner owns the
+        // memory too, and the VM's last descriptor is closed after all vCPU threads have ended.
         let result = unsafe { self.table.set(region) };
         self.count_change();
         result.map_err(|source| SlotError::Refused {
@@ -199,7 +197,7 @@ impl MemorySlots {
             ids.next += 1;
             ids.next - 1
         });
-        assert!(id < ids.limit, "a slot that nobody claimed");
+        assert!(id < ids.limit, "a slot must be claimed before it is set");
         SlotId(id)
     }
 

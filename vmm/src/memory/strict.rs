@@ -1,13 +1,13 @@
-//! Blocks that exist only while plugged.
+//! Blocks that can be accessed only while they are plugged.
 //!
-//! An unplugged block has no memory, and the mapping behind it permits no access: nobody can touch it,
-//! neither a vCPU nor a device nor this process by mistake. That costs hardly more than giving the
-//! memory back. It does not tell who tried, for then KVM_RUN fails with EFAULT and no address. So
-//! the vCPU that is refused has all unplugged blocks withdrawn from the memory slots ([`Windows`]), and
-//! tries again: now its access is an MMIO exit. Only the first stray access costs anything, then.
+//! An unplugged block has no memory, and its mapping permits no access, neither by a vCPU nor by a device nor
+//! by this process by mistake. That costs hardly more than returning the memory to the host. But it does not
+//! show which address was accessed: KVM_RUN fails with EFAULT and no address. So the vCPU then has all
+//! unplugged blocks withdrawn from the memory slots ([`Windows`]), and repeats the access, which now is an
+//! MMIO exit. Only the first such access is slow.
 //!
-//! The host may take long to give memory and to take it back. The windows are not locked meanwhile, so
-//! that no vCPU waits for that.
+//! The host may take long to allocate and to free memory. The windows are not locked meanwhile, so that no
+//! vCPU has to wait for that.
 
 use std::io;
 use std::ops::Range;
@@ -31,7 +31,7 @@ use crate::sync::lock;
 enum StrictError {
     #[error(transparent)]
     Slot(#[from] SlotError),
-    #[error("the host does not give memory, or does not take it back: {0}")]
+    #[error("the host cannot allocate or free the memory: {0}")]
     Host(#[from] io::Error),
 }
 
@@ -41,9 +41,9 @@ impl From<StrictError> for BackendBusy {
     }
 }
 
-/// The memory of a device whose unplugged blocks nobody reaches.
+/// The memory of a device whose unplugged blocks cannot be accessed.
 ///
-/// Blocks are plugged and unplugged by one thread; any may have unplugged ones withdrawn.
+/// One thread plugs and unplugs blocks; any thread may withdraw unplugged ones.
 pub struct StrictBlocks {
     region: Region,
     memory: HostMemory,
@@ -52,8 +52,7 @@ pub struct StrictBlocks {
 }
 
 impl StrictBlocks {
-    /// All blocks of `region` unplugged; `memory` is what stands behind them, which devices access
-    /// within `leases`.
+    /// All blocks of `region` are unplugged; `memory` backs them. Devices access it under `leases`.
     pub fn new(
         region: Region,
         memory: HostMemory,
@@ -68,8 +67,8 @@ impl StrictBlocks {
         Ok(Self { region, memory, leases, windows: Mutex::new(windows) })
     }
 
-    /// Takes all unplugged blocks out of the memory slots, so that touching one is an MMIO exit.
-    /// Returns whether there were any.
+    /// Removes all unplugged blocks from the memory slots, so that an access to one is an MMIO exit.
+    /// Returns whether any were in one.
     pub fn withdraw_unplugged(&self) -> Result<bool, SlotError> {
         lock(&self.windows).withdraw_unplugged()
     }
@@ -83,20 +82,20 @@ impl StrictBlocks {
         };
         plug().inspect_err(|_| {
             // A vCPU may have written to it already.
-            if let Err(error) = self.take_back(offsets.clone()) {
-                error!("blocks {:?} are unplugged and not gone: {error}", range.indices());
+            if let Err(error) = self.reclaim(offsets.clone()) {
+                error!("cannot free the unplugged blocks {:?}: {error}", range.indices());
             }
         })
     }
 
     fn try_unplug(&self, range: BlockRange) -> Result<(), StrictError> {
         let unplugging = lock(&self.windows).begin_unplug(range)?;
-        let result = self.take_from_everybody(self.region.byte_offsets(range));
+        let result = self.drain_and_reclaim(self.region.byte_offsets(range));
         let mut windows = lock(&self.windows);
         match result {
             Ok(()) => windows.end_unplug(unplugging),
             Err(error) => {
-                self.give_again(range);
+                self.permit_again(range);
                 windows.cancel_unplug(unplugging);
                 return Err(error.into());
             }
@@ -104,38 +103,38 @@ impl StrictBlocks {
         Ok(())
     }
 
-    /// Leaves no slots either: everything is as it was at first.
+    /// Unplugs everything and removes all slots: the initial state.
     fn try_unplug_all(&self) -> Result<(), StrictError> {
         let unplugging = lock(&self.windows).begin_unplug_all();
-        let result = self.take_from_everybody(0..self.memory.size());
+        let result = self.drain_and_reclaim(0..self.memory.size());
         let mut windows = lock(&self.windows);
         if let Err(error) = result {
-            unplugging.blocks().iter().for_each(|run| self.give_again(*run));
+            unplugging.blocks().iter().for_each(|run| self.permit_again(*run));
             windows.cancel_unplug(unplugging);
             return Err(error.into());
         }
         windows.end_unplug(unplugging);
         if let Err(error) = windows.clear() {
-            error!("unplugged blocks stay in their memory slots: {error}");
+            error!("cannot remove unplugged blocks from their memory slots: {error}");
         }
         Ok(())
     }
 
-    /// Leaves nothing of `offsets`, which are reachable no more, to anybody.
-    fn take_from_everybody(&self, offsets: Range<u64>) -> io::Result<()> {
+    /// Frees `offsets`, which are not reachable any more, once no device accesses them.
+    fn drain_and_reclaim(&self, offsets: Range<u64>) -> io::Result<()> {
         self.leases.drain();
-        self.take_back(offsets)
+        self.reclaim(offsets)
     }
 
-    fn take_back(&self, offsets: Range<u64>) -> io::Result<()> {
+    fn reclaim(&self, offsets: Range<u64>) -> io::Result<()> {
         self.memory.forbid(offsets.clone())?;
         self.memory.discard(offsets)
     }
 
-    /// Undoes a failed [`Self::take_back`].
-    fn give_again(&self, range: BlockRange) {
+    /// Undoes a failed [`Self::reclaim`].
+    fn permit_again(&self, range: BlockRange) {
         if let Err(error) = self.memory.permit(self.region.byte_offsets(range)) {
-            error!("blocks {:?} are lost to the guest: {error}", range.indices());
+            error!("cannot make blocks {:?} accessible again: {error}", range.indices());
         }
     }
 }

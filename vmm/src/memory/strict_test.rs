@@ -1,4 +1,5 @@
-//! Blocks that come and go, beside an obvious model, on a KVM that has few slots and fails at will.
+//! Plugging and unplugging blocks, compared with a simple model, on a fake KVM that has few slots and can be
+//! made to fail.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -22,21 +23,21 @@ use crate::quiesce::VcpuGate;
 use crate::violations::refusals::Refusals;
 
 const START: u64 = 1 << 32;
-/// A window is four of them.
+/// A window has four blocks.
 const BLOCK: u64 = 256 << 20;
 const WINDOW_BLOCKS: u64 = 4;
 const BLOCKS: u64 = 32;
 
-/// Memory slots without a KVM.
+/// Memory slots of a fake KVM.
 #[derive(Default)]
 struct Table(Mutex<Slots>);
 
 #[derive(Default)]
 struct Slots {
     ranges: BTreeMap<u32, Range<u64>>,
-    /// How many calls will succeed before one that does not.
+    /// How many calls succeed before one fails.
     until_failure: Option<u32>,
-    /// Whether that is the end of all success.
+    /// Whether all calls after that one fail too.
     fails_for_good: bool,
 }
 
@@ -120,7 +121,7 @@ impl Fixture {
         ranges
     }
 
-    /// What this process gets of a block's first byte; none where any access fails.
+    /// The first byte of a block as this process reads it; none if the read fails.
     fn read(&self, block: u64) -> Option<u8> {
         let mut byte = 0_u8;
         let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
@@ -139,7 +140,7 @@ impl Fixture {
 }
 
 #[test]
-fn plugging_and_unplugging_in_a_window_takes_one_slot_until_somebody_strays() {
+fn a_window_takes_one_slot_until_unplugged_blocks_are_withdrawn() {
     let mut fixture = Fixture::new(8);
     for block in [0, 2, 3] {
         assert!(fixture.plug(block..block + 1));
@@ -149,7 +150,7 @@ fn plugging_and_unplugging_in_a_window_takes_one_slot_until_somebody_strays() {
     assert!(fixture.blocks.withdraw_unplugged().unwrap());
     assert_eq!(fixture.in_slots(), [0..1, 3..4]);
     assert!(!fixture.blocks.withdraw_unplugged().unwrap());
-    // What is plugged from now on is in a slot of its own.
+    // Blocks that are plugged from now on get a slot of their own.
     assert!(fixture.plug(1..2));
     assert_eq!(fixture.in_slots(), [0..1, 1..2, 3..4]);
     assert!(fixture.blocks.withdraw_unplugged().unwrap());
@@ -159,22 +160,22 @@ fn plugging_and_unplugging_in_a_window_takes_one_slot_until_somebody_strays() {
 }
 
 #[test]
-fn p7_a_plug_that_would_take_more_slots_than_there_are_is_busy() {
+fn p7_a_plug_that_needs_more_slots_than_there_are_is_busy() {
     let mut fixture = Fixture::new(3);
     for block in [0, 2, 4] {
         assert!(fixture.plug(block..block + 1));
     }
-    // Two slots are set, but three would be needed, and a fourth now.
+    // Two slots are set, three are claimed, and this block needs a fourth.
     assert!(!fixture.plug(6..7));
     assert_eq!(fixture.read(6), None);
-    // Beside another it needs none.
+    // A block next to a plugged one needs none.
     assert!(fixture.plug(5..6));
     assert!(fixture.unplug(2..3));
     assert!(fixture.plug(7..8));
 }
 
 #[test]
-fn u6_an_unplug_that_would_take_more_slots_than_there_are_is_busy_and_one_at_the_edge_is_not() {
+fn u6_an_unplug_that_needs_more_slots_than_there_are_is_busy_and_one_at_the_edge_is_not() {
     let mut fixture = Fixture::new(1);
     assert!(fixture.plug(0..4));
     fixture.mark(1);
@@ -185,7 +186,7 @@ fn u6_an_unplug_that_would_take_more_slots_than_there_are_is_busy_and_one_at_the
 }
 
 #[test]
-fn slots_of_empty_windows_are_had_back_when_there_are_no_others() {
+fn slots_of_empty_windows_are_reused_when_there_are_no_others() {
     let mut fixture = Fixture::new(2);
     for window in 0..BLOCKS / WINDOW_BLOCKS {
         let block = window * WINDOW_BLOCKS;
@@ -196,13 +197,13 @@ fn slots_of_empty_windows_are_had_back_when_there_are_no_others() {
 }
 
 #[test]
-fn a_kvm_that_takes_plugged_memory_and_does_not_give_it_back_ends_the_machine() {
+fn the_machine_ends_if_kvm_removes_a_slot_and_refuses_to_set_it_again() {
     let mut fixture = Fixture::new(8);
     assert!(fixture.plug(0..1));
     let mut table = fixture.table.lock();
     (table.until_failure, table.fails_for_good) = (Some(1), true);
     drop(table);
-    // The slot of the whole window goes, and no other comes.
+    // The slot of the whole window is removed, and setting another fails.
     assert!(fixture.blocks.withdraw_unplugged().is_err());
     assert!(matches!(fixture.ending.wait(), Ending::MachineError(_)));
 }
@@ -249,7 +250,7 @@ fn unplugged_blocks_may_be_withdrawn_at_any_moment() {
     });
 }
 
-/// Ends a thread that looks for this, however the test ends.
+/// Ends the thread that polls the flag, also if the test panics.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -278,7 +279,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The runs of plugged blocks, cut where windows meet.
+/// The runs of plugged blocks, split at window boundaries.
 fn runs(plugged: &[bool]) -> Vec<Range<u64>> {
     let mut runs: Vec<Range<u64>> = Vec::new();
     for block in (0..BLOCKS).filter(|block| plugged[*block as usize]) {
@@ -292,7 +293,7 @@ fn runs(plugged: &[bool]) -> Vec<Range<u64>> {
 
 proptest! {
     #[test]
-    fn p7_p8_u6_u7_plugged_blocks_are_there_and_others_are_not(
+    fn p7_p8_u6_u7_exactly_the_plugged_blocks_are_accessible(
         limit in 1..12_u32,
         steps in proptest::collection::vec(step(), 1..80),
     ) {

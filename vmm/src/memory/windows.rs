@@ -1,14 +1,14 @@
 //! Which memory slots the blocks of a region are in.
 //!
-//! The region is cut into *windows*, aligned pieces of equal size. Plugging the first block of a window
-//! sets one slot for all of it, and other blocks of it come and go without a change of slots. When a vCPU
-//! is refused an unplugged block, all of these are *withdrawn*: a window is left with a slot for each run
-//! of plugged blocks.
+//! The region is divided into *windows*, aligned pieces of equal size. Plugging the first block of a window
+//! sets one slot for the whole window, and other blocks of it are plugged and unplugged without a change of
+//! slots. When a vCPU accesses an unplugged block, all unplugged blocks are *withdrawn*: each window then has
+//! a slot for each run of plugged blocks.
 //!
-//! KVM cannot shrink a slot in place, so for a moment a withdrawal has neighbours in no slot either; every
-//! vCPU is out of KVM_RUN meanwhile. The slots that a withdrawal would take are claimed when blocks are
-//! plugged or unplugged. Where there are no more, windows are put under single slots again; and where
-//! that is not enough, the driver is told BUSY.
+//! KVM cannot shrink a slot in place, so during a withdrawal plugged blocks are in no slot for a moment; every
+//! vCPU is out of KVM_RUN meanwhile. The slots that a withdrawal would need are claimed when blocks are
+//! plugged or unplugged. If there are too few, each window gets a single slot again; if that does not free
+//! enough, the driver gets BUSY.
 //!
 //! A vCPU may have blocks withdrawn at any moment, between any two calls.
 
@@ -26,18 +26,17 @@ use super::slots::{MemorySlots, SlotError, SlotId};
 use crate::exit::{Ending, EndingCell};
 use crate::quiesce::VcpuGate;
 
-/// The least size of a window. What KVM keeps for each page of a slot bounds it from above.
+/// The smallest size of a window. Larger ones cost more, since KVM allocates data for each page of a slot.
 const WINDOW_BYTES: u64 = 1 << 30;
-/// The number of windows that a region has at most, unless its blocks are as large.
+/// The largest number of windows of a region, except if a single block is larger than a window.
 const WINDOWS: u64 = 256;
 
-/// A piece of the region with blocks that are plugged, or are in slots still.
+/// A window with blocks that are plugged or still in slots.
 #[derive(Default)]
 struct Window {
-    /// How many runs of plugged blocks there are in it at most, while blocks of it are being unplugged;
-    /// else just as many.
+    /// The number of runs of plugged blocks in it. While blocks of it are being unplugged, an upper bound.
     runs: u32,
-    /// Disjoint ranges of blocks that include all plugged ones, in no order.
+    /// Disjoint ranges of blocks that include all plugged ones, in no particular order.
     slots: Vec<(Range<u64>, SlotId)>,
 }
 
@@ -47,7 +46,7 @@ impl Window {
         self.runs.max(self.slots.len() as u32)
     }
 
-    /// What of `blocks` is in no slot.
+    /// The ranges of `blocks` that are in no slot.
     fn gaps(&self, blocks: Range<u64>) -> Vec<Range<u64>> {
         let mut covered: Vec<_> = self.slots.iter().map(|(range, _)| range).collect();
         covered.sort_by_key(|range| range.start);
@@ -63,21 +62,21 @@ impl Window {
     }
 }
 
-/// What becomes of a window.
+/// A planned change of a window.
 struct Plan {
     window: u64,
     runs: u32,
-    /// What is to be in slots, each range in one of its own, and is in none.
+    /// Ranges in no slot that each have to get one.
     gaps: Vec<Range<u64>>,
 }
 
-/// Blocks on their way out. They are reachable no more.
+/// Blocks that are being unplugged. They are not reachable any more.
 #[must_use]
 pub struct Unplugging {
     blocks: Vec<BlockRange>,
-    /// The windows that they are in, and how many runs of plugged blocks those had before.
+    /// The windows that they are in, with the number of runs of plugged blocks before.
     before: Vec<(u64, u32)>,
-    /// And how many they will have.
+    /// The same windows with the number of runs after.
     after: Vec<(u64, u32)>,
 }
 
@@ -103,7 +102,7 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// No block of `region` is plugged; `memory` is what stands behind them.
+    /// No block of `region` is plugged; `memory` backs them.
     pub fn new(
         region: Region,
         memory: HostMemory,
@@ -118,7 +117,8 @@ impl Windows {
         Self { region, memory, slots, gate, ending, reachable, windows, window_blocks, claimed: 0 }
     }
 
-    /// Has `range`, whose memory is there, in slots, and reachable. On an error none of it is reachable.
+    /// Puts `range`, whose memory is accessible, into slots and makes it reachable. On an error none of it is
+    /// reachable.
     pub fn plug(&mut self, range: BlockRange) -> Result<(), SlotError> {
         let plans = self.claim(|windows| windows.plan_plug(range))?;
         let covered = self.cover(&plans);
@@ -127,14 +127,14 @@ impl Windows {
                 self.windows.entry(plan.window).or_default().runs = plan.runs;
             }
             self.reachable.insert(range);
-            // A vCPU may just have been refused them.
+            // KVM_RUN of a vCPU may just have failed on these blocks.
             self.slots.count_change();
         }
         self.adjust_claim();
         covered
     }
 
-    /// Makes `range` unreachable, if there are slots for what will be left.
+    /// Makes `range` unreachable, if there are enough slots for the blocks that stay plugged.
     pub fn begin_unplug(&mut self, range: BlockRange) -> Result<Unplugging, SlotError> {
         let plans = self.claim(|windows| windows.plan_unplug(range))?;
         let mut unplugging =
@@ -163,14 +163,13 @@ impl Windows {
         }
     }
 
-    /// The blocks are gone.
+    /// Completes an unplug: the memory of the blocks is freed.
     pub fn end_unplug(&mut self, unplugging: Unplugging) {
         self.set_runs(unplugging.after);
         self.adjust_claim();
     }
 
-    /// Takes the slots of everything away, of which nothing is plugged. On an error some stay, where
-    /// nobody is any the worse for them.
+    /// Removes all slots. Nothing may be plugged. On an error some stay, which does no harm.
     pub fn clear(&mut self) -> Result<(), SlotError> {
         let indices: Vec<u64> = self.windows.keys().copied().collect();
         let cleared = indices.into_iter().try_for_each(|index| self.set_slots(index, Vec::new()));
@@ -178,7 +177,7 @@ impl Windows {
         cleared
     }
 
-    /// The blocks stay where they were, and are reachable again.
+    /// Cancels an unplug: the blocks stay plugged, and are reachable again.
     pub fn cancel_unplug(&mut self, unplugging: Unplugging) {
         for range in unplugging.blocks {
             self.reachable.insert(range);
@@ -198,15 +197,15 @@ impl Windows {
         self.adjust_claim();
     }
 
-    /// Takes all unplugged blocks out of the memory slots, so that touching one is an MMIO exit.
-    /// Returns whether there were any.
+    /// Removes all unplugged blocks from the memory slots, so that an access to one is an MMIO exit.
+    /// Returns whether any were in one.
     pub fn withdraw_unplugged(&mut self) -> Result<bool, SlotError> {
         let runs = |index: &u64| (*index, self.reachable.runs(self.window(*index)));
         self.rearrange(self.windows.keys().map(runs).collect())
     }
 
-    /// Gives each window a single slot, and those in which nothing is plugged none.
-    fn gather(&mut self) -> Result<bool, SlotError> {
+    /// Gives each window a single slot, or none if nothing in it is plugged.
+    fn merge_slots(&mut self) -> Result<bool, SlotError> {
         let whole = |(index, window): (&u64, &Window)| {
             let slots = (window.runs > 0).then(|| self.window(*index));
             (*index, slots.into_iter().collect())
@@ -214,7 +213,7 @@ impl Windows {
         self.rearrange(self.windows.iter().map(whole).collect())
     }
 
-    /// Has windows have these slots. Returns whether they had others.
+    /// Sets the slots of windows to these ranges. Returns whether any had others.
     fn rearrange(&mut self, mut wanted: Vec<(u64, Vec<Range<u64>>)>) -> Result<bool, SlotError> {
         wanted.retain(|(index, ranges)| {
             let slots = &self.windows[index].slots;
@@ -230,14 +229,14 @@ impl Windows {
             self.set_slots(index, ranges)?;
         }
         self.adjust_claim();
-        info!("rearranged unplugged blocks: {before} memory slots are {} now", self.slots.used());
+        info!("rearranged memory slots: {before} before, {} now", self.slots.used());
         Ok(true)
     }
 
-    /// Has the window's slots be `ranges`. No vCPU may run, unless nothing in the window is plugged.
+    /// Sets the window's slots to `ranges`. No vCPU may run, unless nothing in the window is plugged.
     ///
-    /// On an error they are what they were. Where KVM refuses that too, plugged blocks may be in no
-    /// slot, and the machine ends.
+    /// On an error the old slots are restored. If KVM refuses that too, plugged blocks may be in no slot, and
+    /// the machine ends.
     fn set_slots(&mut self, index: u64, ranges: Vec<Range<u64>>) -> Result<(), SlotError> {
         let window = self.windows.entry(index).or_default();
         let before = window.slots.iter().map(|(range, _)| range.clone()).collect();
@@ -249,19 +248,19 @@ impl Windows {
     }
 
     fn fail(&self, error: &SlotError) {
-        let what = format!("KVM has taken memory from the guest: {error}");
+        let what = format!("cannot put plugged memory back into its memory slot: {error}");
         self.ending.set(Ending::MachineError(what));
     }
 
     fn try_set_slots(&mut self, index: u64, ranges: Vec<Range<u64>>) -> Result<(), SlotError> {
         let window = self.windows.entry(index).or_default();
-        let (kept, mut gone): (Vec<_>, Vec<_>) =
+        let (kept, mut unwanted): (Vec<_>, Vec<_>) =
             mem::take(&mut window.slots).into_iter().partition(|(range, _)| ranges.contains(range));
         window.slots = kept;
-        while let Some((range, slot)) = gone.pop() {
+        while let Some((range, slot)) = unwanted.pop() {
             if let Err((slot, error)) = self.slots.clear(slot) {
-                gone.push((range, slot));
-                window.slots.append(&mut gone);
+                unwanted.push((range, slot));
+                window.slots.append(&mut unwanted);
                 return Err(error);
             }
         }
@@ -286,8 +285,8 @@ impl Windows {
         index * self.window_blocks..end.min(self.region.block_count())
     }
 
-    /// `range` in pieces, each in a window: that window's number, the piece, and how many blocks beside
-    /// the piece are plugged and in the window, 0 to 2.
+    /// Splits `range` at window boundaries: the window's number, the piece, and how many of the two blocks
+    /// next to the piece are in the window and plugged.
     fn pieces(&self, range: BlockRange) -> impl Iterator<Item = (u64, Range<u64>, u32)> {
         let Range { start, end } = range.indices();
         (start / self.window_blocks..end.div_ceil(self.window_blocks)).map(move |index| {
@@ -318,15 +317,15 @@ impl Windows {
         self.pieces(range).map(plan).collect()
     }
 
-    /// Claims what a change takes, and returns the change.
+    /// Claims the slots that a change needs, and returns its plans.
     fn claim(&mut self, plan: impl Fn(&Self) -> Vec<Plan>) -> Result<Vec<Plan>, SlotError> {
         let plans = plan(self);
         if self.claim_for(&plans).is_ok() {
             return Ok(plans);
         }
-        // Windows without a plugged block may have slots still, and blocks that were plugged after a
-        // withdrawal have more than they need.
-        self.gather()?;
+        // Windows without a plugged block may still have slots, and windows with blocks that were plugged
+        // after a withdrawal may have more than they need.
+        self.merge_slots()?;
         let plans = plan(self);
         self.claim_for(&plans)?;
         Ok(plans)
@@ -346,7 +345,7 @@ impl Windows {
         Ok(())
     }
 
-    /// Forgets windows that have nothing left, and gives back what is claimed and not needed.
+    /// Drops windows without blocks and slots, and releases claimed slots that are not needed.
     fn adjust_claim(&mut self) {
         self.windows.retain(|_, window| window.claim() > 0);
         let needed = self.windows.values().map(Window::claim).sum();
@@ -354,7 +353,7 @@ impl Windows {
         self.claimed = needed;
     }
 
-    /// Has all of `plans` in slots. On an error some are, which does no harm.
+    /// Puts the gaps of all `plans` into slots. On an error some are in slots, which does no harm.
     fn cover(&mut self, plans: &[Plan]) -> Result<(), SlotError> {
         for plan in plans {
             for gap in &plan.gaps {

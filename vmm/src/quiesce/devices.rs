@@ -1,29 +1,29 @@
-//! Keeping devices from working while their machine is paused.
+//! Stops devices' work while their machine is paused.
 //!
-//! A thread that does devices' work passes the gate before each piece of it. What there is to do while
-//! the gate is closed waits where it is: a doorbell stays rung, and input and output stay in their queues.
+//! A thread that does devices' work enters the gate before each piece of work. Work that arrives while the
+//! gate is closed stays pending: a doorbell stays signalled, and input and output stay in their queues.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 #[derive(Default)]
 struct State {
     closed: bool,
-    /// How many [`Working`] there are.
+    /// Number of [`Working`] guards that exist.
     working: usize,
 }
 
-/// The gate of a machine's devices, open at first.
+/// The gate of a machine's devices, initially open.
 #[derive(Default)]
 pub struct DeviceGate {
     state: Mutex<State>,
     changed: Condvar,
 }
 
-/// While this lives, a piece of work is under way.
+/// Guard: while it lives, a piece of work is under way.
 pub struct Working<'a>(&'a DeviceGate);
 
 impl DeviceGate {
-    /// Starts a piece of work, once the gate is open. Within one there is no other.
+    /// Starts a piece of work, once the gate is open. Must not be called within another piece of work.
     pub fn enter(&self) -> Working<'_> {
         let mut state = self.lock();
         while state.closed {
@@ -33,7 +33,7 @@ impl DeviceGate {
         Working(self)
     }
 
-    /// Lets no work start any more, and waits until none is under way, or somebody opens the gate.
+    /// Lets no more work start, and waits until none is under way, or the gate is opened.
     pub fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_closed_gate_has_waited_for_work_under_way_and_lets_none_start() {
+    fn closing_waits_for_work_under_way_and_lets_none_start() {
         let (gate, ended, again) =
             (DeviceGate::default(), AtomicBool::new(false), AtomicBool::new(false));
         let (begun, has_begun) = mpsc::channel();

@@ -1,10 +1,10 @@
-//! Taking every vCPU out of KVM_RUN together, and letting them back in.
+//! Takes every vCPU out of KVM_RUN together, and lets them back in.
 //!
-//! A vCPU passes the gate on its way into KVM_RUN and on its way out. Closing the gate kicks those
-//! inside and waits until all are out. A vCPU that is out may be doing anything else, such as
-//! waiting for a device's lock that the closer holds: only guest code is stopped.
+//! A vCPU enters the gate before KVM_RUN and leaves it after. Closing the gate kicks the vCPUs inside and
+//! waits until all are out. A vCPU that is out may still handle its exit, or wait for a device's lock that
+//! the thread that closes the gate holds: only guest code is stopped.
 //!
-//! [`VcpuGate::hold`] waits for more: every vCPU is done with its exit and waits at the gate.
+//! [`VcpuGate::hold`] waits longer: until every vCPU has handled its exit and waits at the gate.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -13,7 +13,7 @@ use super::kick::{self, Kicker};
 /// Where a vCPU's thread is.
 #[derive(Clone, Copy)]
 enum Place {
-    /// Out of KVM_RUN, and busy.
+    /// Out of KVM_RUN, handling an exit.
     Outside,
     /// At the closed gate.
     Waiting,
@@ -24,22 +24,22 @@ enum Place {
 }
 
 struct State {
-    /// How many [`Closed`] and holds there are.
+    /// Number of [`Closed`] guards and holds.
     closers: usize,
     vcpus: Vec<Place>,
     ended: bool,
 }
 
 impl State {
-    fn is_anybody_inside(&self) -> bool {
+    fn is_any_inside(&self) -> bool {
         self.vcpus.iter().any(|place| matches!(place, Place::Inside(_)))
     }
 
-    fn is_everybody_waiting(&self) -> bool {
+    fn are_all_waiting(&self) -> bool {
         self.vcpus.iter().all(|place| matches!(place, Place::Waiting | Place::Gone))
     }
 
-    /// Lets nobody in, and kicks who is inside.
+    /// Lets no vCPU in, and kicks those inside.
     fn close(&mut self) {
         self.closers += 1;
         for place in &self.vcpus {
@@ -56,10 +56,10 @@ pub struct VcpuGate {
     changed: Condvar,
 }
 
-/// While this lives, no vCPU executes guest code.
+/// Guard: while it lives, no vCPU executes guest code.
 pub struct Closed<'a>(&'a VcpuGate);
 
-/// While this lives, a vCPU may be in KVM_RUN.
+/// Guard: while it lives, a vCPU may be in KVM_RUN.
 pub struct Entered<'a> {
     gate: &'a VcpuGate,
     vcpu: usize,
@@ -76,7 +76,7 @@ impl VcpuGate {
     /// Lets the calling thread take `vcpu` into KVM_RUN, once the gate is open. None when the
     /// machine has ended.
     ///
-    /// `kicker` is the thread's own.
+    /// `kicker` kicks the calling thread.
     pub fn enter(&self, vcpu: usize, kicker: Kicker) -> Option<Entered<'_>> {
         let mut state = self.lock();
         while state.closers > 0 && !state.ended {
@@ -92,7 +92,7 @@ impl VcpuGate {
         Some(Entered { gate: self, vcpu })
     }
 
-    /// The thread of `vcpu` ends, and will not be back.
+    /// Records that the thread of `vcpu` has ended.
     pub fn leave(&self, vcpu: usize) {
         self.lock().vcpus[vcpu] = Place::Gone;
         self.changed.notify_all();
@@ -101,21 +101,21 @@ impl VcpuGate {
     /// Takes all vCPUs out of KVM_RUN and keeps them out while the result lives.
     pub fn close(&self) -> Closed<'_> {
         let mut state = self.lock();
-        // Whatever happens from here on, the gate opens again.
+        // The guard is created before waiting, so that the gate opens again even after a panic.
         state.close();
         let closed = Closed(self);
-        while state.is_anybody_inside() {
+        while state.is_any_inside() {
             state = self.wait(state);
         }
         closed
     }
 
-    /// Takes all vCPUs out of KVM_RUN, and waits until each is done with its exit. They stay out until
-    /// [`Self::release`]. False, and nothing to be released, if the machine has ended.
+    /// Takes all vCPUs out of KVM_RUN, and waits until each has handled its exit. They stay out until
+    /// [`Self::release`]. Returns false if the machine has ended; then nothing must be released.
     pub fn hold(&self) -> bool {
         let mut state = self.lock();
         state.close();
-        while !state.ended && !state.is_everybody_waiting() {
+        while !state.ended && !state.are_all_waiting() {
             state = self.wait(state);
         }
         let ended = state.ended;

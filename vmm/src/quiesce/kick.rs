@@ -1,7 +1,7 @@
-//! Kicking a thread out of KVM_RUN, with no moment at which a kick can be lost.
+//! Kicks a thread out of KVM_RUN, without a moment at which a kick can be lost.
 //!
 //! A signal alone would be lost if it came just before KVM_RUN. Its handler therefore also sets
-//! `immediate_exit` in the vCPU's shared page, which KVM looks at on its way in
+//! `immediate_exit` in the vCPU's shared page, which KVM checks on entry
 //! (Documentation/virt/kvm/api.rst, section 5).
 
 use std::cell::Cell;
@@ -18,31 +18,31 @@ thread_local! {
     static IMMEDIATE_EXIT: Cell<*const AtomicU8> = const { Cell::new(ptr::null()) };
 }
 
-/// A kick. Of real-time signals there may be no more than the host lets a user have waiting
-/// (RLIMIT_SIGPENDING), so one may fail; of others there is one or none. Nobody sends this one to a
-/// process that has not asked for it (socket(7)), and it would do no harm.
+/// The signal of a kick. It is not a real-time signal: those are queued, and sending one fails once the user
+/// has RLIMIT_SIGPENDING of them queued. The kernel sends SIGURG only to a process that has asked for it
+/// (socket(7)), and one too many does no harm.
 pub const KICK: c_int = libc::SIGURG;
 
 extern "C" fn on_kick(_signal: c_int, _info: *mut siginfo_t, _context: *mut c_void) {
     let immediate_exit = IMMEDIATE_EXIT.get();
-    // SAFETY: the pointer is null, or `KickTarget` put it there and takes it away before the
-    // page goes. The variable is the thread's own, and is a plain cell without destructor, so
+    // SAFETY: the pointer is null, or `KickTarget` set it and resets it before the page
+    // is unmapped. The variable is the thread's own, and is a plain cell without destructor, so
     // reading it in a signal handler is sound.
     if let Some(immediate_exit) = unsafe { immediate_exit.as_ref() } {
         immediate_exit.store(1, Ordering::Relaxed);
     }
 }
 
-/// Makes the kick signal known to this process.
+/// Installs the handler of the kick signal in this process.
 pub fn install_handler() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
-        // Without SA_RESTART: the point is to interrupt.
-        register_signal_handler(KICK, on_kick).expect("any signal but two takes a handler");
+        // Without SA_RESTART, so that the signal interrupts KVM_RUN.
+        register_signal_handler(KICK, on_kick).expect("SIGURG can have a handler");
     });
 }
 
-/// Takes back what a kick left behind; called by a vCPU's thread, of which no kick is under way.
+/// Clears `immediate_exit` after a kick. Called by a vCPU's thread while no kick of it is under way.
 pub fn rearm() {
     // SAFETY: as in `on_kick`.
     if let Some(immediate_exit) = unsafe { IMMEDIATE_EXIT.get().as_ref() } {
@@ -55,19 +55,19 @@ pub fn rearm() {
 pub struct Kicker(libc::pthread_t);
 
 impl Kicker {
-    /// Makes the thread leave KVM_RUN, or not enter it. The thread must still exist, which the
-    /// gate knows: it has the kicker only while the thread is inside.
+    /// Makes the thread leave KVM_RUN, or not enter it. The thread must still exist: the gate has the kicker
+    /// only while the thread is inside.
     pub fn kick(self) {
         // SAFETY: the thread is between `enter` and the end of its `Entered`, so it exists.
         let result = unsafe { libc::pthread_kill(self.0, KICK) };
-        assert_eq!(result, 0, "a thread that exists takes a signal that needs no room");
+        assert_eq!(result, 0, "a signal that is not queued can be sent to a thread that exists");
     }
 }
 
-/// Makes the calling thread one that a kick takes out of KVM_RUN, as long as this lives.
+/// Lets kicks take the calling thread out of KVM_RUN, as long as this lives.
 pub struct KickTarget {
     kicker: Kicker,
-    // A thread's own: neither `Send` nor `Sync`.
+    // Belongs to its thread: neither `Send` nor `Sync`.
     _not_send: std::marker::PhantomData<*const ()>,
 }
 
@@ -76,14 +76,14 @@ impl KickTarget {
     pub fn new(vcpu: &mut VcpuFd) -> Self {
         let immediate_exit: *const u8 = &vcpu.get_kvm_run().immediate_exit;
         IMMEDIATE_EXIT.set(immediate_exit.cast());
-        // Whoever started this process may have blocked it.
+        // This process may have been started with the signal blocked.
         unblock_signal(KICK).expect("a signal that exists can be unblocked");
         // SAFETY: asks for the calling thread's own id; nothing can go wrong.
         let kicker = Kicker(unsafe { libc::pthread_self() });
         Self { kicker, _not_send: std::marker::PhantomData }
     }
 
-    /// What others kick the thread with.
+    /// Kicks this thread; for other threads.
     pub fn kicker(&self) -> Kicker {
         self.kicker
     }

@@ -1,5 +1,4 @@
-//! Stopping guest code: vCPUs are taken out of KVM_RUN together, and let back in. And stopping the threads
-//! that do devices' work.
+//! Stops guest code, by taking all vCPUs out of KVM_RUN, and the threads that do devices' work.
 
 mod devices;
 mod gate;

@@ -16,59 +16,59 @@ use super::kallsyms::ENTRY;
 use super::table::{Symbol, Symbols, TooManySymbols};
 use crate::files;
 
-/// A file that gives no symbols.
+/// Why no symbols can be read from a file.
 #[derive(Debug, Error)]
-#[error("cannot take symbols from {}: {reason}", path.display())]
+#[error("cannot read symbols from {}: {reason}", path.display())]
 pub struct SymbolFileError {
     path: PathBuf,
     reason: Reason,
 }
 
-/// Why a file gives no symbols.
+/// The reason, without the path.
 #[derive(Debug, Error)]
 enum Reason {
     #[error(transparent)]
     Read(#[from] io::Error),
     #[error(
-        "it is neither a vmlinux nor a System.map nor a copy of /proc/kallsyms ({0:?} is no symbol)"
+        "it is neither a vmlinux nor a System.map nor a copy of /proc/kallsyms ({0:?} is not a symbol)"
     )]
     Foreign(String),
-    #[error("it is no vmlinux of x86-64: {0}")]
+    #[error("it is not an x86-64 vmlinux: {0}")]
     Elf(#[from] object::Error),
-    #[error("it has none; give a vmlinux as it was linked, or the System.map beside it")]
+    #[error("it has none; give a vmlinux that is not stripped, or the System.map beside it")]
     Empty,
     #[error(
         "all addresses are zero; copy /proc/kallsyms as root, with kernel.kptr_restrict=1 or 0"
     )]
     AddressesHidden,
-    #[error("it has {0} bytes of symbols or names, as no kernel has")]
+    #[error("it has {0} bytes of symbols or names, more than any kernel has")]
     TooLarge(u64),
-    #[error("it has no {ENTRY}, as every Linux kernel for x86-64 has")]
+    #[error("it has no {ENTRY}, which every Linux kernel for x86-64 has")]
     NoEntry,
     #[error(transparent)]
     TooMany(#[from] TooManySymbols),
 }
 
-/// The symbols of a kernel that may lie elsewhere when it runs: those of a System.map, a copy of
-/// /proc/kallsyms, or a vmlinux.
+/// The symbols of a kernel from a System.map, a copy of /proc/kallsyms, or a vmlinux. KASLR may have moved
+/// the running kernel.
 #[derive(Debug)]
 pub struct SymbolFile {
     path: PathBuf,
     symbols: Symbols,
-    /// Where [`ENTRY`] is according to the file.
+    /// The address of [`ENTRY`] in the file.
     entry: u64,
     warning: Once,
 }
 
 impl Symbols {
-    /// The table of the file at `path`, whichever of the three it is.
+    /// Reads the file at `path`, in any of the three formats.
     pub fn from_file(path: &Path) -> Result<Self, SymbolFileError> {
         read(path).map_err(|reason| SymbolFileError { path: path.into(), reason })
     }
 }
 
 impl SymbolFile {
-    /// KASLR moves a kernel by a multiple of this, the least CONFIG_PHYSICAL_ALIGN of x86-64.
+    /// KASLR moves a kernel by a multiple of this, the smallest CONFIG_PHYSICAL_ALIGN of x86-64.
     const SLIDE_ALIGNMENT: u64 = 2 << 20;
 
     /// Reads the file at `path`, which must be that of a kernel.
@@ -79,14 +79,14 @@ impl SymbolFile {
         Ok(Self { path: path.into(), symbols, entry, warning: Once::new() })
     }
 
-    /// What is at `address` of a kernel whose [`ENTRY`] is at `entry`.
+    /// The symbol at `address` of a kernel whose [`ENTRY`] is at `entry`.
     ///
-    /// Modules are not where they were in another boot.
+    /// None for modules if the kernel has moved: their addresses change with each boot.
     pub fn resolve(&self, entry: u64, address: u64) -> Option<Symbol<'_>> {
         let slide = entry.wrapping_sub(self.entry);
         if !slide.is_multiple_of(Self::SLIDE_ALIGNMENT) {
             self.warning.call_once(|| {
-                warn!("the guest's kernel is another one than that of {}", self.path.display());
+                warn!("{} is not from the guest's kernel, and is not used", self.path.display());
             });
             return None;
         }
@@ -105,9 +105,9 @@ fn read(path: &Path) -> Result<Symbols, Reason> {
 }
 
 /// Reads lines such as `ffffffff81000000 T _text`, with `[module]` at the end of some. They are read one
-/// by one: there may be far more of them than anybody has room for.
+/// by one, since the file may be larger than memory.
 fn read_text(mut lines: impl BufRead) -> Result<Symbols, Reason> {
-    /// Names have 511 characters at most (KSYM_NAME_LEN of Linux 6.1).
+    /// Names have at most 511 characters (KSYM_NAME_LEN of Linux 6.1).
     const LONGEST_LINE: u64 = 1024;
     const SHOWN: usize = 40;
     let mut symbols = Symbols::default();
@@ -146,8 +146,8 @@ fn parse_line(line: &str) -> Option<(u64, char, &str, Option<&str>)> {
     Some((address, kind, name, module))
 }
 
-/// Reads what is code in the symbol table of an ELF file, of which only that is read: there may be a
-/// gigabyte of debugging information.
+/// Reads the code symbols of an ELF file. Only its symbol table is read: it may have a gigabyte of debugging
+/// information.
 fn read_elf(file: File) -> Result<Symbols, Reason> {
     let cache = ReadCache::new(file);
     check_table_sizes(&cache)?;
@@ -156,7 +156,7 @@ fn read_elf(file: File) -> Result<Symbols, Reason> {
     if table.is_empty() {
         return Err(Reason::Empty);
     }
-    // All names at once: each by itself would be a system call.
+    // All names at once: reading each alone would be a system call.
     let names = elf.section_by_index(table.string_section())?.data()?;
     let names = StringTable::new(names, 0, names.len() as u64);
     let is_code = |flags| matches!(flags, SectionFlags::Elf { sh_flags, .. } if sh_flags.contains(SHF_EXECINSTR));
@@ -172,13 +172,13 @@ fn read_elf(file: File) -> Result<Symbols, Reason> {
     Ok(Symbols::collect(symbols)?)
 }
 
-/// Both the symbols and their names are read at once. What the headers say of their size may be anything.
+/// Checks the sizes in the headers, which may be wrong: the symbols and their names are each read at once.
 fn check_table_sizes<'a>(file: impl ReadRef<'a>) -> Result<(), Reason> {
-    /// A kernel with all its drivers built in has 30 MiB of either.
+    /// A kernel with all drivers built in has 30 MiB of each.
     const LARGEST_TABLE: u64 = 256 << 20;
     let header = FileHeader64::<Endianness>::parse(file)?;
     let endian = header.endian()?;
-    // Zero says that there are more sections than any file has.
+    // Zero means 0xff00 sections or more, which no kernel has, or none.
     if header.e_shnum(endian) == 0 {
         return Err(Reason::Empty);
     }
@@ -219,7 +219,7 @@ ffffffffa0000000 t in_module\t[module]
     }
 
     #[test]
-    fn a_kernel_may_have_moved_and_takes_no_modules_with_it() {
+    fn symbols_of_a_moved_kernel_resolve_except_those_of_modules() {
         let file = open(KALLSYMS).unwrap();
         let shown = |slide: u64, address: u64| {
             let symbol = file.resolve(0xffff_ffff_81e0_0040 + slide, address + slide);
@@ -234,7 +234,7 @@ ffffffffa0000000 t in_module\t[module]
     }
 
     #[test]
-    fn a_file_that_gives_nothing_is_told_why() {
+    fn the_error_for_a_file_without_symbols_says_why() {
         let hidden: String =
             KALLSYMS.lines().map(|line| format!("{:016x}{}\n", 0, &line[16..])).collect();
         let without_entry = KALLSYMS.replace("entry_SYSCALL_64", "system_call");
@@ -243,8 +243,8 @@ ffffffffa0000000 t in_module\t[module]
             (hidden.as_bytes(), "kernel.kptr_restrict"),
             (without_entry.as_bytes(), "no entry_SYSCALL_64"),
             (b"\x1f\x8b\x08", "neither"),
-            (b"ffffffff81000000 T", "\"ffffffff81000000 T\" is no symbol"),
-            (b"\x7fELF", "no vmlinux"),
+            (b"ffffffff81000000 T", "\"ffffffff81000000 T\" is not a symbol"),
+            (b"\x7fELF", "not an x86-64 vmlinux"),
         ] {
             let message = open(contents).unwrap_err().to_string();
             assert!(message.contains(reason), "{message:?} should say {reason:?}");
@@ -252,12 +252,12 @@ ffffffffa0000000 t in_module\t[module]
         let message = SymbolFile::open(Path::new("/none")).unwrap_err().to_string();
         assert_eq!(
             message,
-            "cannot take symbols from /none: No such file or directory (os error 2)"
+            "cannot read symbols from /none: No such file or directory (os error 2)"
         );
     }
 
     #[test]
-    fn names_that_no_compiler_makes_are_left_out() {
+    fn names_with_control_characters_are_left_out() {
         let file = open(format!("{KALLSYMS}ffffffff81000200 t \x1b[2Jgone\n")).unwrap();
         let entry = 0xffff_ffff_81e0_0040;
         let symbol = file.resolve(entry, 0xffff_ffff_8100_0210).unwrap();
@@ -265,7 +265,7 @@ ffffffffa0000000 t in_module\t[module]
     }
 
     #[test]
-    fn nothing_is_read_that_is_larger_than_any_kernel_has() {
+    fn lines_and_tables_that_are_too_large_are_not_read() {
         let message = SymbolFile::open(Path::new("/dev/zero")).unwrap_err().to_string();
         assert!(message.contains("character device"), "{message}");
         let line = vec![b'x'; 1 << 20];
@@ -311,7 +311,7 @@ ffffffffa0000000 t in_module\t[module]
     }
 
     #[test]
-    fn an_elf_file_tells_where_its_functions_are() {
+    fn an_elf_file_has_functions_and_no_data() {
         let symbols = Symbols::from_file(&std::env::current_exe().unwrap()).unwrap();
         assert!(symbols.address_of("main").is_some());
         assert!(symbols.address_of("environ").is_none(), "data");

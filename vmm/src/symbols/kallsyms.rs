@@ -1,14 +1,14 @@
-//! The symbol table that a Linux kernel has of itself, found in its memory.
+//! Finds the kernel's own symbol table (kallsyms) in the memory of a Linux guest.
 //!
 //! scripts/kallsyms.c of Linux puts these arrays into `.rodata`, one after the other, all numbers
 //! in little endian:
 //!
-//! | array          | what is in it                                                              |
+//! | array          | contents                                                                   |
 //! |----------------|----------------------------------------------------------------------------|
 //! | offsets        | `s32` for each symbol: its address, in one of three [encodings](Encoding)  |
 //! | relative_base  | `u64`: what most offsets are relative to (until 6.19)                      |
 //! | num_syms       | `u32`                                                                      |
-//! | names          | for each symbol its length and as many bytes, each the number of a token   |
+//! | names          | for each symbol its length and that many bytes, each the number of a token   |
 //! | markers        | `u32` for every 256th symbol: where its name is                            |
 //! | token_table    | 256 tokens, each ended by a NUL                                            |
 //! | token_index    | `u16` for each token: where it is                                          |
@@ -20,56 +20,56 @@
 //!
 //! x86-64 always has CONFIG_KALLSYMS_BASE_RELATIVE, so that there are offsets and no addresses.
 //!
-//! Nothing says where all this is. But hardly anything else looks like a token index with its table
-//! in front of it, or like a list of names with its markers behind; and the table is taken only if
-//! it tells the address of `entry_SYSCALL_64` right, which is known.
+//! No pointer leads to these arrays, so they are searched for. Hardly anything else looks like a token table
+//! followed by its index, or like a list of names followed by its markers. A table is accepted only if its
+//! address of `entry_SYSCALL_64` is the known one.
 
 use super::KERNEL_HALF;
 use super::table::{MAX_SYMBOLS, Symbols};
 
-/// The function of which the address is known.
+/// The function whose address is known.
 pub const ENTRY: &str = "entry_SYSCALL_64";
 
 const TOKENS: usize = 256;
 /// Symbols from one marker to the next.
 const MARKER_INTERVAL: usize = 256;
-/// A name has fewer bytes, its type included (KSYM_NAME_LEN).
+/// A name, including its type, has fewer bytes (KSYM_NAME_LEN).
 const MAX_NAME: usize = 512;
 /// Arrays are aligned to this, or to twice as much.
 const ALIGNMENT: usize = 4;
 const MAX_PADDING: usize = 7;
 
-/// The symbols of the kernel whose image, or a part of it, is in `image`. The first byte of that has
-/// the virtual address `start`, aligned to 4096, and `entry` is the address of [`ENTRY`].
+/// Returns the symbols of the kernel whose image, or a part of it, is in `image`. The first byte of `image`
+/// has the virtual address `start`, aligned to 4096, and `entry` is the address of [`ENTRY`].
 ///
-/// The bytes are the guest's, and may be made to mislead: that costs a second at most, and ends in
-/// no symbols or in wrong ones.
+/// The guest controls the bytes. A malicious one can make this take up to a second and return no symbols or
+/// wrong ones, nothing worse.
 pub fn find(image: &[u8], start: u64, entry: u64) -> Option<Symbols> {
-    // As many token tables are looked at; a kernel has one.
+    // The number of candidate token tables that are tried; a kernel has one.
     const TOKEN_TABLES: usize = 8;
     let image = Image { bytes: image, start };
-    let mut effort = Effort::default();
+    let mut budget = SearchBudget::default();
     TokenTable::all(image)
         .take(TOKEN_TABLES)
-        .find_map(|tokens| find_names(image, &tokens, entry, &mut effort))
+        .find_map(|tokens| find_names(image, &tokens, entry, &mut budget))
 }
 
-/// Looks at every list of names before `tokens`.
+/// Tries every candidate list of names before `tokens`.
 fn find_names(
     image: Image<'_>,
     tokens: &TokenTable<'_>,
     entry: u64,
-    effort: &mut Effort,
+    budget: &mut SearchBudget,
 ) -> Option<Symbols> {
     let before = Image { bytes: &image.bytes[..tokens.start], ..image };
     for at in (ALIGNMENT..tokens.start).step_by(ALIGNMENT).rev() {
-        if let Some(names) = Names::at(before, at, effort) {
-            effort.spend(names.count)?;
-            if let Some(symbols) = decode(image, tokens, &names, entry, effort) {
+        if let Some(names) = Names::at(before, at, budget) {
+            budget.spend(names.count)?;
+            if let Some(symbols) = decode(image, tokens, &names, entry, budget) {
                 return Some(symbols);
             }
         }
-        effort.check()?;
+        budget.check()?;
     }
     None
 }
@@ -79,12 +79,12 @@ fn decode(
     tokens: &TokenTable<'_>,
     names: &Names<'_>,
     entry: u64,
-    effort: &mut Effort,
+    budget: &mut SearchBudget,
 ) -> Option<Symbols> {
     let mut text = String::with_capacity(2 * MAX_NAME);
     let mut entry_index = None;
     for (index, name) in names.iter().enumerate() {
-        let (kind, name) = tokens.expand(name, &mut text, effort)?;
+        let (kind, name) = tokens.expand(name, &mut text, budget)?;
         if (kind, name) == ('T', ENTRY) {
             entry_index = Some(index);
             break;
@@ -97,7 +97,7 @@ fn decode(
         .find(|addresses| addresses.get(entry_index) == Some(entry))?;
     let mut symbols = Symbols::default();
     for (index, name) in names.iter().enumerate() {
-        let (kind, name) = tokens.expand(name, &mut text, effort)?;
+        let (kind, name) = tokens.expand(name, &mut text, budget)?;
         let address = addresses.get(index)?;
         if address >= KERNEL_HALF {
             symbols.push(address, kind, name, None).ok()?;
@@ -107,18 +107,18 @@ fn decode(
     Some(symbols)
 }
 
-/// What a search may cost, so that a guest that lays false trails cannot keep anybody busy: names
-/// looked at, and bytes of them, compressed and not. The search of Debian's kernels takes a twentieth.
-struct Effort(usize);
+/// The work that a search may still do, so that a malicious guest cannot keep the host busy: the number of
+/// names examined, and of their bytes, compressed and not. A search in Debian's kernels takes a twentieth.
+struct SearchBudget(usize);
 
-impl Default for Effort {
+impl Default for SearchBudget {
     fn default() -> Self {
         Self(256 << 20)
     }
 }
 
-impl Effort {
-    /// None when there is not so much left.
+impl SearchBudget {
+    /// None if nothing is left after `steps`.
     fn spend(&mut self, steps: usize) -> Option<()> {
         match self.0.checked_sub(steps) {
             Some(left) => self.0 = left,
@@ -127,13 +127,13 @@ impl Effort {
         self.check()
     }
 
-    /// None when nothing is left.
+    /// None if nothing is left.
     fn check(&self) -> Option<()> {
         (self.0 > 0).then_some(())
     }
 }
 
-/// Bytes of a guest, and the virtual address of the first of them.
+/// Bytes of a guest, and the virtual address of the first.
 #[derive(Clone, Copy)]
 struct Image<'a> {
     bytes: &'a [u8],
@@ -156,7 +156,7 @@ impl Image<'_> {
     }
 }
 
-/// What the bytes of names stand for.
+/// The tokens that bytes of compressed names stand for.
 struct TokenTable<'a> {
     tokens: Vec<&'a str>,
     /// Where the table starts.
@@ -166,7 +166,7 @@ struct TokenTable<'a> {
 }
 
 impl<'a> TokenTable<'a> {
-    /// All that there are in `image`.
+    /// All candidates in `image`.
     fn all(image: Image<'a>) -> impl Iterator<Item = Self> {
         let places = (0..image.bytes.len()).step_by(ALIGNMENT);
         places.filter_map(move |at| Self::before_index(image.bytes, at))
@@ -182,7 +182,7 @@ impl<'a> TokenTable<'a> {
         if offset(0) != 0 || !(1..TOKENS).all(is_step) {
             return None;
         }
-        // The last token is never empty, being the one that saved most.
+        // The last token is never empty, since scripts/kallsyms.c chooses it first.
         let count = |end: usize, most: usize, is_wanted: fn(&u8) -> bool| {
             image[..end].iter().rev().take(most).take_while(|byte| is_wanted(byte)).count()
         };
@@ -207,10 +207,10 @@ impl<'a> TokenTable<'a> {
         &self,
         compressed: &[u8],
         text: &'t mut String,
-        effort: &mut Effort,
+        budget: &mut SearchBudget,
     ) -> Option<(char, &'t str)> {
         // Tokens may be empty: many bytes can stand for a short name.
-        effort.spend(compressed.len())?;
+        budget.spend(compressed.len())?;
         text.clear();
         for token in compressed {
             text.push_str(self.tokens[usize::from(*token)]);
@@ -218,7 +218,7 @@ impl<'a> TokenTable<'a> {
                 return None;
             }
         }
-        effort.spend(text.len())?;
+        budget.spend(text.len())?;
         let kind = text.chars().next()?;
         Some((kind, &text[1..]))
     }
@@ -228,13 +228,13 @@ impl<'a> TokenTable<'a> {
 struct Names<'a> {
     bytes: &'a [u8],
     count: usize,
-    /// Where it says how many they are.
+    /// Where `num_syms` is.
     count_at: usize,
 }
 
 impl<'a> Names<'a> {
-    /// The list at `at`, if there is one, and its markers behind it.
-    fn at(image: Image<'a>, at: usize, effort: &mut Effort) -> Option<Self> {
+    /// The list at `at`, if there is one that is followed by its markers.
+    fn at(image: Image<'a>, at: usize, budget: &mut SearchBudget) -> Option<Self> {
         let count_at = match image.u32(at - ALIGNMENT)? {
             0 => at.checked_sub(2 * ALIGNMENT)?,
             _ => at - ALIGNMENT,
@@ -248,7 +248,7 @@ impl<'a> Names<'a> {
         let mut rest = bytes;
         for index in 0..count {
             if index % MARKER_INTERVAL == 0 {
-                effort.spend(MARKER_INTERVAL)?;
+                budget.spend(MARKER_INTERVAL)?;
                 markers.push((bytes.len() - rest.len()) as u32);
             }
             (_, rest) = split_name(rest)?;
@@ -274,7 +274,7 @@ impl<'a> Names<'a> {
     }
 }
 
-/// The first of a list of compressed names, and the others.
+/// Splits the first name off a list of compressed names.
 fn split_name(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (low, rest) = bytes.split_first()?;
     let (length, rest) = match low {
@@ -288,15 +288,15 @@ fn split_name(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(length)
 }
 
-/// How an offset tells an address.
+/// How an offset encodes an address.
 #[derive(Clone, Copy)]
 enum Encoding {
-    /// From the base, unsigned.
+    /// Unsigned, relative to the base.
     Base(u64),
-    /// A negative one is from the base, backwards and less 1; any other is the address itself, of a
-    /// per-CPU variable (CONFIG_KALLSYMS_ABSOLUTE_PERCPU, until 6.14).
+    /// Signed. If negative, the address is base - 1 - offset; otherwise the offset is the address itself, of
+    /// a per-CPU variable (CONFIG_KALLSYMS_ABSOLUTE_PERCPU, until 6.14).
     BaseOrPercpu(u64),
-    /// From where the offset itself is (since 7.0).
+    /// Signed, relative to the address of the offset itself (since 7.0).
     Place,
 }
 
@@ -308,7 +308,7 @@ struct Addresses<'a> {
 }
 
 impl<'a> Addresses<'a> {
-    /// Where and how the addresses of `names` may be.
+    /// The places and encodings in which the addresses of `names` may be.
     fn candidates(
         image: Image<'a>,
         tokens: &TokenTable<'_>,

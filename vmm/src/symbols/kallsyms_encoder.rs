@@ -1,9 +1,9 @@
-//! A naive stand-in for scripts/kallsyms.c of Linux: a kernel image with a symbol table in it. Tests
-//! and fuzzing share it.
+//! A simple substitute for scripts/kallsyms.c of Linux, for tests and fuzzing: it creates a kernel image with
+//! a symbol table.
 
 use std::ops::Range;
 
-/// In what order a kernel has its arrays, and what is in them.
+/// The order of a kernel's arrays, and their encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
     /// Linux 4.20 to 6.1.
@@ -48,8 +48,8 @@ struct Image {
     layout: Layout,
 }
 
-/// An image of `padding` bytes and the table of `symbols`, in the order of their addresses, for an
-/// image at the address `start`. Returns also where in it the table is.
+/// Creates an image for the address `start` with the table of `symbols`, sorted by address, and `padding`
+/// bytes before and after it. Also returns where in the image the table is.
 pub fn encode(
     layout: Layout,
     symbols: &[Symbol],
@@ -133,7 +133,8 @@ impl Image {
     }
 }
 
-/// Characters stand for themselves; what no name has as a character stands for a pair that occurs.
+/// A code that occurs as a character in a name is the token of that character; the other codes are tokens of
+/// pairs of characters that occur.
 fn tokens(symbols: &[Symbol]) -> Vec<String> {
     let used = |code: u8| {
         symbols.iter().any(|(_, kind, name)| *kind as u8 == code || name.as_bytes().contains(&code))

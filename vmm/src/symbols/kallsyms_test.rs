@@ -38,13 +38,13 @@ fn layout() -> impl Strategy<Value = Layout> {
     prop::sample::select(Layout::ALL.to_vec())
 }
 
-/// The symbols that a kernel of this layout can tell of.
-fn telling(layout: Layout, symbols: &[Symbol]) -> Vec<Symbol> {
-    let is_told = |symbol: &&Symbol| layout.has_percpu() || symbol.0 >= KERNEL_HALF;
-    symbols.iter().filter(is_told).cloned().collect()
+/// The symbols that a kernel of this layout can contain.
+fn encodable(layout: Layout, symbols: &[Symbol]) -> Vec<Symbol> {
+    let is_encodable = |symbol: &&Symbol| layout.has_percpu() || symbol.0 >= KERNEL_HALF;
+    symbols.iter().filter(is_encodable).cloned().collect()
 }
 
-/// That `found` has the code of `expected`, and nothing else.
+/// Asserts that `found` has the functions of `expected`, and nothing else.
 fn assert_same(found: &Symbols, expected: &[Symbol]) {
     for (address, ..) in expected.iter().filter(is_code) {
         let symbol = found.resolve(*address).unwrap();
@@ -62,7 +62,7 @@ proptest! {
     fn every_layout_is_found_and_read(
         symbols in symbols(0..600), layout in layout(), padding in 0..5000_usize,
     ) {
-        let symbols = telling(layout, &symbols);
+        let symbols = encodable(layout, &symbols);
         let (image, _) = encode(layout, &symbols, START, padding);
         assert_same(&find(&image, START, ENTRY_ADDRESS).expect("a table"), &symbols);
         assert!(find(&image, START, ENTRY_ADDRESS + 8).is_none(), "an entry elsewhere");
@@ -76,7 +76,7 @@ proptest! {
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
         cut in any::<prop::sample::Index>(),
     ) {
-        let symbols = telling(layout, &symbols);
+        let symbols = encodable(layout, &symbols);
         let (mut image, table) = encode(layout, &symbols, START, 64);
         for (place, byte) in changes {
             image[table.start + place.index(table.len())] = byte;
@@ -90,24 +90,24 @@ proptest! {
     }
 
     #[test]
-    fn bytes_that_are_no_table_give_none(bytes in prop::collection::vec(any::<u8>(), 0..20_000)) {
+    fn random_bytes_contain_no_table(bytes in prop::collection::vec(any::<u8>(), 0..20_000)) {
         assert!(find(&bytes, START, ENTRY_ADDRESS).is_none());
     }
 }
 
 #[test]
-fn a_long_name_of_empty_tokens_has_its_price() {
+fn expanding_empty_tokens_spends_the_budget() {
     let tokens = TokenTable { tokens: vec![""; TOKENS], start: 0, end: 0 };
-    let (mut text, mut effort) = (String::new(), Effort(1000));
-    assert!(tokens.expand(&[0; 999], &mut text, &mut effort).is_none(), "it is no name");
-    assert_eq!(effort.0, 1);
-    assert!(tokens.expand(&[0; 2], &mut text, &mut effort).is_none());
-    assert!(effort.check().is_none());
+    let (mut text, mut budget) = (String::new(), SearchBudget(1000));
+    assert!(tokens.expand(&[0; 999], &mut text, &mut budget).is_none(), "an empty name");
+    assert_eq!(budget.0, 1);
+    assert!(tokens.expand(&[0; 2], &mut text, &mut budget).is_none());
+    assert!(budget.check().is_none());
 }
 
 #[test]
-fn false_trails_are_not_followed_for_ever() {
-    // Every 8 bytes a list of a million names starts that has no markers in the end.
+fn a_search_ends_when_its_budget_is_spent() {
+    // A list of a million names without markers starts at every 8th byte.
     const LISTS: usize = 1 << 20;
     let entry = (ENTRY_ADDRESS, 'T', ENTRY.to_owned());
     let (tail, table) = encode(Layout::OffsetsLast, &[entry], START, 0);
@@ -115,8 +115,8 @@ fn false_trails_are_not_followed_for_ever() {
     image.extend(&tail[..16]);
     image.extend(&tail[table]);
     let tokens = TokenTable::all(Image { bytes: &image, start: START }).next().unwrap();
-    let mut effort = Effort::default();
+    let mut budget = SearchBudget::default();
     let image = Image { bytes: &image, start: START };
-    assert!(find_names(image, &tokens, ENTRY_ADDRESS + 8, &mut effort).is_none());
-    assert!(effort.check().is_none(), "{} left", effort.0);
+    assert!(find_names(image, &tokens, ENTRY_ADDRESS + 8, &mut budget).is_none());
+    assert!(budget.check().is_none(), "{} left", budget.0);
 }

@@ -1,9 +1,8 @@
-//! Names for the instructions of a guest's kernel, wherever KASLR has put it.
+//! Symbols for addresses in a guest's kernel, wherever KASLR has put it.
 //!
-//! Names come from a file, or else from the table that a Linux kernel has of itself in its memory.
-//! Both need one function whose address is known: `entry_SYSCALL_64`, to which the MSR LSTAR points
-//! (`syscall_init` in arch/x86/kernel/cpu/common.c). As long as a vCPU has nothing there, it has not
-//! got so far in its boot that there were names for what it does.
+//! They come from a file, or else from the table that a Linux kernel has in its own memory. Both need one
+//! function whose address is known: `entry_SYSCALL_64`, to which the MSR LSTAR points (`syscall_init` in
+//! arch/x86/kernel/cpu/common.c). Early in its boot, before LSTAR is set, nothing can be resolved.
 
 mod file;
 pub mod kallsyms;
@@ -23,10 +22,10 @@ use vm_memory::{
 pub use file::{SymbolFile, SymbolFileError};
 pub use table::{Symbol, Symbols, TooManySymbols};
 
-/// The first address of the half that belongs to the kernel.
+/// The first address of the upper half of the address space, which is the kernel's.
 pub const KERNEL_HALF: u64 = 0xffff_8000_0000_0000;
 
-/// Where names for the instructions of a guest's kernel come from.
+/// The symbols of a guest's kernel.
 pub struct GuestSymbols(Source);
 
 enum Source {
@@ -35,21 +34,21 @@ enum Source {
 }
 
 impl GuestSymbols {
-    /// Names as `file` has them.
+    /// Symbols from `file`.
     pub fn from_file(file: Arc<SymbolFile>) -> Self {
         Self(Source::File(file))
     }
 
-    /// Names as the guest's kernel has them in `memory`, its RAM.
+    /// Symbols from the guest's RAM, `memory`, where its kernel has them.
     pub fn from_memory(memory: GuestMemoryMmap) -> Self {
         Self(Source::Memory { memory, searches: Mutex::default() })
     }
 
-    /// What `address` is in the kernel, such as `memcpy+0x12`, on a vCPU whose LSTAR contains `lstar`;
-    /// `translate` gives the guest physical address of that. None if there is no name for it.
+    /// The symbol of `address`, such as `memcpy+0x12`, on a vCPU whose LSTAR contains `lstar`. `translate`
+    /// returns the guest physical address of a virtual one. None if `address` has no symbol.
     ///
-    /// The first call may take a second; it searches the kernel for its names. The caller's thread
-    /// is that of the vCPU, which is not in KVM_RUN.
+    /// The first call may take a second, since it searches the kernel for its symbol table. Called by the
+    /// vCPU's thread, outside of KVM_RUN.
     pub fn resolve(
         &self,
         lstar: u64,
@@ -71,7 +70,7 @@ impl GuestSymbols {
     }
 }
 
-/// Where the vCPU goes on a SYSCALL instruction. None if KVM does not tell.
+/// The target of the vCPU's SYSCALL instruction. None if KVM cannot report it.
 pub fn lstar(vcpu: &VcpuFd) -> Option<u64> {
     const MSR_LSTAR: u32 = 0xc000_0082;
     let entry = kvm_msr_entry { index: MSR_LSTAR, ..Default::default() };
@@ -82,11 +81,11 @@ pub fn lstar(vcpu: &VcpuFd) -> Option<u64> {
     }
 }
 
-/// Searches of a guest's memory for its kernel's names.
+/// Searches of a guest's memory for its kernel's symbols.
 struct Searches {
-    /// The latest one: for which LSTAR, and what came of it.
+    /// The LSTAR and the result of the latest one.
     latest: Option<(u64, Option<Arc<Symbols>>)>,
-    /// How many more there may be: a guest can have one kernel after another by kexec, or pretend to.
+    /// How many more are allowed: a guest may start other kernels by kexec, or pretend to.
     left: u32,
 }
 
@@ -97,7 +96,7 @@ impl Default for Searches {
 }
 
 impl Searches {
-    /// The names of the kernel that has set LSTAR to `lstar`, searched for if they are not known.
+    /// The symbols of the kernel that has set LSTAR to `lstar`, searched for if they are not known yet.
     fn symbols(
         &mut self,
         memory: &GuestMemoryMmap,
@@ -109,7 +108,7 @@ impl Searches {
             _ if self.left == 0 => return None,
             _ => {}
         }
-        // A vCPU that has other page tables just now gives another chance.
+        // If this vCPU's page tables do not map the kernel, a later call may succeed.
         let start = lstar & !PAGE_OFFSET;
         let image = kernel_image(memory, translate(start)?)?;
         self.left -= 1;
@@ -117,7 +116,7 @@ impl Searches {
         match &symbols {
             Some(symbols) => debug!("the guest's kernel has {} functions", symbols.iter().len()),
             None => warn!(
-                "no symbol table in the guest's kernel (CONFIG_KALLSYMS); --symbols can give one"
+                "the guest's kernel has no symbol table (CONFIG_KALLSYMS); give one with --symbols"
             ),
         }
         self.latest = Some((lstar, symbols.clone()));
@@ -127,8 +126,8 @@ impl Searches {
 
 const PAGE_OFFSET: u64 = 0xfff;
 
-/// What of the kernel's image lies in `memory` from `start` on. It is contiguous there, and read-only
-/// data come after code.
+/// The part of the kernel's image from `start` on. The image is contiguous in `memory`, and read-only data
+/// follow code.
 fn kernel_image(memory: &GuestMemoryMmap, start: GuestAddress) -> Option<Vec<u8>> {
     const LARGEST_IMAGE: u64 = 64 << 20;
     let region = memory.find_region(start)?;

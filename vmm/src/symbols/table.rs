@@ -1,16 +1,16 @@
-//! Functions of a kernel, by address.
+//! The functions of a kernel, sorted by address.
 
 use std::fmt;
 use std::ops::Range;
 
 use thiserror::Error;
 
-/// More symbols than any kernel has: Debian's has 200 000.
+/// The largest number of symbols; Debian's kernel has 200 000.
 pub const MAX_SYMBOLS: usize = 1 << 20;
-/// Bytes of names; Debian's kernel has 5 MiB.
+/// The most bytes of names; Debian's kernel has 5 MiB.
 const MAX_NAME_BYTES: usize = 32 << 20;
 
-/// Too many symbols, or too long names.
+/// A table has too many symbols, or too many bytes of names.
 #[derive(Debug, Error)]
 #[error("more than {MAX_SYMBOLS} symbols, or {MAX_NAME_BYTES} bytes of names")]
 pub struct TooManySymbols;
@@ -50,11 +50,11 @@ struct Function {
 }
 
 impl Symbols {
-    /// Larger than any function: what is farther from a symbol is in none that the table knows.
+    /// Larger than any function: an address farther from its symbol is in no function of the table.
     const MAX_FUNCTION_BYTES: u64 = 1 << 20;
 
-    /// The table of `symbols`: addresses, types as nm(1) has them, names, and modules. What is no
-    /// code is left out.
+    /// The table of `symbols`: addresses, types as nm(1) has them, names, and modules. Symbols
+    /// that are not code are left out.
     pub fn collect<'a>(
         symbols: impl IntoIterator<Item = (u64, char, &'a str, Option<&'a str>)>,
     ) -> Result<Self, TooManySymbols> {
@@ -68,7 +68,8 @@ impl Symbols {
 
     /// Adds a symbol, if it is code. The table must be [sorted](Self::sort) before it is used.
     ///
-    /// A guest may have anything for names. What no compiler makes is left out: it goes to terminals.
+    /// A guest's names may contain any bytes. Names with others than graphic ASCII characters are left out,
+    /// since they are printed to terminals.
     pub(super) fn push(
         &mut self,
         address: u64,
@@ -98,8 +99,8 @@ impl Symbols {
         Ok(())
     }
 
-    /// Puts functions in the order of their addresses. Of several names for one address the first
-    /// will be shown: a strong one, with as few underscores as can be, as the kernel does it
+    /// Sorts functions by address. Of several names for one address the first is shown: a strong one if there
+    /// is one, with the fewest leading underscores, as in the kernel
     /// (`compare_symbols` in scripts/kallsyms.c).
     pub(super) fn sort(&mut self) {
         let names = &self.names;
@@ -110,7 +111,7 @@ impl Symbols {
         });
     }
 
-    /// The function in which `address` lies.
+    /// The function that contains `address`.
     pub fn resolve(&self, address: u64) -> Option<Symbol<'_>> {
         let before = self.functions.partition_point(|function| function.address <= address);
         let start = self.functions[..before].last()?.address;
@@ -126,7 +127,7 @@ impl Symbols {
         self.iter().find_map(|(address, symbol)| is_wanted(symbol).then_some(address))
     }
 
-    /// Where functions start, by address.
+    /// The starts of all functions, sorted by address.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (u64, Symbol<'_>)> {
         self.functions.iter().map(|function| (function.address, self.symbol(function, 0)))
     }
@@ -159,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_in_the_function_that_starts_last_before_it() {
+    fn an_address_is_in_the_nearest_function_that_starts_before_it() {
         let symbols = Symbols::collect([
             (0x300, 't', "last", Some("other")),
             (0x100, 'W', "weak", None),
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_has_an_end() {
+    fn the_size_of_a_table_is_limited() {
         let name = "a".repeat(1 << 10);
         let many = (0..).map(|address| (address, 't', name.as_str(), None));
         assert!(Symbols::collect(many.clone().take(1 << 15)).is_ok());

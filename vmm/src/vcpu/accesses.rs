@@ -1,4 +1,4 @@
-//! Which instruction accesses what, and where.
+//! Finds the instruction that made an access, and the memory that an instruction accesses.
 
 use devices::pci::AddressSpace;
 use iced_x86::{
@@ -9,7 +9,7 @@ use kvm_bindings::kvm_regs;
 use super::stopped::StoppedVcpu;
 use crate::violations::{Accessor, GuestAccess, Operation};
 
-/// A piece of memory that an instruction accesses.
+/// A range of memory that an instruction accesses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryOperand {
     /// Linear address.
@@ -22,23 +22,23 @@ pub struct MemoryOperand {
     pub is_written: bool,
 }
 
-/// When a vCPU stands at an instruction.
+/// Whether a vCPU's registers are from before or after an instruction.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Moment {
     Before,
-    /// Once it has written, or a string instruction has done one of its elements.
+    /// After its write, or after one element of a string instruction.
     After,
 }
 
 impl StoppedVcpu<'_> {
-    /// The instruction that makes `access`, of which KVM has just told.
+    /// The instruction that makes `access`, with which KVM_RUN has just exited.
     ///
-    /// At a read the instruction pointer is still that of the instruction: KVM goes on with it once
-    /// it has the data. At a write it is the next one's: KVM has no more to do then
-    /// (`x86_emulate_instruction()`, Linux 6.12). The instruction that wrote ends there and has an
-    /// operand at just that address. Of several the longest is taken: they differ in prefixes. A
-    /// string instruction with more elements to do is itself the next one. At a port KVM always
-    /// waits.
+    /// At a read, the instruction pointer is still at the instruction, which KVM completes once it has the
+    /// data. At a write, it is at the next one: KVM has completed the instruction already
+    /// (`x86_emulate_instruction()`, Linux 6.12). So the instruction that wrote is one that ends there and
+    /// has a written operand at that address. If several do, they differ in prefixes, and the longest is
+    /// taken. A string instruction with more elements to do is itself the next one. At an access to a port,
+    /// the instruction pointer is always still at the instruction.
     fn instruction_behind(&self, access: &GuestAccess) -> Option<Instruction> {
         let next = self.regs.rip;
         match (access.space, access.operation) {
@@ -54,13 +54,13 @@ impl StoppedVcpu<'_> {
         }
     }
 
-    /// Who makes `access`, of which KVM has just told.
+    /// What makes `access`, with which KVM_RUN has just exited.
     pub fn accessor(&self, vcpu: u32, access: &GuestAccess) -> Accessor {
         self.accessor_at(vcpu, self.instruction_behind(access).as_ref())
     }
 
-    /// The registers with which the instruction that makes `access` can be done again, once KVM is
-    /// through with it; none if that is not known.
+    /// The registers with which the instruction that makes `access` can be executed again after KVM has
+    /// completed it; none if they are unknown.
     pub fn restart(&self, access: &GuestAccess) -> Option<kvm_regs> {
         if access.operation == Operation::Read {
             return Some(self.regs);
@@ -72,7 +72,7 @@ impl StoppedVcpu<'_> {
         keeps_registers.then_some(kvm_regs { rip: instruction.ip(), ..self.regs })
     }
 
-    /// A vCPU that is at `instruction`, or at one that cannot be read.
+    /// An accessor at `instruction`; None if the instruction cannot be read.
     pub fn accessor_at(&self, vcpu: u32, instruction: Option<&Instruction>) -> Accessor {
         let instruction_pointer = instruction.map_or(self.regs.rip, Instruction::ip);
         Accessor {
@@ -85,15 +85,15 @@ impl StoppedVcpu<'_> {
         }
     }
 
-    /// What `instruction`, which is about to be executed, will access.
+    /// The memory that `instruction`, which is the next to be executed, will access.
     pub fn operands(&self, instruction: &Instruction) -> Vec<MemoryOperand> {
         self.operands_at(instruction, Moment::Before)
     }
 
     fn has_written(&self, instruction: &Instruction, access: &GuestAccess) -> bool {
         self.operands_at(instruction, Moment::After).iter().any(|operand| {
-            // KVM tells of the parts of a wide operand one by one. Those beyond a page's end may
-            // be anywhere, and are not found.
+            // KVM exits for the parts of a wide operand one by one. A part in the next page may be at any
+            // physical address, and is not found.
             let offset = || access.address.checked_sub(self.translate(operand.address)?);
             operand.is_written
                 && offset().is_some_and(|offset| offset + u64::from(access.size) <= operand.size)
@@ -111,8 +111,8 @@ impl StoppedVcpu<'_> {
             };
             let register = |register, _, _| self.register_at(register, instruction, moment);
             let address = memory.try_virtual_address(0, register)?;
-            // That of a repeated string instruction is told by its elements, and that of some, such
-            // as XSAVE, by nothing in the instruction.
+            // For a repeated string instruction, the size of one element. For some instructions, such as
+            // XSAVE, the size is unknown.
             let size = match memory.memory_size().size() {
                 0 => instruction.memory_size().size().max(1),
                 size => size,
@@ -122,7 +122,7 @@ impl StoppedVcpu<'_> {
         operands.collect()
     }
 
-    /// What `register` holds before `instruction`, seen from `moment`.
+    /// The value of `register` before `instruction`, if the vCPU's registers are from `moment`.
     fn register_at(
         &self,
         register: Register,
@@ -146,7 +146,7 @@ impl StoppedVcpu<'_> {
     }
 }
 
-/// Whether `instruction` goes through memory by RDI.
+/// Whether `instruction` is a string instruction that writes at RDI.
 fn is_string(instruction: &Instruction) -> bool {
     matches!(instruction.op0_kind(), OpKind::MemoryESDI | OpKind::MemoryESEDI | OpKind::MemoryESRDI)
 }

@@ -1,4 +1,4 @@
-//! vCPUs: their first state, their threads, and what becomes of their exits.
+//! vCPUs: running them, and handling their exits.
 
 mod accesses;
 mod stopped;
@@ -22,16 +22,16 @@ use crate::quiesce::{Entered, KickTarget, VcpuGate};
 use crate::violations::{Consequence, GuestAccess};
 use stopped::StoppedVcpu;
 
-/// Why a vCPU's thread came back from one round in KVM_RUN.
+/// What a vCPU's thread does after one round of KVM_RUN.
 enum Round {
     Continue,
     End(Ending),
 }
 
-/// A machine check to be raised once KVM is through with the instruction that it is for.
+/// A machine check to be raised once KVM has completed the instruction that caused it.
 struct PendingMachineCheck {
     access: GuestAccess,
-    /// With which registers the instruction can be done again.
+    /// The registers with which the instruction can be executed again, if they are known.
     restart: Option<kvm_regs>,
 }
 
@@ -39,20 +39,20 @@ struct PendingMachineCheck {
 pub struct Vcpu {
     /// Its number, and its APIC id.
     pub index: u32,
-    /// KVM's side of it.
+    /// Its descriptor.
     pub fd: VcpuFd,
-    /// What it reaches.
+    /// What it can access.
     pub buses: Arc<GuestBuses>,
-    /// Where it can be stopped.
+    /// Stops it.
     pub gate: Arc<VcpuGate>,
-    /// Set whenever it was last seen halted with interrupts off, which nothing ends.
+    /// Set when the latest kick found it halted with interrupts off, which only another vCPU can end.
     pub halted: Arc<AtomicBool>,
-    /// How it is given machine checks, if it may be.
+    /// Raises machine checks in it, if a device's policy is to do so.
     pub machine_checks: Option<MachineChecks>,
 }
 
 impl Vcpu {
-    /// Runs guest code until the machine ends, which this vCPU may bring about.
+    /// Runs guest code until the machine ends. Returns why, if this vCPU is the cause.
     pub fn run(&mut self) -> Option<Ending> {
         let target = KickTarget::new(&mut self.fd);
         let gate = Arc::clone(&self.gate);
@@ -72,7 +72,7 @@ impl Vcpu {
         }
     }
 
-    /// Once into KVM_RUN and out again. `entered` ends before any device is asked.
+    /// Runs KVM_RUN once and handles its exit. Drops `entered` before it calls any device.
     fn round(
         &mut self,
         entered: Entered<'_>,
@@ -103,8 +103,8 @@ impl Vcpu {
             Err(error) if error.errno() == libc::EFAULT => return Ok(self.refused_memory(changes)),
             Err(error) => return Ok(Round::End(self.failure(&format!("KVM_RUN: {error}")))),
         };
-        // An access may have taken a permission away from a device, which must not make use of it any
-        // more once the guest goes on.
+        // The access may have revoked a device's access to memory. The device must not use it any more once
+        // the guest continues.
         buses.leases.settle();
         let Some(access) = stray else {
             return Ok(Round::Continue);
@@ -120,9 +120,9 @@ impl Vcpu {
         })
     }
 
-    /// Has KVM finish an instruction that is for a machine check, and do nothing else, and raises
-    /// the machine check. An instruction may take several rounds: it is the same violation, so what
-    /// is not there is not recorded again.
+    /// Has KVM complete the instruction that caused a machine check, and nothing after it, and raises the
+    /// machine check. That may take several rounds. They belong to the same violation, so their accesses are
+    /// not recorded again.
     fn finish_instruction(
         &mut self,
         entered: Entered<'_>,
@@ -158,11 +158,12 @@ impl Vcpu {
         checks.try_for_each(|checks| checks.raise(&self.fd, access, precise))
     }
 
-    /// KVM found a slot and no memory that may be accessed. `changes` is that of the slots before.
+    /// Handles EFAULT: the memory in a slot is not accessible. `changes` is the slots' count from before
+    /// KVM_RUN.
     fn refused_memory(&self, changes: u64) -> Round {
         match self.buses.withdraw_unplugged() {
-            // It was an unplugged block, and the access will come again, for us to see. So it will if
-            // somebody else has withdrawn the block meanwhile, or plugged it.
+            // It was an unplugged block, and the guest repeats the access, now as an MMIO exit. The same if
+            // another thread has withdrawn or plugged the block meanwhile.
             Ok(withdrawn) if withdrawn || self.buses.slots.changes() != changes => Round::Continue,
             Ok(_) => Round::End(self.failure("KVM_RUN: the host has no memory for the guest")),
             Err(error) => Round::End(Ending::MachineError(error.to_string())),
@@ -174,8 +175,8 @@ impl Vcpu {
         Ending::VcpuError(format!("vCPU {} at {rip:#x}: {what}", self.index))
     }
 
-    /// Whether nothing but another vCPU would ever wake the vCPU: it waits for its start (INIT or the
-    /// start-up IPI), or it halted with interrupts off. KVM handles HLT itself and never tells.
+    /// Whether only another vCPU can wake this one: it waits for its start (INIT or the start-up IPI), or has
+    /// halted with interrupts off. KVM handles HLT without an exit.
     fn is_halted_for_good(&self) -> bool {
         const INTERRUPTS_ENABLED: u64 = 1 << 9;
         match self.fd.get_mp_state() {

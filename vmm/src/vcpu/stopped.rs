@@ -1,4 +1,4 @@
-//! A vCPU out of KVM_RUN: its registers, and what its page tables show it.
+//! A vCPU out of KVM_RUN: its registers, and memory through its page tables.
 
 use std::iter;
 
@@ -19,7 +19,7 @@ const PAGE: u64 = 4096;
 /// An instruction has no more bytes than this (Intel SDM, volume 2, section 2.3.11).
 const LONGEST_INSTRUCTION: usize = 15;
 
-/// A vCPU as it stands.
+/// A vCPU out of KVM_RUN.
 pub struct StoppedVcpu<'a> {
     fd: &'a VcpuFd,
     buses: &'a GuestBuses,
@@ -30,19 +30,19 @@ pub struct StoppedVcpu<'a> {
 }
 
 impl<'a> StoppedVcpu<'a> {
-    /// Looks at `fd`, which is the calling thread's own.
+    /// Reads the registers of `fd`, which the calling thread runs.
     pub fn new(fd: &'a VcpuFd, buses: &'a GuestBuses) -> Result<Self, VcpuError> {
         let regs = fd.get_regs().map_err(VcpuError::ioctl("KVM_GET_REGS"))?;
         let sregs = fd.get_sregs().map_err(VcpuError::ioctl("KVM_GET_SREGS"))?;
         Ok(Self { fd, buses, regs, sregs })
     }
 
-    /// What it may do. The current privilege level is that of the stack segment.
+    /// Its privilege. The current privilege level is that of the stack segment.
     pub fn privilege(&self) -> Privilege {
         if self.sregs.ss.dpl == 3 { Privilege::User } else { Privilege::Kernel }
     }
 
-    /// 16, 32 or 64, as its code segment says.
+    /// 16, 32 or 64, from its code segment.
     fn bitness(&self) -> u32 {
         match (self.sregs.cs.l, self.sregs.cs.db) {
             (1, _) => 64,
@@ -56,10 +56,10 @@ impl<'a> StoppedVcpu<'a> {
         self.segment_base(&self.sregs.cs).wrapping_add(instruction_pointer)
     }
 
-    /// The guest physical address that page tables give for `linear`; none if they give none.
+    /// The guest physical address of `linear` by the page tables; none if it is not mapped.
     ///
-    /// KVM_TRANSLATE looks as a kernel does: with SMAP it does not see pages of user space. It is good
-    /// enough for what is not in long mode.
+    /// KVM_TRANSLATE translates with the kernel's privilege: with SMAP it refuses pages of user space. So it
+    /// is used outside of long mode only.
     pub fn translate(&self, linear: u64) -> Option<u64> {
         const LONG_MODE_ACTIVE: u64 = 1 << 10;
         if self.sregs.efer & LONG_MODE_ACTIVE != 0 {
@@ -96,7 +96,7 @@ impl<'a> StoppedVcpu<'a> {
         None
     }
 
-    /// Up to `count` bytes of memory from `linear` on, as many as there are.
+    /// Up to `count` bytes of memory from `linear` on, fewer if some are not mapped to memory.
     fn read(&self, linear: u64, count: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         for (address, size) in pages(linear, count as u64) {
@@ -110,19 +110,19 @@ impl<'a> StoppedVcpu<'a> {
         bytes
     }
 
-    /// What `access` is if it is to an unplugged block.
+    /// `access` as one to an unplugged block, if it is to one.
     pub fn unplugged(&self, access: GuestAccess) -> Option<UnpluggedMemoryAccess<'a>> {
-        let is_there = self.buses.peek(access.address, &mut [0]);
-        if is_there { None } else { self.buses.unplugged(access) }
+        let is_memory = self.buses.peek(access.address, &mut [0]);
+        if is_memory { None } else { self.buses.unplugged(access) }
     }
 
-    /// What the guest's kernel calls the code at `address`.
+    /// The symbol of the guest's kernel for the code at `address`.
     pub fn symbol(&self, address: u64) -> Option<String> {
         let translate = |linear| self.translate(linear).map(GuestAddress);
         self.buses.symbols.as_ref()?.resolve(symbols::lstar(self.fd)?, translate, address)
     }
 
-    /// The instruction at `instruction_pointer`, or how many bytes of it there are.
+    /// The instruction at `instruction_pointer`; on an error, how many bytes of it could be read.
     pub fn decode(&self, instruction_pointer: u64) -> Result<Instruction, usize> {
         let code = self.read(self.code_address(instruction_pointer), LONGEST_INSTRUCTION);
         decode(self.bitness(), instruction_pointer, &code).ok_or(code.len())
@@ -134,7 +134,7 @@ impl<'a> StoppedVcpu<'a> {
             let start = instruction_pointer.wrapping_sub(length as u64);
             Some(self.read(self.code_address(start), length)).filter(|code| code.len() == length)
         };
-        // As far back as the page goes if there is none before it.
+        // Back to the start of the page if the page before cannot be read.
         let in_page = (self.code_address(instruction_pointer) % PAGE) as usize;
         let code = read(LONGEST_INSTRUCTION).or_else(|| read(LONGEST_INSTRUCTION.min(in_page)));
         let code = code.unwrap_or_default();
@@ -146,7 +146,7 @@ impl<'a> StoppedVcpu<'a> {
         })
     }
 
-    /// The value of a general register or the base of a segment; none of any other.
+    /// The value of a general register or the base of a segment; none for any other register.
     pub fn register(&self, register: Register) -> Option<u64> {
         let (regs, sregs) = (&self.regs, &self.sregs);
         let value = match register.full_register() {
@@ -177,13 +177,13 @@ impl<'a> StoppedVcpu<'a> {
         Some(if register.size() == 8 { value } else { value & ((1 << (register.size() * 8)) - 1) })
     }
 
-    /// In 64-bit mode only FS and GS have one.
+    /// The base of a segment other than FS and GS, which is 0 in 64-bit mode.
     fn segment_base(&self, segment: &kvm_segment) -> u64 {
         if self.bitness() == 64 { 0 } else { segment.base }
     }
 }
 
-/// The pieces of `size` bytes from `address` on, each in one page: addresses and sizes.
+/// Splits `size` bytes from `address` on at page boundaries: addresses and sizes.
 pub fn pages(address: u64, size: u64) -> impl Iterator<Item = (u64, u64)> {
     let mut done = 0;
     iter::from_fn(move || {

@@ -1,8 +1,8 @@
-//! Instructions that touch unplugged memory, and that KVM's emulator does not know.
+//! Instructions that access unplugged memory, and that KVM cannot emulate.
 //!
-//! KVM does an access to what no memory slot covers by emulating the instruction. Of vector
-//! instructions its emulator knows little but moves, and it cannot fetch instructions from there.
-//! It gives up then (KVM_EXIT_INTERNAL_ERROR), and the access has to be found in the instruction.
+//! KVM carries out an access that no memory slot covers by emulating the instruction. Its emulator supports
+//! few vector instructions except moves, and cannot fetch instructions from such an address. Then KVM_RUN
+//! exits with KVM_EXIT_INTERNAL_ERROR, and the access has to be found by decoding the instruction.
 
 use devices::pci::AddressSpace;
 use iced_x86::{FlowControl, Instruction};
@@ -23,8 +23,8 @@ use crate::violations::{Consequence, GuestAccess, Operation, Privilege};
 /// Exception vector of an invalid opcode.
 const INVALID_OPCODE: u8 = 6;
 
-/// Has KVM tell of all that it cannot emulate, and not make #UD of what user space does. KVM before
-/// Linux 5.14 cannot.
+/// Has KVM exit for every instruction that it cannot emulate, instead of raising #UD if user space executes
+/// it. Does nothing on KVM before Linux 5.14, which cannot do that.
 pub fn enable_emulation_failures(vm: &VmFd) -> Result<(), VcpuError> {
     let cap = KVM_CAP_EXIT_ON_EMULATION_FAILURE;
     if vm.check_extension_raw(cap.into()) <= 0 {
@@ -34,7 +34,7 @@ pub fn enable_emulation_failures(vm: &VmFd) -> Result<(), VcpuError> {
     vm.enable_cap(&enable).map_err(VcpuError::ioctl("KVM_ENABLE_CAP"))
 }
 
-/// Where the instruction that a vCPU stands at fails for want of memory.
+/// The access of a vCPU's current instruction to unplugged memory.
 struct Fault<'a> {
     access: UnpluggedMemoryAccess<'a>,
     /// None if it is itself in unplugged memory.
@@ -42,12 +42,11 @@ struct Fault<'a> {
 }
 
 impl Vcpu {
-    /// What becomes of a vCPU that KVM cannot run on.
+    /// Handles KVM_EXIT_INTERNAL_ERROR.
     ///
-    /// If the instruction fails on an unplugged block, that is a violation like any other, and the
-    /// vCPU goes on as a processor would that reads ones and loses writes: all ones are no
-    /// instruction, so a fetch is an invalid opcode; any other instruction is stepped over, and
-    /// leaves registers as they are.
+    /// If the instruction accesses an unplugged block, that is a violation like any other, and the vCPU
+    /// continues as if reads returned ones and writes were discarded: all ones are not an instruction, so a
+    /// fetch raises #UD; any other instruction is skipped, and leaves registers as they are.
     pub(super) fn internal_error(&mut self, buses: &GuestBuses) -> Result<Round, VcpuError> {
         let run = self.fd.get_kvm_run();
         // SAFETY: KVM has just left with KVM_EXIT_INTERNAL_ERROR, for which this is the member.
@@ -57,8 +56,8 @@ impl Vcpu {
             return Ok(failure());
         }
         let vcpu = StoppedVcpu::new(&self.fd, buses)?;
-        // User space must not end the machine. KVM does this by itself if it is not told to leave
-        // it to us.
+        // User space must not end the machine: it gets #UD, as from KVM without
+        // KVM_CAP_EXIT_ON_EMULATION_FAILURE.
         let give_up = || match vcpu.privilege() {
             Privilege::Kernel => Ok(failure()),
             Privilege::User => {
@@ -81,7 +80,7 @@ impl Vcpu {
                     self.fd.set_regs(&regs).map_err(VcpuError::ioctl("KVM_SET_REGS"))?;
                     set_exception(&self.fd, None)?;
                 }
-                // Where it would have gone is what it should have read.
+                // A jump or call: its target would have been read from the unplugged block.
                 Some(_) => return give_up(),
             },
         }
@@ -89,7 +88,7 @@ impl Vcpu {
     }
 }
 
-/// Has the vCPU take the exception `vector` next, or none, whatever KVM has in mind.
+/// Has the vCPU take the exception `vector` next, or none, instead of the one that is pending in KVM.
 fn set_exception(fd: &VcpuFd, vector: Option<u8>) -> Result<(), VcpuError> {
     let mut events = fd.get_vcpu_events().map_err(VcpuError::ioctl("KVM_GET_VCPU_EVENTS"))?;
     events.exception = Default::default();
@@ -101,25 +100,26 @@ fn set_exception(fd: &VcpuFd, vector: Option<u8>) -> Result<(), VcpuError> {
 }
 
 impl<'a> StoppedVcpu<'a> {
-    /// Where the instruction at the instruction pointer fails, if that is an unplugged block.
+    /// The access of the instruction at the instruction pointer to an unplugged block, if it has one.
     fn fault(&self) -> Option<Fault<'a>> {
-        let fault = |what, instruction| Some(Fault { access: self.unplugged(what)?, instruction });
+        let fault =
+            |access, instruction| Some(Fault { access: self.unplugged(access)?, instruction });
         match self.decode(self.regs.rip) {
             Ok(instruction) => self
                 .operands(&instruction)
                 .iter()
                 .flat_map(|operand| self.pieces(operand))
-                .find_map(|what| fault(what, Some(instruction))),
-            Err(there) => {
-                let missing = self.regs.rip.wrapping_add(there as u64);
+                .find_map(|access| fault(access, Some(instruction))),
+            Err(readable) => {
+                let missing = self.regs.rip.wrapping_add(readable as u64);
                 let address = self.translate(self.code_address(missing))?;
-                let what = memory_access(address, 1, Operation::Fetch);
-                fault(what, None)
+                let access = memory_access(address, 1, Operation::Fetch);
+                fault(access, None)
             }
         }
     }
 
-    /// What `operand` is page by page, since each page may be anywhere.
+    /// The accesses to `operand` page by page, since each page may have any physical address.
     fn pieces(&self, operand: &MemoryOperand) -> Vec<GuestAccess> {
         let operation = if operand.is_read { Operation::Read } else { Operation::Write };
         let pieces = pages(operand.address, operand.size);

@@ -1,5 +1,5 @@
-//! Accesses to memory that is not there: counted, folded by the instruction that makes them, and
-//! told without flooding anything.
+//! Accesses to unplugged memory and to addresses that no PCI function decodes: counted, grouped by the
+//! instruction that makes them, and logged at a limited rate.
 
 pub mod refusals;
 
@@ -13,7 +13,7 @@ use log::warn;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What was not there when it was accessed.
+/// What an access was to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Target {
@@ -76,16 +76,16 @@ pub struct GuestAccess {
     pub space: AddressSpace,
     /// Guest physical address, or the port.
     pub address: u64,
-    /// Bytes accessed. KVM splits what is wider than 8, and what crosses a page, into several
-    /// accesses, unless it cannot emulate the instruction at all.
+    /// Bytes accessed. KVM splits an access that is wider than 8 bytes or crosses a page, unless it cannot
+    /// emulate the instruction at all.
     pub size: u32,
-    /// What is done there.
+    /// What the vCPU does.
     pub operation: Operation,
-    /// What is written, if it is known and at most 8 bytes long.
+    /// The value written, if it is known and at most 8 bytes long.
     pub value: Option<u64>,
 }
 
-/// What a vCPU may do, by its current privilege level.
+/// A vCPU's privilege, from its current privilege level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Privilege {
@@ -104,22 +104,22 @@ impl fmt::Display for Privilege {
     }
 }
 
-/// Who makes an access.
+/// The vCPU and the instruction that make an access.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accessor {
     /// The vCPU.
     pub vcpu: u32,
-    /// Address of the instruction. After a write KVM has already gone on to the next instruction:
-    /// the one that wrote is looked for behind that, and where none is found, `instruction` is
-    /// none and this is the next one.
+    /// Address of the instruction. After a write, KVM has already advanced to the next instruction, and the
+    /// one that wrote is searched for before it. If it is not found, `instruction` is none and this is the
+    /// address of the next one.
     pub instruction_pointer: u64,
     /// The function of the kernel that the instruction is in, and how far from its start.
     pub symbol: Option<String>,
-    /// What the vCPU may do.
+    /// The vCPU's privilege.
     pub privilege: Privilege,
-    /// CR3, by which a process is told from another.
+    /// CR3, which distinguishes processes.
     pub cr3: u64,
-    /// The instruction in AT&T's syntax, where it can be read.
+    /// The instruction in AT&T syntax, if it can be read.
     pub instruction: Option<String>,
 }
 
@@ -141,30 +141,30 @@ pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
-/// One access of a vCPU to what is not there.
+/// One access of a vCPU to what is unplugged or not decoded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Violation {
     /// The device, such as `mem0` or `00:02.0`.
     pub device: String,
-    /// When it was seen, by the host's clock: milliseconds since the Unix epoch.
+    /// When it happened, by the host's clock: milliseconds since the Unix epoch.
     pub time_ms: u64,
-    /// Who it was.
+    /// What made it.
     #[serde(flatten)]
     pub accessor: Accessor,
-    /// What was done.
+    /// The access.
     #[serde(flatten)]
     pub access: GuestAccess,
-    /// What it is of the device.
+    /// What of the device it was to.
     pub target: Target,
 }
 
 impl Violation {
-    /// Made by `accessor` at this moment.
+    /// A violation by `accessor` at this moment.
     pub fn now(device: String, accessor: Accessor, access: GuestAccess, target: Target) -> Self {
         Self { device, time_ms: now_ms(), accessor, access, target }
     }
 
-    /// Whether the same instruction did the same to the same device.
+    /// Whether both are the same operation of the same instruction on the same device.
     fn repeats(&self, other: &Self) -> bool {
         let key =
             |violation: &Self| (violation.accessor.instruction_pointer, violation.access.operation);
@@ -181,20 +181,20 @@ impl fmt::Display for Violation {
     }
 }
 
-/// An instruction that accesses what is not there, once or again and again.
+/// An instruction that made one or more violations.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offender {
-    /// How often.
+    /// How many.
     pub count: u64,
-    /// When first, in milliseconds since the Unix epoch.
+    /// When the first happened, in milliseconds since the Unix epoch.
     pub first_time_ms: u64,
-    /// The latest of its accesses.
+    /// The latest.
     #[serde(flatten)]
     pub latest: Violation,
 }
 
-/// What becomes of an access to an unplugged block, by a vCPU or by a device. It is counted and
-/// answered in any case.
+/// What an access to an unplugged block, by a vCPU or a device, leads to. It is counted and refused in any
+/// case.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ViolationPolicy {
@@ -209,52 +209,52 @@ pub enum ViolationPolicy {
     Ignore,
 }
 
-/// What a violation leads to, beside being counted and answered.
+/// What has to be done after a violation was recorded.
 #[derive(Debug)]
 #[must_use]
 pub enum Consequence {
     /// Nothing.
     None,
-    /// The end of the machine.
+    /// End the machine.
     Stop(Box<Violation>),
-    /// A machine check in the vCPU that made the access.
+    /// Raise a machine check in the vCPU that made the access.
     MachineCheck(GuestAccess),
 }
 
 /// How many accesses there were.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ViolationCounters {
-    /// vCPU reads that must not be; they got all ones.
+    /// vCPU reads that are violations; they got all ones.
     pub reads: u64,
-    /// vCPU writes, which vanished.
+    /// vCPU writes, which were discarded.
     pub writes: u64,
     /// Instructions that a vCPU tried to fetch.
     pub fetches: u64,
-    /// Devices that were told to access an unplugged block, and refused.
+    /// DMA accesses of devices to unplugged blocks, which were refused.
     pub dma: u64,
-    /// vCPU reads that the driver may do, having not negotiated UNPLUGGED_INACCESSIBLE; they got
-    /// zeros.
+    /// vCPU reads that are permitted because the driver has not negotiated UNPLUGGED_INACCESSIBLE; they
+    /// got zeros.
     pub permitted_reads: u64,
 }
 
-/// Lines of log about what a guest can do as often as it likes: one in a second at most.
+/// Warnings about events that a guest can cause at any rate: one per second at most.
 #[derive(Default)]
 pub struct ThrottledWarnings {
-    last_told: Option<Instant>,
-    untold: u64,
+    last_warning: Option<Instant>,
+    suppressed: u64,
 }
 
 impl ThrottledWarnings {
     const INTERVAL: Duration = Duration::from_secs(1);
 
-    /// Says it, and how many times nothing was said before, unless something was said just now.
+    /// Logs `what` and how many warnings were suppressed before, or suppresses it too.
     pub fn warn(&mut self, what: impl fmt::Display) {
-        if self.last_told.is_none_or(|told| told.elapsed() >= Self::INTERVAL) {
-            warn!("{what} ({} more before)", self.untold);
-            self.last_told = Some(Instant::now());
-            self.untold = 0;
+        if self.last_warning.is_none_or(|last| last.elapsed() >= Self::INTERVAL) {
+            warn!("{what} ({} more before)", self.suppressed);
+            self.last_warning = Some(Instant::now());
+            self.suppressed = 0;
         } else {
-            self.untold += 1;
+            self.suppressed += 1;
         }
     }
 }
@@ -266,16 +266,16 @@ pub struct ViolationLog(Mutex<Inner>);
 #[derive(Default)]
 struct Inner {
     counters: ViolationCounters,
-    /// The one that has been quiet longest comes first.
+    /// In the order of their latest violations, oldest first.
     offenders: VecDeque<Offender>,
     warnings: ThrottledWarnings,
 }
 
 impl ViolationLog {
-    /// As many offenders are kept, the latest ones.
+    /// How many offenders are kept: the latest ones.
     const KEPT: usize = 64;
 
-    /// Counts an access, and nothing else.
+    /// Counts an access without keeping it.
     fn count(&self, operation: Operation) {
         let counters = &mut self.lock().counters;
         match operation {
@@ -285,14 +285,14 @@ impl ViolationLog {
         }
     }
 
-    /// Keeps `violation`, which has been counted, and logs it unless another was logged just now.
+    /// Keeps `violation`, which has been counted, and logs it at a limited rate.
     fn keep(&self, violation: Violation) {
         let mut inner = self.lock();
         inner.warnings.warn(&violation);
         inner.fold(violation);
     }
 
-    /// Does as `policy` says with an access of `device`, made by what `accessor` finds out.
+    /// Records an access to `device` as `policy` demands. `accessor` finds out what made it.
     pub fn record(
         &self,
         policy: ViolationPolicy,
@@ -314,17 +314,17 @@ impl ViolationLog {
         }
     }
 
-    /// Counts a read that the driver may do.
+    /// Counts a read that the driver is permitted to make.
     pub fn count_permitted_read(&self) {
         self.lock().counters.permitted_reads += 1;
     }
 
-    /// The counters. Those of devices' DMA are kept elsewhere, and 0 here.
+    /// The counters. DMA of devices is counted elsewhere, so `dma` is 0 here.
     pub fn counters(&self) -> ViolationCounters {
         self.lock().counters
     }
 
-    /// Who made the latest violations, latest last.
+    /// The instructions that made the latest violations, latest last.
     pub fn offenders(&self) -> Vec<Offender> {
         self.lock().offenders.iter().cloned().collect()
     }
@@ -382,14 +382,14 @@ mod tests {
     }
 
     #[test]
-    fn an_instruction_that_goes_on_is_one_offender() {
+    fn an_instruction_that_repeats_a_violation_is_one_offender() {
         let log = ViolationLog::default();
         log.keep(violation(1, Operation::Read, 0));
         let first = log.offenders()[0].first_time_ms;
         log.keep(violation(2, Operation::Read, 0));
         log.keep(violation(1, Operation::Write, 0));
         (1..=1000).for_each(|address| log.keep(violation(1, Operation::Read, address)));
-        let told: Vec<_> = log
+        let kept: Vec<_> = log
             .offenders()
             .iter()
             .map(|Offender { count, latest, .. }| {
@@ -398,7 +398,7 @@ mod tests {
             })
             .collect();
         assert_eq!(
-            told,
+            kept,
             [
                 (2, Operation::Read, 1, 0),
                 (1, Operation::Write, 1, 0),
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn counting_is_not_keeping() {
+    fn counted_accesses_are_not_kept() {
         let log = ViolationLog::default();
         for operation in [Operation::Read, Operation::Write, Operation::Fetch] {
             log.count(operation);

@@ -1,4 +1,4 @@
-//! Devices that were told to access unplugged blocks, and were refused.
+//! Devices whose DMA to unplugged blocks was refused.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -9,24 +9,25 @@ use serde::{Deserialize, Serialize};
 
 use super::{ThrottledWarnings, ViolationPolicy, now_ms};
 
-/// A device that was refused, once or again and again.
+/// A device whose DMA was refused one or more times.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefusedDevice {
     /// The device's name.
     pub device: String,
-    /// The ID that its access carried: on PCI bus, device and function at that moment.
+    /// The requester ID of its access: on PCI, its bus, device and function at that moment.
     pub requester: u32,
-    /// How often.
+    /// How many times.
     pub count: u64,
-    /// When first, by the host's clock: milliseconds since the Unix epoch.
+    /// When the first time was, by the host's clock: milliseconds since the Unix epoch.
     pub first_time_ms: u64,
-    /// When last.
+    /// When the last time was.
     pub time_ms: u64,
-    /// What the latest access was made for, unless it was for a ring, or the device has none.
+    /// The descriptor chain that the latest access was for. None if it was to a ring, or the device has no
+    /// queues.
     pub chain: Option<Chain>,
     /// Guest address of the latest access.
     pub address: u64,
-    /// Bytes of it.
+    /// Its size in bytes.
     pub size: u64,
     /// The block that it starts in.
     pub block: u64,
@@ -45,7 +46,7 @@ impl fmt::Display for RefusedDevice {
     }
 }
 
-/// A chain of descriptors.
+/// A descriptor chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chain {
     /// The queue's number.
@@ -54,7 +55,7 @@ pub struct Chain {
     pub descriptor: u16,
 }
 
-/// The latest accesses to blocks of a virtio-mem device that were refused, and what becomes of them.
+/// The latest refused accesses to blocks of a virtio-mem device, and the policy for them.
 #[derive(Default)]
 pub struct Refusals {
     memory_device: String,
@@ -63,26 +64,26 @@ pub struct Refusals {
     inner: Mutex<Inner>,
 }
 
-/// Stops the machine for a device that was refused.
+/// Stops the machine because of a refused device.
 pub type StopForRefusal = Box<dyn Fn(&RefusedDevice) + Send + Sync>;
 
 #[derive(Default)]
 struct Inner {
-    /// The one that has been quiet longest comes first.
+    /// In the order of their latest accesses, oldest first.
     devices: VecDeque<RefusedDevice>,
     warnings: ThrottledWarnings,
 }
 
 impl Refusals {
-    /// As many devices are kept, the latest ones.
+    /// How many devices are kept: the latest ones.
     const KEPT: usize = 64;
 
-    /// None so far, of `memory_device`. `stop` is called where the policy is to stop.
+    /// No refusals so far, for `memory_device`. `stop` is called if the policy is to stop.
     pub fn new(memory_device: String, policy: ViolationPolicy, stop: StopForRefusal) -> Self {
         Self { memory_device, policy, stop: Some(stop), inner: Mutex::default() }
     }
 
-    /// Does as the policy says with an access to `block`.
+    /// Records a refused access to `block` as the policy demands.
     pub fn record(&self, origin: DmaOrigin<'_>, address: u64, size: u64, block: u64) {
         if self.policy == ViolationPolicy::Ignore {
             return;

@@ -4,13 +4,13 @@
 //! |-------------------------------|-------------------------------------------------------------------|
 //! | time-stamp counters           | stand still, by KVM_VCPU_TSC_OFFSET (Linux 5.16); else they run on |
 //! | kvmclock                      | stands still, by KVM_SET_CLOCK                                    |
-//! | timers of the local APICs     | stand still: they run out as much later                           |
-//! | the PIT                       | begins its count anew when the machine goes on                    |
+//! | timers of the local APICs     | stand still: they expire later by the length of the pause         |
+//! | the PIT                       | restarts its count when the machine is resumed                    |
 //!
-//! KVM's timers know nothing of a pause. One that runs out meanwhile is set again, so its interrupt does not
-//! come before the guest's clocks say so; the PIT may interrupt once too early, and ticks that it would have
-//! made up for are dropped. QEMU stops kvmclock and the PIT and lets the rest run on, so that a guest
-//! whose clock is the TSC sees time jump: the guests here see none, whichever clock they use.
+//! KVM's timers run on during a pause. One that expires meanwhile is set again, so that its interrupt is not
+//! early by the guest's clocks. The PIT may interrupt once too early, and ticks that it had still to catch up
+//! are dropped. QEMU stops kvmclock and the PIT only, so that a guest whose clock source is the TSC sees time
+//! jump. Guests here see no jump, whichever clock source they use.
 
 use std::arch::x86_64::_rdtsc;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
@@ -24,9 +24,9 @@ use kvm_ioctls::{DeviceFd, VcpuFd, VmFd};
 
 use crate::kvm::VcpuError;
 
-/// IA32_TSC_DEADLINE: when the local APIC's timer runs out, if that goes by the TSC; 0 if it does not.
+/// IA32_TSC_DEADLINE: when the local APIC's timer expires in TSC-deadline mode; otherwise 0.
 const TSC_DEADLINE: u32 = 0x6e0;
-/// Where the local APIC's current count is in its registers (Intel SDM, volume 3, table 12-1).
+/// Offset of the current count in the local APIC's registers (Intel SDM, volume 3, table 12-1).
 const CURRENT_COUNT: usize = 0x390;
 
 /// The clocks of a machine.
@@ -35,7 +35,7 @@ pub struct Clocks {
     vcpus: Vec<VcpuClock>,
 }
 
-/// The clocks of a machine that is paused, as they were when it was.
+/// The state of the clocks when their machine was paused.
 pub struct StoppedClocks {
     host_tsc: u64,
     kvmclock_ns: u64,
@@ -43,22 +43,21 @@ pub struct StoppedClocks {
     vcpus: Vec<StoppedVcpuClock>,
 }
 
-/// A vCPU's own clock and timer. It is reached through descriptors beside the one of the thread that runs
-/// the vCPU.
+/// A vCPU's own clock and timer, accessed through duplicates of the vCPU's descriptor.
 struct VcpuClock {
     vcpu: VcpuFd,
     attributes: DeviceFd,
 }
 
 struct StoppedVcpuClock {
-    /// What is added to the host's TSC. None if KVM does not let us know.
+    /// The offset of the guest's TSC from the host's. None if KVM cannot report it.
     tsc_offset: Option<u64>,
     tsc_deadline: u64,
     current_count: u32,
 }
 
 impl Clocks {
-    /// Those of `vm`, all of whose vCPUs are `vcpus`.
+    /// The clocks of `vm`, whose vCPUs are `vcpus`.
     pub fn new<'a>(
         vm: Arc<VmFd>,
         vcpus: impl Iterator<Item = &'a VcpuFd>,
@@ -77,13 +76,13 @@ impl Clocks {
         })
     }
 
-    /// Lets them go on from where they were.
+    /// Restarts them from where they were stopped.
     pub fn start(&self, stopped: &StoppedClocks) -> Result<(), VcpuError> {
         self.vm.set_pit2(&stopped.pit).map_err(VcpuError::ioctl("KVM_SET_PIT2"))?;
-        // With no flags: KVM is not to add the time that has passed.
+        // Without flags, so that KVM does not add the time that has passed.
         let kvmclock = kvm_clock_data { clock: stopped.kvmclock_ns, ..Default::default() };
         self.vm.set_clock(&kvmclock).map_err(VcpuError::ioctl("KVM_SET_CLOCK"))?;
-        // The same for all vCPUs, whose counters are to agree still.
+        // The same value for all vCPUs, so that their counters still agree.
         let passed = host_tsc().wrapping_sub(stopped.host_tsc);
         let mut clocks = self.vcpus.iter().zip(&stopped.vcpus);
         clocks.try_for_each(|(clock, stopped)| clock.start(stopped, passed))
@@ -96,11 +95,12 @@ impl VcpuClock {
         let fd = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
         let duplicate =
             || fd.try_clone_to_owned().map(IntoRawFd::into_raw_fd).map_err(VcpuError::Descriptor);
-        // SAFETY: the descriptor is a vCPU's of `vm`, and nobody else has it. Ours does not touch the
-        // page that it shares with KVM, which is for the thread that runs the vCPU.
+        // SAFETY: the duplicate is a descriptor of a vCPU of `vm`, and is owned here only. The `VcpuFd` made of
+        // it does not access the page that the vCPU shares with KVM, which is for the thread that runs it.
         let ours = unsafe { vm.create_vcpu_from_rawfd(duplicate()?) };
         let ours = ours.map_err(VcpuError::ioctl("mmap of a vCPU"))?;
-        // SAFETY: nobody else has the descriptor; a vCPU's has attributes, as a device's has.
+        // SAFETY: the duplicate is owned here only; a vCPU's descriptor supports the ioctls of attributes, as
+        // a device's does.
         let attributes = unsafe { DeviceFd::from_raw_fd(duplicate()?) };
         Ok(Self { vcpu: ours, attributes })
     }
@@ -116,13 +116,13 @@ impl VcpuClock {
         })
     }
 
-    /// `passed` is how far the host's TSC has gone meanwhile.
+    /// `passed` is how far the host's TSC has advanced since the stop.
     fn start(&self, stopped: &StoppedVcpuClock, passed: u64) -> Result<(), VcpuError> {
         if let Some(offset) = stopped.tsc_offset {
             self.set_tsc_offset(offset.wrapping_sub(passed))?;
         }
         if stopped.current_count != 0 {
-            // As it is now, for interrupts may have come meanwhile.
+            // The current state, since interrupts may have arrived meanwhile.
             let mut apic = self.vcpu.get_lapic().map_err(VcpuError::ioctl("KVM_GET_LAPIC"))?;
             let count = stopped.current_count.to_le_bytes().map(|byte| byte as _);
             apic.regs[CURRENT_COUNT..][..4].copy_from_slice(&count);
@@ -136,7 +136,7 @@ impl VcpuClock {
                 _ => return Err(VcpuError::MsrRefused(TSC_DEADLINE)),
             }
         }
-        // So that the guest's watchdogs know. One that has no kvmclock cannot be told.
+        // Tells the guest's watchdogs about the pause. EINVAL: the guest does not use kvmclock.
         match self.vcpu.kvmclock_ctrl() {
             Err(error) if error.errno() != libc::EINVAL => {
                 Err(VcpuError::ioctl("KVM_KVMCLOCK_CTRL")(error))
@@ -181,7 +181,7 @@ fn current_count(registers: &[std::ffi::c_char]) -> [u8; 4] {
     std::array::from_fn(|byte| registers[CURRENT_COUNT + byte] as u8)
 }
 
-/// The host's TSC, which guests' are offset from: their rate is not changed.
+/// The host's TSC. Guests' TSCs have an offset from it and the same rate.
 fn host_tsc() -> u64 {
     // SAFETY: every x86-64 processor has the instruction, and Linux lets processes use it unless they
     // have asked for the opposite.

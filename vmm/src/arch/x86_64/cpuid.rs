@@ -1,9 +1,9 @@
-//! What a vCPU says about itself: the host's features, and a topology of our own.
+//! CPUID of vCPUs: the host's features, and the machine's own topology.
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
-use super::cpuid_features::take_away_what_has_no_base;
+use super::cpuid_features::clear_features_without_dependency;
 use super::machine_check::Vendor;
 use crate::kvm::VcpuError;
 
@@ -16,7 +16,7 @@ const LEAF_AMD_RAS: u32 = 0x8000_0007;
 const LEAF_AMD_SIZES: u32 = 0x8000_0008;
 const LEAF_AMD_TOPOLOGY: u32 = 0x8000_001e;
 
-/// CPUID as every vCPU of a machine has it, apart from its number.
+/// CPUID that all vCPUs of a machine share, apart from their APIC ids.
 #[derive(Clone)]
 pub struct CpuidTemplate {
     supported: CpuId,
@@ -25,18 +25,18 @@ pub struct CpuidTemplate {
 }
 
 impl CpuidTemplate {
-    /// All that `kvm` supports, less what no processor has without something else that is missing, for a
-    /// machine of `vcpus` vCPUs: one socket of single-thread cores.
+    /// All features that `kvm` supports, except those that depend on a missing one, for a machine of `vcpus`
+    /// vCPUs: one socket of single-thread cores.
     pub fn new(kvm: &Kvm, vcpus: u32) -> Result<Self, VcpuError> {
         let mut supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(VcpuError::ioctl("KVM_GET_SUPPORTED_CPUID"))?;
-        take_away_what_has_no_base(supported.as_mut_slice());
+        clear_features_without_dependency(supported.as_mut_slice());
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
         Ok(Self { supported, vcpus, tsc_deadline })
     }
 
-    /// Whose processors they are.
+    /// The vendor of the processors.
     pub fn vendor(&self) -> Vendor {
         const AMD: u32 = u32::from_le_bytes(*b"Auth");
         const HYGON: u32 = u32::from_le_bytes(*b"Hygo");
@@ -46,14 +46,14 @@ impl CpuidTemplate {
         }
     }
 
-    /// Whether they can run virtual machines by VMX.
+    /// Whether the processors have VMX.
     pub fn has_vmx(&self) -> bool {
         const VMX: u32 = 1 << 5;
         self.leaf(LEAF_FEATURES).is_some_and(|entry| entry.ecx & VMX != 0)
     }
 
-    /// Says, as AMD's processors do, that a kernel can go on after a machine check that is a
-    /// process's.
+    /// Adds the features by which AMD's processors announce that a kernel can recover from a machine check in
+    /// a process.
     pub fn add_machine_check_recovery(&mut self) {
         const OVERFLOW_RECOVERY: u32 = 1 << 0;
         const SOFTWARE_UNCORRECTABLE_RECOVERY: u32 = 1 << 1;
@@ -94,7 +94,7 @@ impl CpuidTemplate {
         CpuId::from_entries(&entries).map_err(|_| VcpuError::TooManyCpuidEntries(entries.len()))
     }
 
-    /// Bits of an APIC id that number cores.
+    /// Number of bits of an APIC id for the core number.
     fn core_bits(&self) -> u32 {
         self.vcpus.next_power_of_two().trailing_zeros()
     }

@@ -1,13 +1,13 @@
-//! Which features of a processor there can be none of without another.
+//! Dependencies between features of a processor.
 //!
-//! A host may take one away and leave those that build on it, as a QEMU with `-cpu max,-xsave` does. No
-//! processor is like that, and Linux looks at the feature that it uses alone: with AVX and without XSAVE
-//! it dies of its first AVX instruction (seen with 7.2 in `polyval_mul_pclmul_avx`).
+//! A host may remove a feature and leave those that depend on it, as QEMU with `-cpu max,-xsave` does. No real
+//! processor is like that, and Linux checks only the feature that it uses: with AVX but without XSAVE it
+//! crashes at its first AVX instruction (seen with 7.2 in `polyval_mul_pclmul_avx`).
 
 use kvm_bindings::kvm_cpuid_entry2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Register {
+enum CpuidRegister {
     Eax,
     Ebx,
     Ecx,
@@ -16,9 +16,9 @@ enum Register {
 
 /// A bit of CPUID: the leaf, its subleaf, the register, and the bit's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Feature(u32, u32, Register, u32);
+struct Feature(u32, u32, CpuidRegister, u32);
 
-use Register::{Eax, Ebx, Ecx, Edx};
+use CpuidRegister::{Eax, Ebx, Ecx, Edx};
 
 const XSAVE: Feature = Feature(1, 0, Ecx, 26);
 const AVX: Feature = Feature(1, 0, Ecx, 28);
@@ -27,8 +27,8 @@ const AVX512F: Feature = Feature(7, 0, Ebx, 16);
 const AVX512BW: Feature = Feature(7, 0, Ebx, 30);
 const AMX_TILE: Feature = Feature(7, 0, Edx, 24);
 
-/// Features, and what each is nothing without: `cpuid_deps` in arch/x86/kernel/cpu/cpuid-deps.c of Linux
-/// 6.12, as far as it is about extended state. What others depend on comes first.
+/// Features, each with the one that it depends on: `cpuid_deps` in arch/x86/kernel/cpu/cpuid-deps.c of Linux
+/// 6.12, as far as it is about extended state. A feature is listed before those that depend on it.
 const DEPENDENCIES: [(Feature, Feature); 47] = [
     // OSXSAVE, XSAVEOPT, XSAVEC, XGETBV1, XSAVES, XFD.
     (Feature(1, 0, Ecx, 27), XSAVE),
@@ -86,8 +86,8 @@ const DEPENDENCIES: [(Feature, Feature); 47] = [
     (Feature(7, 0, Edx, 22), AMX_TILE),
 ];
 
-/// Takes away what depends on something that is not there.
-pub fn take_away_what_has_no_base(entries: &mut [kvm_cpuid_entry2]) {
+/// Clears features that depend on a missing one.
+pub fn clear_features_without_dependency(entries: &mut [kvm_cpuid_entry2]) {
     for (feature, needed) in DEPENDENCIES {
         let bit = |entries: &mut [kvm_cpuid_entry2], feature| {
             register(entries, feature).is_some_and(|(register, bit)| *register & bit != 0)
@@ -121,7 +121,7 @@ fn register(
 mod tests {
     use super::*;
 
-    /// A processor that has everything.
+    /// A processor with all features.
     fn all() -> Vec<kvm_cpuid_entry2> {
         [(1, 0), (7, 0), (7, 1), (0xd, 1), (0x8000_0001, 0)]
             .map(|(function, index)| kvm_cpuid_entry2 {
@@ -136,12 +136,12 @@ mod tests {
             .into()
     }
 
-    /// What goes along if `feature` is taken away.
-    fn gone_with(feature: Feature) -> Vec<Feature> {
+    /// The features that are cleared if `feature` is missing.
+    fn cleared_without(feature: Feature) -> Vec<Feature> {
         let mut entries = all();
         let (bits, bit) = register(&mut entries, feature).unwrap();
         *bits &= !bit;
-        take_away_what_has_no_base(&mut entries);
+        clear_features_without_dependency(&mut entries);
         let features = DEPENDENCIES.map(|(feature, _)| feature).into_iter();
         features
             .filter(|feature| {
@@ -152,28 +152,28 @@ mod tests {
     }
 
     #[test]
-    fn nothing_goes_where_everything_is() {
+    fn nothing_is_cleared_if_no_feature_is_missing() {
         let mut entries = all();
-        take_away_what_has_no_base(&mut entries);
+        clear_features_without_dependency(&mut entries);
         assert_eq!(entries, all());
     }
 
     #[test]
-    fn without_xsave_there_is_no_extended_state_at_all() {
+    fn without_xsave_all_features_of_extended_state_are_cleared() {
         let everything = DEPENDENCIES.map(|(feature, _)| feature);
-        assert_eq!(gone_with(XSAVE), everything);
+        assert_eq!(cleared_without(XSAVE), everything);
     }
 
     #[test]
-    fn what_has_its_base_stays() {
-        let gone = gone_with(AVX512F);
-        assert_eq!(gone.len(), 18, "AVX-512 and nothing else");
-        assert!(gone.contains(&AVX512F) && !gone.contains(&AVX2));
-        assert_eq!(gone_with(AVX512BW).len(), 3);
+    fn features_whose_dependency_is_present_stay() {
+        let cleared = cleared_without(AVX512F);
+        assert_eq!(cleared.len(), 18, "AVX-512 only");
+        assert!(cleared.contains(&AVX512F) && !cleared.contains(&AVX2));
+        assert_eq!(cleared_without(AVX512BW).len(), 3);
     }
 
     #[test]
-    fn what_others_depend_on_comes_first() {
+    fn a_feature_is_listed_before_those_that_depend_on_it() {
         for (index, (_, needed)) in DEPENDENCIES.iter().enumerate() {
             let later = &DEPENDENCIES[index + 1..];
             assert!(later.iter().all(|(feature, _)| feature != needed), "{needed:?}");

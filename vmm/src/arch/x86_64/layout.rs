@@ -1,4 +1,4 @@
-//! Where things lie in guest physical memory.
+//! The layout of guest physical memory.
 //!
 //! ```text
 //!  0          zero page, command line, page tables, GDT         (boot only)
@@ -43,9 +43,9 @@ pub const HIGH_MEMORY_START: GuestAddress = GuestAddress(0x10_0000);
 pub const MMIO_GAP_START: GuestAddress = GuestAddress(0xc000_0000);
 /// End of the MMIO gap.
 pub const MMIO_GAP_END: GuestAddress = GuestAddress(0x1_0000_0000);
-/// Memory that PCI functions may be given below 4 GiB, and its size.
+/// Where BARs of PCI functions may be placed below 4 GiB, and its size.
 pub const PCI_MEMORY_32: (GuestAddress, u64) = (MMIO_GAP_START, 256 << 20);
-/// Bytes of memory that PCI functions may be given above everything else. A power of two.
+/// Bytes of guest addresses for BARs of PCI functions above everything else. A power of two.
 pub const PCI_MEMORY_64_BYTES: u64 = 16 << 30;
 /// Configuration space of all PCI buses (the ECAM).
 pub const PCI_ECAM: GuestAddress = GuestAddress(0xe000_0000);
@@ -57,9 +57,9 @@ pub const IO_APIC: u32 = 0xfec0_0000;
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
 /// Where a write is an interrupt message (Intel SDM, volume 3, section 12.11.1).
 pub const MSI_WINDOW: RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
-/// A page that KVM takes for real mode on Intel (`KVM_SET_IDENTITY_MAP_ADDR`).
+/// A page that KVM uses for real mode on Intel (`KVM_SET_IDENTITY_MAP_ADDR`).
 pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
-/// Three pages that KVM takes for the same (`KVM_SET_TSS_ADDR`).
+/// Three pages that KVM uses for the same (`KVM_SET_TSS_ADDR`).
 pub const KVM_TSS: usize = 0xfffb_d000;
 
 /// Alignment of virtio-mem regions. At least Linux's largest memory block for machines of this
@@ -76,7 +76,7 @@ pub mod port {
     pub const PVPANIC: u16 = 0x505;
     /// ACPI sleep and reset registers.
     pub const POWER: u16 = 0x600;
-    /// First of the ports that PCI functions may be given, up to the last there is.
+    /// First of the ports for BARs of PCI functions; the last is 0xffff.
     pub const PCI: u16 = 0x1000;
 }
 
@@ -86,14 +86,13 @@ pub mod gsi {
     pub const SERIAL_1: u32 = 4;
     /// ttyS1.
     pub const SERIAL_2: u32 = 3;
-    /// Inputs of the I/O APIC for virtio-mmio devices, one each: first those that no PC device
-    /// ever had.
+    /// Inputs of the I/O APIC for virtio-mmio devices, one each: first those that no device of a PC uses.
     pub const VIRTIO_MMIO: [u32; 12] = [16, 17, 18, 19, 5, 6, 7, 9, 10, 11, 12, 15];
-    /// Those that all PCI functions share, for INTA to INTD of the first device.
+    /// Inputs that all PCI functions share, for INTA to INTD of the first device.
     pub const PCI: [u32; 4] = [20, 21, 22, 23];
 }
 
-/// The IDs by which an IOMMU tells devices from each other.
+/// The endpoint IDs by which an IOMMU distinguishes devices.
 pub mod endpoint {
     use std::ops::RangeInclusive;
 
@@ -103,7 +102,7 @@ pub mod endpoint {
     pub const VIRTIO_MMIO: RangeInclusive<u32> = 0x1_0000..=0x1_00ff;
 }
 
-/// The pieces of RAM of a machine with `bytes` of it: below the MMIO gap, and above.
+/// The ranges of `bytes` of RAM: below the MMIO gap, and above.
 pub fn ram_ranges(bytes: u64) -> Vec<(GuestAddress, u64)> {
     let below = bytes.min(MMIO_GAP_START.0);
     let above = bytes - below;
@@ -119,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ram_goes_around_the_gap() {
+    fn ram_is_below_and_above_the_gap() {
         const GIB: u64 = 1 << 30;
         assert_eq!(ram_ranges(GIB), [(GuestAddress(0), GIB)]);
         assert_eq!(ram_ranges(3 * GIB), [(GuestAddress(0), 3 * GIB)]);

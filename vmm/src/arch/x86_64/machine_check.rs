@@ -1,9 +1,9 @@
-//! Machine checks: how a processor tells that memory does not give what it must.
+//! Machine checks: how a processor reports a memory error.
 //!
-//! KVM carries one to the guest (KVM_X86_SET_MCE); what it says is made up here, in such a way that
-//! Linux takes it for an error of memory that a process may be killed for, and that ends a kernel
-//! (`mce_severity_intel()` and `mce_severity_amd()`, Linux 6.12). A guest that has not enabled
-//! machine checks in CR4 dies of it, as on a real machine.
+//! KVM delivers a machine check to the guest (KVM_X86_SET_MCE). Its contents are chosen here so that Linux
+//! takes it for an uncorrected memory error: it kills a process that caused it, and panics if the kernel did
+//! (`mce_severity_intel()` and `mce_severity_amd()`, Linux 6.12). A guest that has not enabled machine checks
+//! in CR4 gets a triple fault, as on a real machine.
 
 use std::io;
 
@@ -15,7 +15,7 @@ use crate::kvm::VcpuError;
 use crate::violations::{GuestAccess, Operation};
 use request::{KVM_X86_GET_MCE_CAP_SUPPORTED, KVM_X86_SET_MCE, KVM_X86_SETUP_MCE};
 
-/// What kvm-ioctls does not have.
+/// Ioctls that kvm-ioctls does not have.
 mod request {
     use kvm_bindings::{KVMIO, kvm_x86_mce};
     use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr};
@@ -25,12 +25,12 @@ mod request {
     ioctl_iow_nr!(KVM_X86_SET_MCE, KVMIO, 0x9e, kvm_x86_mce);
 }
 
-/// Whose machine-check architecture a processor has.
+/// The vendor of a processor, which determines its machine-check architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Vendor {
-    /// AMD's, which is Hygon's too.
+    /// AMD, and Hygon.
     Amd,
-    /// Intel's, which is everybody else's.
+    /// Intel, and all other vendors.
     Intel,
 }
 
@@ -50,10 +50,10 @@ pub struct MachineChecks {
 }
 
 impl MachineChecks {
-    /// What `kvm` can do for processors of `vendor`.
+    /// The capabilities that `kvm` supports for processors of `vendor`.
     pub fn new(kvm: &Kvm, vendor: Vendor) -> Result<Self, VcpuError> {
         let mut supported = 0;
-        // SAFETY: the ioctl writes one u64, and that is what it is given.
+        // SAFETY: the ioctl writes one u64, and its argument is one.
         let result =
             unsafe { ioctl_with_mut_ref(kvm, KVM_X86_GET_MCE_CAP_SUPPORTED(), &mut supported) };
         check("KVM_X86_GET_MCE_CAP_SUPPORTED", result)?;
@@ -64,19 +64,20 @@ impl MachineChecks {
         Ok(Self { vendor, capabilities: supported & wanted | mcg_cap::BANKS })
     }
 
-    /// Gives `vcpu`, which has its CPUID, the registers. `virtualises` says whether that has VMX.
-    pub fn set_up(&self, vcpu: &VcpuFd, virtualises: bool) -> Result<(), VcpuError> {
-        // SAFETY: the ioctl reads one u64, and that is what it is given.
+    /// Sets up the machine-check registers of `vcpu`, whose CPUID must be set. `has_vmx` is whether that has
+    /// VMX.
+    pub fn set_up(&self, vcpu: &VcpuFd, has_vmx: bool) -> Result<(), VcpuError> {
+        // SAFETY: the ioctl reads one u64, and its argument is one.
         let result = unsafe { ioctl_with_ref(vcpu, KVM_X86_SETUP_MCE(), &self.capabilities) };
         check("KVM_X86_SETUP_MCE", result)?;
         if self.capabilities & mcg_cap::LMCE_P != 0 {
-            enable_local_machine_checks(vcpu, virtualises)?;
+            enable_local_machine_checks(vcpu, has_vmx)?;
         }
         Ok(())
     }
 
-    /// Raises a machine check for `access` in `vcpu`. `precise` says whether the instruction
-    /// pointer is that of the instruction, which can then be done again.
+    /// Raises a machine check for `access` in `vcpu`. `precise` is whether the instruction pointer is that of
+    /// the instruction, which can then be executed again.
     pub fn raise(
         &self,
         vcpu: &VcpuFd,
@@ -84,7 +85,7 @@ impl MachineChecks {
         precise: bool,
     ) -> Result<(), VcpuError> {
         let event = self.event(access, precise);
-        // SAFETY: the ioctl reads a kvm_x86_mce, and that is what it is given.
+        // SAFETY: the ioctl reads a kvm_x86_mce, and its argument is one.
         let result = unsafe { ioctl_with_ref(vcpu, KVM_X86_SET_MCE(), &event) };
         check("KVM_X86_SET_MCE", result)
     }
@@ -104,9 +105,9 @@ impl MachineChecks {
         const SIGNALLED: u64 = 1 << 56;
         const ACTION_REQUIRED: u64 = 1 << 55;
         const AMD_POISON: u64 = 1 << 43;
-        // IA32_MCi_MISC: a physical address, good to the last bit.
+        // IA32_MCi_MISC: the address is a physical one, with all bits valid.
         const PHYSICAL_ADDRESS: u64 = 2 << 6;
-        // "Cache hierarchy errors", level 0: what was asked for, of what kind.
+        // "Cache hierarchy errors", level 0: the kinds of request and transaction.
         let code = match access.operation {
             Operation::Read => 0x134,
             Operation::Write => 0x144,
@@ -115,7 +116,7 @@ impl MachineChecks {
         let pointer = if precise { RESTART_POINTER_VALID | ERROR_POINTER_VALID } else { 0 };
         let is_local = self.capabilities & mcg_cap::LMCE_P != 0;
         let local = if is_local { LOCAL } else { 0 };
-        // The units that load, store and fetch, each where the vendor has it.
+        // The banks of the data and instruction units, in the vendor's order.
         let (specific, misc, data_bank) = match self.vendor {
             Vendor::Amd => (AMD_POISON, 0, 0),
             Vendor::Intel => (SIGNALLED | ACTION_REQUIRED | MISC_VALID, PHYSICAL_ADDRESS, 1),
@@ -132,14 +133,14 @@ impl MachineChecks {
     }
 }
 
-/// Allows, as firmware does, that a machine check is one vCPU's own. Without that Linux waits for
-/// all vCPUs to come together.
-fn enable_local_machine_checks(vcpu: &VcpuFd, virtualises: bool) -> Result<(), VcpuError> {
+/// Enables local machine checks, as firmware does: they are delivered to one vCPU only. Otherwise Linux has
+/// all vCPUs rendezvous at each machine check.
+fn enable_local_machine_checks(vcpu: &VcpuFd, has_vmx: bool) -> Result<(), VcpuError> {
     const IA32_FEATURE_CONTROL: u32 = 0x3a;
     const LOCKED: u64 = 1 << 0;
     const VMX_OUTSIDE_SMX: u64 = 1 << 2;
     const LOCAL_MACHINE_CHECKS: u64 = 1 << 20;
-    let vmx = if virtualises { VMX_OUTSIDE_SMX } else { 0 };
+    let vmx = if has_vmx { VMX_OUTSIDE_SMX } else { 0 };
     let data = LOCKED | LOCAL_MACHINE_CHECKS | vmx;
     let entry = kvm_msr_entry { index: IA32_FEATURE_CONTROL, data, ..Default::default() };
     let msrs = Msrs::from_entries(&[entry]).expect("one MSR is not too many");
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn intel_gets_a_recoverable_error_of_its_own() {
+    fn intel_gets_a_local_recoverable_error() {
         let read = event(Vendor::Intel, Operation::Read, true);
         // VAL, UC, EN, MISCV, ADDRV, S, AR; data load. MCIP, EIPV, RIPV, LMCE_S.
         assert_eq!((read.status, read.mcg_status), (0xbd80_0000_0000_0134, 0xf));
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn amd_gets_poison() {
+    fn amd_gets_a_poison_error() {
         let write = event(Vendor::Amd, Operation::Write, false);
         // VAL, UC, EN, ADDRV, Poison; data write. MCIP, and nothing of the instruction.
         assert_eq!((write.status, write.mcg_status), (0xb400_0800_0000_0144, 0x4));

@@ -1,4 +1,4 @@
-//! x86-64: what is where, how a kernel is entered, and what a processor says and starts with.
+//! x86-64: memory layout, boot protocols, CPUID, initial registers, clocks and machine checks.
 
 pub mod boot;
 pub mod clocks;

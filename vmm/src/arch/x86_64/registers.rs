@@ -1,4 +1,4 @@
-//! The state in which a vCPU starts.
+//! The initial state of a vCPU.
 
 use kvm_bindings::{Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
@@ -15,16 +15,16 @@ const CR4_PAE: u64 = 1 << 5;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 
-/// What firmware tells in the variable MTRRs (Intel SDM, volume 3, section 12.11.2.3).
+/// Memory that firmware declares as uncached in the variable MTRRs (Intel SDM, volume 3, section 12.11.2.3).
 #[derive(Debug, Clone, Default)]
 pub struct UncachedMemory {
     /// First addresses and sizes. Each size is a power of two, and each range aligned to its own.
     pub ranges: Vec<(u64, u64)>,
-    /// Bits that an address has.
+    /// Number of bits of a physical address.
     pub physical_address_bits: u32,
 }
 
-/// Gives every vCPU its MSRs, FPU and local APIC; the boot vCPU also its registers.
+/// Sets the MSRs, FPU and local APIC of a vCPU; with `entry`, of the boot vCPU, also its registers.
 pub fn set_up(
     vcpu: &VcpuFd,
     memory: &GuestMemoryMmap,
@@ -40,8 +40,8 @@ pub fn set_up(
     Ok(())
 }
 
-/// All memory is cached but for `uncached`, as firmware would say. Without that Linux would map
-/// devices' memory for /dev/mem as cached, and then refuse a driver to map it in any other way.
+/// Declares all memory except `uncached` as cached, as firmware does. Otherwise Linux would map devices'
+/// memory as cached for /dev/mem, and then refuse to let a driver map it in another way.
 fn set_msrs(vcpu: &VcpuFd, uncached: &UncachedMemory) -> Result<(), VcpuError> {
     const IA32_MISC_ENABLE: u32 = 0x1a0;
     const FAST_STRING: u64 = 1 << 0;
@@ -73,7 +73,7 @@ fn set_fpu(vcpu: &VcpuFd) -> Result<(), VcpuError> {
     vcpu.set_fpu(&fpu).map_err(VcpuError::ioctl("KVM_SET_FPU"))
 }
 
-/// LINT0 takes the PIC's interrupts and LINT1 NMIs, as firmware would have set them.
+/// Sets LINT0 to the PIC's interrupts and LINT1 to NMIs, as firmware does.
 fn set_local_apic(vcpu: &VcpuFd) -> Result<(), VcpuError> {
     const LVT_LINT0: usize = 0x350;
     const LVT_LINT1: usize = 0x360;
@@ -135,7 +135,7 @@ fn enter_protected_mode(sregs: &mut kvm_sregs, memory: &GuestMemoryMmap) -> Resu
     Ok(())
 }
 
-/// Loads flat segments, and the GDT they come from: null, unused, code, data, task.
+/// Loads flat segments and their GDT: null, unused, code, data, task.
 fn set_segments(
     sregs: &mut kvm_sregs,
     memory: &GuestMemoryMmap,

@@ -1,4 +1,4 @@
-//! The DSDT: the devices that no bus would find.
+//! The DSDT: the devices that a kernel cannot discover on a bus.
 
 use acpi_tables::aml::{
     Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate, Scope, ZERO,
@@ -12,14 +12,14 @@ use devices::virtio::transport::MmioTransport;
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, Platform, pci};
 use crate::arch::x86_64::layout::{gsi, port};
 
-/// A virtio-mmio device as ACPI tells of it.
+/// A virtio-mmio device as ACPI describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VirtioMmioDevice {
     /// First guest address of its registers.
     pub address: u32,
     /// Its interrupt.
     pub gsi: u32,
-    /// The endpoint that it is to the IOMMU, if it is behind it.
+    /// Its endpoint ID at the IOMMU, if it is behind one.
     pub endpoint: Option<u32>,
 }
 
@@ -44,7 +44,7 @@ pub fn table(platform: &Platform) -> Sdt {
     dsdt
 }
 
-/// An edge-triggered, active-high interrupt that is the device's own.
+/// An edge-triggered, active-high interrupt that is not shared.
 fn interrupt(gsi: u32) -> Interrupt {
     Interrupt::new(true, true, false, false, gsi)
 }

@@ -1,5 +1,5 @@
-//! The ACPI tables of a hardware-reduced machine (ACPI 6.5, section 4.1): what a stock kernel needs
-//! to find its processors, its memory that may come later, and its devices.
+//! The ACPI tables of a hardware-reduced machine (ACPI 6.5, section 4.1): what an unmodified
+//! kernel needs to find its processors, its hotpluggable memory, and its devices.
 
 mod dsdt;
 mod pci;
@@ -32,15 +32,17 @@ const OEM_ID: [u8; 6] = *b"MOAT  ";
 const OEM_TABLE_ID: [u8; 8] = *b"MOATVM  ";
 const OEM_REVISION: u32 = 1;
 
-/// Tables that do not fit.
+/// Why the tables cannot be written.
 #[derive(Debug, Error)]
 pub enum AcpiError {
-    /// The BIOS area is too small.
-    #[error("{size} bytes of ACPI tables do not fit the {room} bytes that are reserved for them")]
+    /// The BIOS area is too small for them.
+    #[error(
+        "{size} bytes of ACPI tables do not fit in the {room} bytes that are reserved for them"
+    )]
     TooLarge {
         /// Bytes of tables.
         size: u64,
-        /// Bytes there are.
+        /// Bytes in the area.
         room: u64,
     },
     /// They do not fit guest memory.
@@ -59,7 +61,7 @@ pub struct HotpluggableMemory {
     pub node: u16,
 }
 
-/// What the tables tell about.
+/// What the tables describe.
 pub struct Platform {
     /// Number of vCPUs. vCPU `n` has APIC id `n`.
     pub vcpus: u32,
@@ -168,9 +170,8 @@ struct LocalApicAffinity {
     clock_domain: u32,
 }
 
-/// All processors and all RAM in one node, and memory that may come where it is wanted. That it may
-/// come makes Linux keep its page tables and DMA masks ready for the highest address there may ever
-/// be.
+/// All processors and all RAM are in one node, and each hotpluggable range is in the configured one. Because
+/// of these ranges Linux prepares its page tables and DMA masks for the highest address that may be used.
 fn srat(platform: &Platform) -> Sdt {
     const NODE: u32 = 0;
     const ENABLED: u32 = 1;
@@ -208,7 +209,7 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    /// The memory that a SRAT tells of: address, size, proximity domain, and whether it may come.
+    /// The memory in a SRAT: address, size, proximity domain, and whether it is hotpluggable.
     fn memory(srat: &Sdt) -> Vec<(u64, u64, u32, bool)> {
         const MEMORY_AFFINITY: u8 = 1;
         let mut structures = &bytes(srat)[48..];
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn c10_memory_that_may_come_is_in_its_own_proximity_domain_and_ram_in_the_first() {
+    fn c10_hotpluggable_memory_is_in_its_own_proximity_domain_and_ram_in_the_first() {
         let hotpluggable = |address, node| HotpluggableMemory { address, size: GIB, node };
         let platform = Platform {
             vcpus: 2,

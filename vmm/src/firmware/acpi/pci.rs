@@ -1,4 +1,4 @@
-//! PCI as ACPI tells of it: the host bridge with its windows and interrupts, and MCFG.
+//! PCI as ACPI describes it: the host bridge with its windows and interrupts, and MCFG.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
@@ -14,15 +14,15 @@ use crate::arch::x86_64::layout::{self, gsi, port};
 /// The last bus that may be below the host bridge.
 const LAST_BUS: u8 = Topology::BUSES - 1;
 
-/// The host bridge as ACPI tells of it.
+/// The host bridge as ACPI describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PciHostBridge {
-    /// Memory above 4 GiB that functions may be given, as address and size.
+    /// The window for BARs of functions above 4 GiB, as address and size.
     pub memory_64: (u64, u64),
 }
 
 impl PciHostBridge {
-    /// Whether `address` is memory that functions may be given.
+    /// Whether `address` is in a window for BARs of functions.
     pub fn passes(&self, address: u64) -> bool {
         let (start, size) = layout::PCI_MEMORY_32;
         let mut windows = [(start.0, size), self.memory_64].into_iter();
@@ -30,7 +30,7 @@ impl PciHostBridge {
     }
 }
 
-/// The table that tells where configuration space is in memory.
+/// The table with the guest address of configuration space.
 pub fn mcfg() -> MCFG {
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     mcfg.add_ecam(layout::PCI_ECAM.0, 0, 0, LAST_BUS);
@@ -66,7 +66,7 @@ pub fn devices(aml: &mut Vec<u8>, bridge: &PciHostBridge) {
     .to_aml_bytes(aml);
 }
 
-/// What the host bridge passes on, and the ports that it keeps.
+/// The address windows and buses of the host bridge, and the ports of its configuration mechanism.
 struct Windows<'a>(&'a PciHostBridge);
 
 impl Aml for Windows<'_> {
@@ -98,8 +98,8 @@ fn routing() -> PackageBuilder {
     routes
 }
 
-/// `_OSC` (PCI Firmware 3.3, section 4.5.1): of all that Linux asks for, it gets control of the
-/// PCI Express capability. No function here has any of the rest.
+/// `_OSC` (PCI Firmware 3.3, section 4.5.1): of all the features that Linux asks for, it is granted control
+/// of the PCI Express capability. No function here has any other.
 fn capabilities() -> impl Aml {
     const PCI_EXPRESS_CAPABILITY: u8 = 1 << 4;
     const CONTROL_OFFSET: u8 = 8;
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_bridge_passes_its_windows_and_nothing_beside_them() {
+    fn a_host_bridge_passes_addresses_in_its_windows_only() {
         let bridge = PciHostBridge { memory_64: (0x10_0000_0000, 0x1000) };
         for (address, passes) in [
             (0xbfff_ffff, false),

@@ -1,5 +1,5 @@
-//! The tables of whole machines, disassembled: what `iasl` of Debian 12 prints of them is what the files in
-//! `expected` have. With MOAT_TEST_BLESS=1 in the environment those are written instead.
+//! The tables of whole machines as `iasl` of Debian 12 disassembles them, compared with the files in
+//! `expected`. With MOAT_TEST_BLESS=1 in the environment those files are written instead.
 
 use std::fs;
 use std::path::Path;
@@ -43,8 +43,8 @@ impl Tables {
         self.bytes(address, length as usize)
     }
 
-    /// As a kernel finds them: the XSDT that the RSDP points to, the tables that the XSDT points to, and the
-    /// DSDT that the FADT points to. The RSDP itself `iasl` does not take.
+    /// All tables, found as a kernel finds them: the XSDT that the RSDP points to, the tables that the XSDT points to, and the
+    /// DSDT that the FADT points to. `iasl` does not take the RSDP itself.
     fn all(&self) -> Vec<Vec<u8>> {
         const XSDT_OF_RSDP: u64 = 24;
         const HEADER: u64 = 36;
@@ -66,7 +66,7 @@ impl Tables {
     }
 }
 
-/// A table as text, without what is about the run of `iasl`: the comment at its beginning.
+/// A table as text, without the comment at its beginning, which is about the run of `iasl`.
 fn disassemble(table: &[u8]) -> String {
     let directory = TempDir::new().unwrap();
     fs::write(directory.path().join("table"), table).unwrap();
@@ -94,8 +94,8 @@ fn assert_expected(name: &str, platform: &Platform) {
     let place = differs.map_or("its end".to_owned(), |line| format!("line {}", line + 1));
     assert!(
         actual == expected,
-        "from {place} on, {} is not what iasl prints of these tables. If that is wanted, write it with \
-         MOAT_TEST_BLESS=1, and look at the difference by git diff.",
+        "from {place} on, {} differs from what iasl prints for these tables. If the change is intended, write \
+         the file with MOAT_TEST_BLESS=1 and review it with git diff.",
         path.display()
     );
 }

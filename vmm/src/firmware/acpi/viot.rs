@@ -1,4 +1,4 @@
-//! Which devices are behind the IOMMU, as ACPI tells of it (ACPI 6.5, section 5.2.31).
+//! The VIOT: which devices are behind the IOMMU (ACPI 6.5, section 5.2.31).
 
 use acpi_tables::viot::{MmioEndpoint, PciDevice, PciRange, VIOT, VirtIoMmioIommu, VirtIoPciIommu};
 use devices::pci::FunctionAddress;
@@ -14,8 +14,8 @@ pub enum IommuPlace {
     Mmio(u64),
 }
 
-/// The table: all of PCI is behind the IOMMU, each function as the endpoint that its address is, and
-/// so is every virtio-mmio device that is an endpoint.
+/// The table. All PCI functions are behind the IOMMU, each with its address as endpoint ID, and so are the
+/// virtio-mmio devices that have an endpoint ID.
 pub fn table(iommu: IommuPlace, platform: &Platform) -> VIOT {
     let mut viot = VIOT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let node = match iommu {

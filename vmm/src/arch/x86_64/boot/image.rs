@@ -1,5 +1,4 @@
-//! Telling kernel images apart before anything is loaded, so that a wrong one is named as what it
-//! is.
+//! Identifies kernel images before anything is loaded, so that the error for a wrong file says what it is.
 
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -15,7 +14,7 @@ use vm_memory::ByteValued;
 use super::BootError;
 use crate::arch::x86_64::layout;
 
-/// The images that boot.
+/// The formats of kernel images that can be booted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageFormat {
     /// A compressed x86 kernel with its set-up code.
@@ -24,7 +23,7 @@ pub enum ImageFormat {
     Elf,
 }
 
-/// Compressed or foreign formats, by how they begin, and what to say of them.
+/// Other formats by their first bytes, and the error for each.
 const KNOWN_WRONG: [(&[u8], &str); 5] = [
     (b"\x1f\x8b", "is gzip-compressed; unpack it first"),
     (b"\xfd7zXZ", "is xz-compressed; unpack it first"),
@@ -33,28 +32,28 @@ const KNOWN_WRONG: [(&[u8], &str); 5] = [
     (b"070701", "is an initramfs; give it with --initrd"),
 ];
 
-/// A kernel image, as its headers say and its file bears out.
+/// A kernel image whose headers have been checked against its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// What kind it is.
+    /// Its format.
     pub format: ImageFormat,
-    /// What of an ELF file is loaded, by guest address.
+    /// The ranges of guest addresses that an ELF file is loaded to.
     segments: Vec<Range<u64>>,
 }
 
 impl Image {
-    /// First address beyond what is loaded of an ELF file.
+    /// First address beyond the segments of an ELF file; 0 for a bzImage.
     pub fn segments_end(&self) -> u64 {
         self.segments.iter().map(|segment| segment.end).max().unwrap_or(0)
     }
 
-    /// Whether there is something at an ELF file's entry point.
+    /// Whether the entry point of an ELF file is in a segment.
     pub fn is_loaded(&self, entry: u64) -> bool {
         self.segments.iter().any(|segment| segment.contains(&entry))
     }
 }
 
-/// Looks at the headers of `file`.
+/// Reads and checks the headers of `file`.
 pub fn inspect(path: &Path, file: &File) -> Result<Image, BootError> {
     let read_error = |source| BootError::read(path, source);
     let not_a_kernel = |reason| BootError::NotAKernel { path: path.into(), reason };
@@ -74,7 +73,7 @@ pub fn inspect(path: &Path, file: &File) -> Result<Image, BootError> {
     Ok(Image { format, segments })
 }
 
-/// All headers of a bzImage that are looked at.
+/// Bytes at the start of a bzImage that contain all headers that are read.
 const HEAD_BYTES: usize = 0x300;
 
 fn classify(head: &[u8]) -> Result<ImageFormat, String> {
@@ -114,7 +113,7 @@ fn check_bzimage(head: &[u8], file_size: u64) -> Result<(), String> {
     let kernel_size = u64::from(header.syssize) * PARAGRAPH;
     let needed = (setup_sectors + 1) * SECTOR + kernel_size;
     if kernel_size == 0 {
-        return Err("is a bzImage with no kernel behind its setup code".into());
+        return Err("is a bzImage with no kernel after its setup code".into());
     }
     if file_size < needed {
         return Err(truncated(file_size, needed));
@@ -129,7 +128,7 @@ fn check_bzimage(head: &[u8], file_size: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// The release that a bzImage names (`kernel_version` in that header); none if it is no bzImage.
+/// The release of a bzImage (`kernel_version` in that header); none if it is not a bzImage.
 pub fn bzimage_release(image: &[u8]) -> Option<String> {
     const VERSION_BASE: usize = 0x200;
     let header = setup_header(image).filter(|_| classify(image) == Ok(ImageFormat::BzImage))?;
@@ -150,12 +149,12 @@ fn truncated(file_size: u64, needed: u64) -> String {
     format!("is truncated: it has {file_size} bytes, and its headers describe {needed}")
 }
 
-/// What of an ELF file is to be loaded, by guest address.
+/// The ranges of guest addresses that an ELF file has to be loaded to.
 fn elf_segments<'a>(file: impl ReadRef<'a>) -> Result<Vec<Range<u64>>, String> {
-    /// A vmlinux has five; what comes behind that is no program header.
-    const MOST_SEGMENTS: u16 = 128;
-    /// A vmlinux has less than a page of notes, which are read one by one.
-    const MOST_NOTE_BYTES: u64 = 1 << 20;
+    /// A vmlinux has five; many more means that the file is damaged.
+    const MAX_SEGMENTS: u16 = 128;
+    /// A vmlinux has less than a page of notes. They are read one by one, so a huge number would take long.
+    const MAX_NOTE_BYTES: u64 = 1 << 20;
     let file_size = file.len().map_err(|()| "cannot be read")?;
     let damaged = |error: object::Error| format!("is a damaged ELF file: {error}");
     let header = FileHeader64::<Endianness>::parse(file).map_err(damaged)?;
@@ -168,9 +167,9 @@ fn elf_segments<'a>(file: impl ReadRef<'a>) -> Result<Vec<Range<u64>>, String> {
         ));
     }
     if header.e_type(endian) != ET_EXEC {
-        return Err("is an ELF file but no vmlinux (not of type EXEC)".into());
+        return Err("is an ELF file but not a vmlinux (not of type EXEC)".into());
     }
-    if header.e_phnum(endian) > MOST_SEGMENTS {
+    if header.e_phnum(endian) > MAX_SEGMENTS {
         return Err(format!("is a damaged ELF file: it has {} segments", header.e_phnum(endian)));
     }
     let mut segments = Vec::new();
@@ -181,7 +180,7 @@ fn elf_segments<'a>(file: impl ReadRef<'a>) -> Result<Vec<Range<u64>>, String> {
         if [PT_LOAD, PT_NOTE].contains(&kind) && end > file_size {
             return Err(truncated(file_size, end));
         }
-        if kind == PT_NOTE && in_file > MOST_NOTE_BYTES {
+        if kind == PT_NOTE && in_file > MAX_NOTE_BYTES {
             return Err(format!("is a damaged ELF file: it has {in_file} bytes of notes"));
         }
         if kind == PT_LOAD {
@@ -202,7 +201,7 @@ fn elf_segments<'a>(file: impl ReadRef<'a>) -> Result<Vec<Range<u64>>, String> {
     Ok(segments)
 }
 
-/// Where a segment of `size` bytes goes, of which the file has `in_file`. None if it is empty.
+/// The guest addresses of a segment of `size` bytes, of which `in_file` are in the file. None if it is empty.
 fn loaded_range(start: u64, size: u64, in_file: u64) -> Result<Option<Range<u64>>, String> {
     if size == 0 {
         return Ok(None);
@@ -231,7 +230,7 @@ mod tests {
     use object::write::elf::Writer;
 
     #[test]
-    fn wrong_images_are_named_as_what_they_are() {
+    fn the_error_for_a_wrong_image_says_what_it_is() {
         let mut arm64 = vec![0; 64];
         arm64[56..60].copy_from_slice(b"ARM\x64");
         for (head, reason) in [
@@ -264,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bzimage_is_as_long_as_its_headers_say_or_longer() {
+    fn a_bzimage_must_be_as_long_as_its_headers_say() {
         const SIZE: u64 = 1024 + 0x1_0000;
         let head = bzimage(|_| {});
         assert_eq!(classify(&head), Ok(ImageFormat::BzImage));
@@ -278,7 +277,7 @@ mod tests {
         let wrong: [(Change, &str); 4] = [
             (|header| header.version = 0x20d - 2, "64-bit entry"),
             (|header| header.xloadflags = 0, "64-bit entry"),
-            (|header| header.syssize = 0, "no kernel behind"),
+            (|header| header.syssize = 0, "no kernel after"),
             (|header| header.payload_length = 0xff01, "payload ends"),
         ];
         for (change, reason) in wrong {
@@ -337,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn an_elf_file_holds_what_its_headers_say() {
+    fn an_elf_file_must_match_its_headers() {
         const MIB: u64 = 1 << 20;
         let empty = Segment { in_file: 0, size: 0, ..CODE };
         let bss = Segment { in_file: 0, address: 4 * MIB, ..CODE };
@@ -368,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn notes_of_a_sparse_file_are_not_read_for_minutes() {
+    fn an_elf_file_with_huge_notes_is_refused() {
         let file = tempfile::tempfile().unwrap();
         let huge = Segment { in_file: 1 << 40, ..NOTE };
         let bytes = elf(EM_X86_64, ET_EXEC, 2 << 20, &[CODE, huge]);

@@ -1,4 +1,4 @@
-//! Putting a kernel, its initramfs and its command line into memory, by the Linux 64-bit boot
+//! Loads a kernel, its initramfs and its command line into memory, by the Linux 64-bit boot
 //! protocol (Documentation/arch/x86/boot.rst) or PVH (Xen's docs/misc/pvh.pandoc).
 
 mod image;
@@ -30,16 +30,16 @@ pub use image::bzimage_release;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BootProtocol {
-    /// PVH for a vmlinux that has such an entry, the Linux 64-bit protocol for all else.
+    /// PVH for a vmlinux that has a PVH entry, otherwise the Linux 64-bit protocol.
     #[default]
     Auto,
     /// The Linux 64-bit boot protocol.
     Linux64,
-    /// PVH; only a vmlinux has it.
+    /// PVH; only for a vmlinux.
     Pvh,
 }
 
-/// A kernel that cannot be booted.
+/// Why a kernel cannot be booted.
 #[derive(Debug, Error)]
 pub enum BootError {
     /// A file cannot be read.
@@ -47,10 +47,10 @@ pub enum BootError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the host said.
+        /// The host's error.
         source: io::Error,
     },
-    /// The kernel is no kernel of this machine.
+    /// The file is not a kernel for this machine.
     #[error("{} {reason}", path.display())]
     NotAKernel {
         /// The file.
@@ -58,23 +58,23 @@ pub enum BootError {
         /// What it is instead.
         reason: String,
     },
-    /// The loader refuses it.
+    /// The loader cannot load it.
     #[error("cannot load {}: {reason}; is it truncated, or memory too small?", path.display())]
     Load {
         /// The file.
         path: PathBuf,
-        /// What the loader said.
+        /// The loader's error.
         reason: String,
     },
-    /// PVH was asked for.
+    /// PVH was requested, and the kernel has no PVH entry point.
     #[error("{} has no PVH entry point; only a vmlinux built with CONFIG_PVH has one", path.display())]
     NoPvhEntry {
         /// The file.
         path: PathBuf,
     },
-    /// PVH would enter where nothing is.
+    /// The PVH entry point is outside of all segments.
     #[error("{} is a damaged ELF file: its PVH entry point {entry:#x} is in no segment", path.display())]
-    StrayPvhEntry {
+    PvhEntryOutsideSegments {
         /// The file.
         path: PathBuf,
         /// The address.
@@ -82,7 +82,7 @@ pub enum BootError {
     },
     /// The kernel needs more memory to unpack itself.
     #[error(
-        "the kernel needs memory up to {needed:#x} but there is only {available:#x}; give it more with --memory"
+        "the kernel needs memory up to {needed:#x}, but RAM ends at {available:#x}; give it more with --memory"
     )]
     KernelDoesNotFit {
         /// First address beyond what it needs.
@@ -116,7 +116,7 @@ pub enum BootError {
     /// A boot structure does not fit memory.
     #[error("cannot write boot structures to guest memory: {0}")]
     Memory(#[from] vm_memory::GuestMemoryError),
-    /// The same, said by the loader.
+    /// The same, reported by the loader.
     #[error("cannot write boot parameters to guest memory: {0}")]
     Configurator(#[from] linux_loader::configurator::Error),
 }
@@ -137,7 +137,7 @@ pub struct Entry {
     pub mode: EntryMode,
 }
 
-/// The state in which a kernel wants to be entered.
+/// The state in which a kernel has to be entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EntryMode {
     /// Long mode, with the zero page in RSI.
@@ -216,14 +216,17 @@ pub fn load(
     match (source.protocol, loaded.pvh_boot_cap) {
         (BootProtocol::Auto | BootProtocol::Pvh, PvhBootCapability::PvhEntryPresent(address)) => {
             if !image.is_loaded(address.0) {
-                return Err(BootError::StrayPvhEntry { path: path.into(), entry: address.0 });
+                return Err(BootError::PvhEntryOutsideSegments {
+                    path: path.into(),
+                    entry: address.0,
+                });
             }
             write_start_info(memory, &map, initrd)?;
             Ok(Entry { address, mode: EntryMode::Pvh { start_info: layout::PVH_START_INFO } })
         }
         (BootProtocol::Pvh, _) => Err(BootError::NoPvhEntry { path: path.into() }),
         (BootProtocol::Auto | BootProtocol::Linux64, _) => {
-            // A bzImage has its 64-bit entry 512 bytes in; a vmlinux says where.
+            // The 64-bit entry of a bzImage is at offset 512; that of a vmlinux is in its header.
             let offset = if image.format == ImageFormat::BzImage { 0x200 } else { 0 };
             write_zero_page(memory, &map, header, source.cmdline.len(), initrd)?;
             let address = GuestAddress(loaded.kernel_load.0 + offset);
@@ -246,8 +249,8 @@ fn load_image(
     loaded.map_err(|error| BootError::Load { path: path.into(), reason: error.to_string() })
 }
 
-/// First address beyond what the kernel needs, unpacked. (boot.rst: a bzImage runs within
-/// `init_size` bytes of the larger of where it is and where it prefers to be.)
+/// First address beyond the memory that the unpacked kernel needs. (boot.rst: a bzImage needs `init_size`
+/// bytes from the larger of its load address and its preferred address.)
 fn kernel_end(loaded: &KernelLoaderResult) -> u64 {
     match &loaded.setup_header {
         None => loaded.kernel_end,
@@ -266,7 +269,7 @@ fn initrd_limit(header: &bootparam::setup_header, low_end: u64) -> u64 {
     low_end.min(addressable)
 }
 
-/// Puts the initramfs as high as it may be. Returns where, and its size.
+/// Loads the initramfs as high as possible. Returns its address and size.
 fn load_initrd(
     initrd: &[u8],
     memory: &GuestMemoryMmap,
@@ -293,7 +296,7 @@ fn load_command_line(
     memory: &GuestMemoryMmap,
     header: &bootparam::setup_header,
 ) -> Result<(), BootError> {
-    // What Linux takes where no header says otherwise: COMMAND_LINE_SIZE - 1.
+    // Linux's limit if no header has one: COMMAND_LINE_SIZE - 1.
     const WITHOUT_A_HEADER: usize = 2047;
     let maximum = match header.cmdline_size {
         0 => WITHOUT_A_HEADER,
@@ -310,9 +313,9 @@ fn load_command_line(
     Ok(())
 }
 
-/// Puts code where a processor starts after a reset: it resets the machine. There is no firmware,
-/// but Linux jumps there to reboot: hardware-reduced ACPI makes it try EFI first and the BIOS next,
-/// never ACPI's own reset register (`reboot_init`, arch/x86/kernel/reboot.c, 6.1 and 6.12).
+/// Writes code that resets the machine to the address where a processor starts after a reset. There is no
+/// firmware, but Linux jumps there to reboot: with hardware-reduced ACPI it tries EFI first and the BIOS
+/// next, never ACPI's own reset register (`reboot_init`, arch/x86/kernel/reboot.c, 6.1 and 6.12).
 fn write_reset_vector(memory: &GuestMemoryMmap) -> Result<(), BootError> {
     let [port_low, port_high] = (port::POWER + PowerRegisters::RESET).to_le_bytes();
     const MOV_DX: u8 = 0xba;
@@ -329,7 +332,7 @@ fn memory_map(ram_bytes: u64) -> Vec<MapEntry> {
     let mut map = vec![
         MapEntry { start: 0, size: layout::LOW_MEMORY_END.0, kind: E820_RAM },
         MapEntry { start: bios.start, size: bios.end - bios.start, kind: E820_RESERVED },
-        // Early in its boot Linux takes no other word about it. Without PCI it does no harm.
+        // Early in its boot Linux trusts MCFG only if e820 reserves the ECAM. Without PCI it does no harm.
         MapEntry { start: layout::PCI_ECAM.0, size: Ecam::SIZE, kind: E820_RESERVED },
     ];
     for (start, size) in layout::ram_ranges(ram_bytes) {
@@ -348,7 +351,7 @@ fn write_zero_page(
 ) -> Result<(), BootError> {
     const UNKNOWN_LOADER: u8 = 0xff;
     let mut params = bootparam::boot_params { hdr: header, ..Default::default() };
-    // A vmlinux has no header of its own, and Linux wants these of any.
+    // A vmlinux has no setup header, but Linux requires these fields.
     params.hdr.boot_flag = 0xaa55;
     params.hdr.header = u32::from_le_bytes(*b"HdrS");
     params.hdr.type_of_loader = UNKNOWN_LOADER;

@@ -197,3 +197,20 @@ fn nothing_is_left_when_moat_is_killed() {
     child.wait().unwrap();
     assert!(!Path::new(&format!("/proc/{}", child.id())).exists());
 }
+
+#[test]
+fn a_program_has_a_terminal_if_moat_has_one() {
+    let moat = env!("CARGO_BIN_EXE_moat");
+    let kernel = directory_of("debian-6.12-cloud");
+    let inside = "tty; stty size; exit 5";
+    let session =
+        format!("stty rows 33 cols 101; exec {moat} run --kernel {kernel} -- sh -c '{inside}'");
+    let mut script = Command::new("script");
+    script.args(["-qec", &session, "/dev/null"]).stdin(Stdio::null());
+    let output = script.output().unwrap();
+    let printed = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(5), "{printed}");
+    for line in ["/dev/pts/0", "33 101"] {
+        assert!(printed.contains(line), "{printed:?} should contain {line:?}");
+    }
+}

@@ -10,20 +10,14 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum KernelSourceError {
     /// The host's own.
-    #[error("cannot use this host's kernel, {image}: {source}; name one with --kernel", image = image.display())]
-    Host {
-        /// Where it should be.
-        image: PathBuf,
-        /// Why it cannot be used.
-        source: KernelError,
-    },
+    #[error("cannot run this host's own kernel; name another one with --kernel")]
+    Host(#[source] KernelError),
     /// The one that was asked for.
     #[error(transparent)]
     Asked(#[from] KernelError),
 }
 
-/// A kernel and its modules: a bzImage, and a directory of modules beside it if there is one; a directory
-/// with a bzImage and modules; or the host's own.
+/// A kernel and its modules: a bzImage and a directory of modules, a directory with both, or the host's own.
 pub fn find_kernel(
     kernel: Option<&Path>,
     modules: Option<&Path>,
@@ -39,6 +33,5 @@ fn host_kernel() -> Result<GuestKernel, KernelSourceError> {
     let release = uname().release().to_string_lossy().into_owned();
     let image = PathBuf::from(format!("/boot/vmlinuz-{release}"));
     let modules = PathBuf::from(format!("/lib/modules/{release}"));
-    GuestKernel::from_image(&image, Some(&modules))
-        .map_err(|source| KernelSourceError::Host { image, source })
+    GuestKernel::from_image(&image, Some(&modules)).map_err(KernelSourceError::Host)
 }

@@ -48,12 +48,13 @@ impl FromStr for Size {
             }
             _ => return Err(wrong()),
         };
-        let bytes = (whole * scale + fraction) << shift;
+        let too_large = || format!("invalid size {text:?}: it does not fit in 64 bits");
+        let bytes = (whole * scale + fraction).checked_mul(1 << shift).ok_or_else(too_large)?;
         if !bytes.is_multiple_of(scale) {
             return Err(format!("invalid size {text:?}: it is no whole number of bytes"));
         }
         let bytes = u64::try_from(bytes / scale);
-        bytes.map(Self).map_err(|_| format!("invalid size {text:?}: it does not fit in 64 bits"))
+        bytes.map(Self).map_err(|_| too_large())
     }
 }
 
@@ -133,6 +134,7 @@ mod tests {
             "1GG",
             "1 G",
             "20000000T",
+            "18446744073709551615.000000000000T",
             "99999999999999999999",
             "0.99999999999999999999999999999999999999999G",
         ] {

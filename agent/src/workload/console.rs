@@ -21,13 +21,13 @@ pub struct Console {
     pub control: File,
     pub stdin: File,
     pub stdout: File,
-    pub stderr: Option<File>,
+    pub stderr: File,
 }
 
 impl Console {
     /// Opens the ports, after waiting for them to appear: a driver finds its devices, and learns of their
-    /// ports, some time after it is loaded. The caller knows whether there is one for standard error.
-    pub fn open(uevents: Uevents, with_stderr: bool) -> anyhow::Result<Self> {
+    /// ports, some time after it is loaded.
+    pub fn open(uevents: Uevents) -> anyhow::Result<Self> {
         let open = |name| {
             let path = uevents.wait_for(|| find(name)).context("cannot wait for ports")?;
             let file = File::options().read(true).write(true).open(&path);
@@ -37,7 +37,7 @@ impl Console {
             control: open(port::CONTROL)?,
             stdin: open(port::STDIN)?,
             stdout: open(port::STDOUT)?,
-            stderr: with_stderr.then(|| open(port::STDERR)).transpose()?,
+            stderr: open(port::STDERR)?,
         })
     }
 }

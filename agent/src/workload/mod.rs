@@ -35,7 +35,7 @@ pub fn run(workload: &Workload) -> anyhow::Result<Infallible> {
         modules::load(module, "")
             .map_err(|failure| anyhow!("cannot load module {module}: {failure:?}"))?;
     }
-    let console = Console::open(uevents, workload.terminal.is_none())?;
+    let console = Console::open(uevents)?;
     let control = console.control.try_clone()?;
     let report = match files::mount_all(workload) {
         Err(error) => Report::NotReady(format!("{error:#}")),
@@ -70,7 +70,8 @@ fn run_program(workload: &Workload, console: Console) -> Report {
         thread::spawn(move || relay::copy(stdin, input));
     }
     outputs.push(thread::spawn(move || relay::copy(program.output, stdout)));
-    if let (Some(errors), Some(stderr)) = (program.errors, stderr) {
+    // Without, the port is closed here: the host waits for the end of each.
+    if let Some(errors) = program.errors {
         outputs.push(thread::spawn(move || relay::copy(errors, stderr)));
     }
     let end = process::wait_for(pid);

@@ -37,6 +37,14 @@ pub enum KernelError {
         /// Why.
         source: io::Error,
     },
+    /// The image is missing or unreadable.
+    #[error("cannot read the kernel image {path}")]
+    UnreadableImage {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A file that no boot loader would take for a kernel.
     #[error("{0} is not a bzImage: give the file arch/x86/boot/bzImage of a kernel's build")]
     NotAnImage(PathBuf),
@@ -152,7 +160,7 @@ fn read(path: &Path) -> Result<String, KernelError> {
 
 fn release_of(image: &Path) -> Result<String, KernelError> {
     let bytes = fs::read(image)
-        .map_err(|source| KernelError::Unreadable { path: image.to_owned(), source })?;
+        .map_err(|source| KernelError::UnreadableImage { path: image.to_owned(), source })?;
     bzimage_release(&bytes).ok_or_else(|| KernelError::NotAnImage(image.to_owned()))
 }
 

@@ -39,5 +39,5 @@ fn a_kvm_that_cannot_be_opened_is_unfit() {
 
 #[test]
 fn a_file_that_is_not_kvm_is_unfit() {
-    assert_eq!(complaint("touch /dev/kvm"), "/dev/kvm has API version -1, not 12\n");
+    assert_eq!(complaint("touch /dev/kvm"), "/dev/kvm has API version -1; expected 12\n");
 }

@@ -159,7 +159,7 @@ fn stop_ends_the_machine_for_dma_too() {
     let message = ending.to_string();
     let Ending::RefusedDma(refused) = ending else { panic!("{message}") };
     assert_eq!((refused.address, refused.block, refused.count), (address, block, 1));
-    for part in ["stopped for mem0", "queue 0, descriptor 0", "unplugged block 5 of mem0"] {
+    for part in ["mem0: DMA of 10 bytes", "queue 0, descriptor 0", "unplugged block 5 of mem0"] {
         assert!(message.contains(part), "{message:?} should say {part:?}");
     }
 }

@@ -231,7 +231,6 @@ struct State {
     is_started: bool,
     /// The first one counts.
     outcome: Option<Outcome>,
-    has_ended: bool,
 }
 
 impl Progress {
@@ -246,6 +245,7 @@ impl Progress {
     /// Sets the program's result, unless it has one already.
     fn decide(&self, outcome: Outcome) {
         self.lock().outcome.get_or_insert(outcome);
+        self.state.1.notify_all();
     }
 
     /// Likewise, and ends the machine.
@@ -272,10 +272,28 @@ impl Progress {
 
     /// Handles the agent's reports. The machine ends once the program has, and its output is written.
     fn receive_reports(&self, reports: PortReader, outputs: [JoinHandle<()>; 2], program: String) {
+        let outcome = self.last_report(reports, program);
+        let has_run = matches!(outcome, Some(Outcome::Ended(_)));
+        // Without a report the guest goes down by itself, and the machine's ending says how.
+        let is_reported = outcome.is_some();
+        if let Some(outcome) = outcome {
+            self.decide(outcome);
+        }
+        // A program that ran has closed its output. If none did, the end of the machine does.
+        if is_reported && !has_run {
+            self.control.stop();
+        }
+        outputs.into_iter().for_each(|output| drop(output.join()));
+        if is_reported {
+            self.control.stop();
+        }
+    }
+
+    /// What the last report says of the program. None if the guest closes the port without one.
+    fn last_report(&self, reports: PortReader, program: String) -> Option<Outcome> {
         let mut reports = FrameReader::new(reports);
-        // Only the first report is followed by another.
-        while let Ok(report) = reports.read::<Report>() {
-            self.decide(match report {
+        loop {
+            return Some(match reports.read::<Report>().ok()? {
                 Report::Started => {
                     self.lock().is_started = true;
                     self.state.1.notify_all();
@@ -288,16 +306,7 @@ impl Progress {
                 }
                 Report::NotStarted { reason, .. } => Outcome::Failed(Failure::NotStarted(reason)),
             });
-            break;
         }
-        // A program that ran has closed its output; if none did, nothing will.
-        if !self.lock().is_started {
-            self.control.stop();
-        }
-        outputs.into_iter().for_each(|output| drop(output.join()));
-        self.lock().has_ended = true;
-        self.state.1.notify_all();
-        self.control.stop();
     }
 
     /// Ends a program that takes too long.
@@ -317,7 +326,7 @@ impl Progress {
     /// Waits until `is_so`, or the program has ended. False at the deadline.
     fn wait(&self, deadline: Option<Instant>, is_so: impl Fn(&State) -> bool) -> bool {
         let mut state = self.lock();
-        while !is_so(&state) && !state.has_ended && state.outcome.is_none() {
+        while !is_so(&state) && state.outcome.is_none() {
             let left =
                 deadline.map_or(Duration::MAX, |it| it.saturating_duration_since(Instant::now()));
             if left.is_zero() {

@@ -8,7 +8,7 @@ use std::{
 use virtio_driver::{Buffer, Bus, Register, Registers, Rings, Virtqueue, status};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::{PATIENCE, Program, Queue};
+use super::{Program, Queue, TIMEOUT};
 
 /// The first virtio-mmio device, which is the first virtio-mem device.
 const VIRTIO_MMIO: u64 = 0xd000_0000;
@@ -264,7 +264,7 @@ impl Driver {
     /// Makes a chain of buffers available, and waits until it is used.
     /// Returns the length used.
     pub fn submit(&mut self, program: &mut Program, chain: &[Buffer]) -> u64 {
-        match self.offer(program, chain, PATIENCE) {
+        match self.offer(program, chain, TIMEOUT) {
             Completion::Used(length) => length,
             other => panic!("the device did not use the chain: {other:?}"),
         }

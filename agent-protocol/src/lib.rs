@@ -25,6 +25,4 @@ pub use frame::{FrameError, FrameReader, MAGIC, MAX_DATA, MAX_FRAME, write_frame
 pub use module_index::{ModuleEntry, ModuleIndex, ModuleIndexError, module_name};
 pub use request::{Command, FileId, Hello, Power, ProcessId, Request, VERSION};
 pub use signal::{Fault, Signal};
-pub use workload::{
-    Credentials, Instruction, Report, Root, Share, WORKLOAD_PATH, WindowSize, Workload, port,
-};
+pub use workload::{Credentials, Report, Share, WORKLOAD_PATH, WindowSize, Workload, port};

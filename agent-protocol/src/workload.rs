@@ -12,7 +12,8 @@ pub const WORKLOAD_PATH: &str = "/workload";
 
 /// The names of the ports of a workload.
 pub mod port {
-    /// [`Report`](super::Report)s from the agent, and [`Instruction`](super::Instruction)s to it.
+    /// [`Report`](super::Report)s from the agent, and to it the [`WindowSize`](super::WindowSize) of the
+    /// program's terminal whenever that changes.
     pub const CONTROL: &str = "moat.control";
     /// What the program reads.
     pub const STDIN: &str = "moat.stdin";
@@ -27,8 +28,9 @@ pub mod port {
 pub struct Workload {
     /// Modules to load first, in this order.
     pub modules: Vec<String>,
-    /// The root directory.
-    pub root: Root,
+    /// The tag of the virtio-fs that is the root directory, under a layer in memory which has what the guest
+    /// changes.
+    pub root_tag: String,
     /// Further directories, in the order in which to mount them.
     pub shares: Vec<Share>,
     /// The program and its arguments.
@@ -43,15 +45,6 @@ pub struct Workload {
     pub terminal: Option<WindowSize>,
     /// The guest's host name.
     pub host_name: String,
-}
-
-/// A root directory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Root {
-    /// The initramfs itself.
-    Initramfs,
-    /// The virtio-fs with this tag, and over it a layer in memory which has what the guest changes.
-    Shared(String),
 }
 
 /// A directory of the host in the guest.
@@ -101,13 +94,4 @@ pub enum Report {
         /// The kernel's error.
         reason: String,
     },
-}
-
-/// What the host asks the agent to do with a workload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Instruction {
-    /// The terminal's size has changed.
-    Resize(WindowSize),
-    /// Send the program's process group this signal.
-    Signal(i32),
 }

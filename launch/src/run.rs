@@ -1,17 +1,15 @@
 //! Runs a program in a machine.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, BufReader, ErrorKind, Read, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use agent_protocol::{
-    Credentials, FrameReader, Instruction, Report, Root, WORKLOAD_PATH, WindowSize, Workload, port,
-    write_frame,
+    Credentials, FrameReader, Report, WORKLOAD_PATH, WindowSize, Workload, port, write_frame,
 };
 use shared_dir::{Descriptors, Mode, OpenError, SharedDirectory};
-use tempfile::NamedTempFile;
 use testvm::initramfs::Initramfs;
 use testvm::kernel::{GuestKernel, KernelError};
 use thiserror::Error;
@@ -24,7 +22,7 @@ use vmm::{
 use crate::ConsoleLog;
 use crate::files::FuseServer;
 use crate::outcome::{Failure, Outcome};
-use crate::streams::{Streams, copy};
+use crate::streams::Streams;
 
 /// The tag of the file system that the guest's root is made of.
 const ROOT_TAG: &str = "root";
@@ -106,11 +104,9 @@ impl Launch {
         let (ports, [agent, stdin, stdout, stderr]) = ConsolePorts::new(names)?;
         machine_io.console_ports = Some(ports);
         machine_io.file_systems = self.file_systems()?;
-        let mut initramfs = NamedTempFile::new()?;
-        initramfs.write_all(&self.initramfs()?)?;
+        machine_io.initrd = Some(self.initramfs()?);
         let spec = MachineSpec {
             kernel: self.kernel.image().to_owned(),
-            initrd: Some(initramfs.path().to_owned()),
             cmdline: Some(command_line(&self.spec)),
             ..self.spec
         };
@@ -119,21 +115,20 @@ impl Launch {
             Err(MachineError::Stopped) => return Ok(Outcome::Stopped),
             Err(error) => return Err(error.into()),
         };
-        drop(initramfs);
 
         let progress = Progress::new(control.clone());
-        let Streams { mut input, output, errors } = streams;
+        let Streams { input, output, errors } = streams;
         let mut to_program = stdin.1;
         // This thread waits for input until the process ends.
-        threads::spawn(Role::ProgramInput, move || copy(&mut input, &mut to_program))?;
+        threads::spawn(Role::ProgramInput, move || copy(input, &mut to_program))?;
         let outputs =
             [progress.clone().relay(stdout.0, output)?, progress.clone().relay(stderr.0, errors)?];
-        let (reports, mut instructions) = agent;
+        let (reports, mut sizes) = agent;
         if let Some(Terminal { resizes, .. }) = self.terminal {
             threads::spawn(Role::ProgramTerminal, move || {
                 for size in resizes {
                     // Fails only if the guest has ended.
-                    let _ = write_frame(&mut instructions, &Instruction::Resize(size));
+                    let _ = write_frame(&mut sizes, &size);
                 }
             })?;
         }
@@ -180,7 +175,7 @@ impl Launch {
         let set = self.kernel.modules(&modules)?;
         let workload = Workload {
             modules: modules.into_iter().map(str::to_owned).collect(),
-            root: Root::Shared(ROOT_TAG.to_owned()),
+            root_tag: ROOT_TAG.to_owned(),
             shares: self.shares.iter().enumerate().map(share_of).collect(),
             command: self.command.clone(),
             environment: self.environment.clone(),
@@ -219,6 +214,11 @@ fn share_of((index, share): (usize, &Share)) -> agent_protocol::Share {
     }
 }
 
+/// Copies to the end of `from`, in larger pieces than the standard library's own.
+fn copy(from: impl Read, to: &mut impl Write) -> io::Result<u64> {
+    io::copy(&mut BufReader::with_capacity(64 << 10, from), to)
+}
+
 /// How far the program is. Clones share it.
 #[derive(Clone)]
 struct Progress {
@@ -255,13 +255,9 @@ impl Progress {
     }
 
     /// Starts a thread that copies output. The program ends if the reader is gone.
-    fn relay(
-        self,
-        mut from: PortReader,
-        mut to: Box<dyn Write + Send>,
-    ) -> io::Result<JoinHandle<()>> {
-        threads::spawn(Role::ProgramOutput, move || match copy(&mut from, &mut to) {
-            Ok(()) => {}
+    fn relay(self, from: PortReader, mut to: Box<dyn Write + Send>) -> io::Result<JoinHandle<()>> {
+        threads::spawn(Role::ProgramOutput, move || match copy(from, &mut to) {
+            Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::BrokenPipe => self.end(Outcome::OutputClosed),
             Err(error) => {
                 log::error!("cannot write the program's output: {error}");
@@ -272,20 +268,21 @@ impl Progress {
 
     /// Handles the agent's reports. The machine ends once the program has, and its output is written.
     fn receive_reports(&self, reports: PortReader, outputs: [JoinHandle<()>; 2], program: String) {
-        let outcome = self.last_report(reports, program);
-        let has_run = matches!(outcome, Some(Outcome::Ended(_)));
-        // Without a report the guest goes down by itself, and the machine's ending says how.
-        let is_reported = outcome.is_some();
-        if let Some(outcome) = outcome {
-            self.decide(outcome);
-        }
-        // A program that ran has closed its output. If none did, the end of the machine does.
-        if is_reported && !has_run {
-            self.control.stop();
-        }
-        outputs.into_iter().for_each(|output| drop(output.join()));
-        if is_reported {
-            self.control.stop();
+        let wait_for_output = || outputs.into_iter().for_each(|output| drop(output.join()));
+        match self.last_report(reports, program) {
+            // The program has closed its output.
+            Some(outcome @ Outcome::Ended(_)) => {
+                self.decide(outcome);
+                wait_for_output();
+                self.control.stop();
+            }
+            // It has none, which only the end of the machine closes.
+            Some(outcome) => {
+                self.end(outcome);
+                wait_for_output();
+            }
+            // The guest goes down by itself, and the machine's ending says how.
+            None => wait_for_output(),
         }
     }
 
@@ -311,24 +308,22 @@ impl Progress {
 
     /// Ends a program that takes too long.
     fn watch(&self, boot_timeout: Duration, timeout: Option<Duration>) {
-        let started = self.wait(Some(Instant::now() + boot_timeout), |state| state.is_started);
+        let started = self.wait(Instant::now() + boot_timeout, |state| state.is_started);
         if !started {
             return self.end(Outcome::Failed(Failure::BootTimeout(boot_timeout)));
         }
-        let deadline = timeout.map(|timeout| (timeout, Instant::now() + timeout));
-        if let Some((timeout, deadline)) = deadline
-            && !self.wait(Some(deadline), |_| false)
+        if let Some(timeout) = timeout
+            && !self.wait(Instant::now() + timeout, |_| false)
         {
             self.end(Outcome::Failed(Failure::Timeout(timeout)));
         }
     }
 
     /// Waits until `is_so`, or the program has ended. False at the deadline.
-    fn wait(&self, deadline: Option<Instant>, is_so: impl Fn(&State) -> bool) -> bool {
+    fn wait(&self, deadline: Instant, is_so: impl Fn(&State) -> bool) -> bool {
         let mut state = self.lock();
         while !is_so(&state) && state.outcome.is_none() {
-            let left =
-                deadline.map_or(Duration::MAX, |it| it.saturating_duration_since(Instant::now()));
+            let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use agent_protocol::{Root, Share, Workload};
+use agent_protocol::{Share, Workload};
 use anyhow::Context;
 use rustix::{
     mount::{MountFlags, mount, mount_move},
@@ -24,10 +24,8 @@ const MERGED: &str = "/merged";
 
 /// Mounts what a workload is to see, and makes it the root directory.
 pub fn mount_all(workload: &Workload) -> anyhow::Result<()> {
-    if let Root::Shared(tag) = &workload.root {
-        mount_root(tag)?;
-        crate::mount_kernel_file_systems()?;
-    }
+    mount_root(&workload.root_tag)?;
+    crate::mount_kernel_file_systems()?;
     for (kind, target, options) in [
         ("devpts", "/dev/pts", c"mode=620,gid=5,ptmxmode=666"),
         ("tmpfs", "/dev/shm", c"mode=1777"),

@@ -7,7 +7,7 @@ mod relay;
 
 use std::{convert::Infallible, fs, io, thread};
 
-use agent_protocol::{FrameReader, Instruction, Report, WORKLOAD_PATH, Workload, write_frame};
+use agent_protocol::{FrameReader, Report, WORKLOAD_PATH, WindowSize, Workload, write_frame};
 use anyhow::{Context, anyhow};
 
 use self::{console::Console, process::Program};
@@ -56,20 +56,20 @@ fn run_program(workload: &Workload, console: Console) -> Report {
             return Report::NotStarted { not_found, reason: error.to_string() };
         }
     };
-    let (pid, terminal) = (program.pid, program.terminal());
+    let pid = program.pid;
     // Fails only if the host's end is closed, and then the guest ends too.
     let _ = write_frame(&control, &Report::Started);
-    thread::spawn(move || {
-        let mut instructions = FrameReader::new(control);
-        while let Ok(instruction) = instructions.read::<Instruction>() {
-            process::carry_out(instruction, pid, terminal.as_ref());
-        }
-    });
-    let mut outputs = Vec::new();
-    if let Some(input) = program.input {
-        thread::spawn(move || relay::copy(stdin, input));
+    if let Some(terminal) = program.terminal() {
+        thread::spawn(move || {
+            let mut sizes = FrameReader::new(control);
+            while let Ok(size) = sizes.read::<WindowSize>() {
+                // Fails only if the program has closed its terminal.
+                let _ = process::set_size(&terminal, size);
+            }
+        });
     }
-    outputs.push(thread::spawn(move || relay::copy(program.output, stdout)));
+    thread::spawn(move || relay::copy(stdin, program.input));
+    let mut outputs = vec![thread::spawn(move || relay::copy(program.output, stdout))];
     // Without, the port is closed here: the host waits for the end of each.
     if let Some(errors) = program.errors {
         outputs.push(thread::spawn(move || relay::copy(errors, stderr)));

@@ -9,9 +9,9 @@ use std::{
     process::{Command, Stdio},
 };
 
-use agent_protocol::{End, Instruction, WindowSize, Workload};
+use agent_protocol::{End, WindowSize, Workload};
 use rustix::{
-    process::{Pid, Signal, WaitOptions, kill_process_group, wait},
+    process::{Pid, WaitOptions, wait},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
     termios::{Winsize, tcsetwinsize},
 };
@@ -23,7 +23,7 @@ pub struct Program {
     /// It is the leader of a session, and of a process group, of its own.
     pub pid: Pid,
     /// What it reads.
-    pub input: Option<File>,
+    pub input: File,
     /// What it writes.
     pub output: File,
     /// What it writes to its standard error. Without, that is the output too: it has a terminal.
@@ -62,7 +62,7 @@ impl Program {
         let end = |end: Option<OwnedFd>| File::from(end.expect("it was asked for"));
         Ok(Self {
             pid: pid_of(child.id()),
-            input: Some(end(child.stdin.take().map(Into::into))),
+            input: end(child.stdin.take().map(Into::into)),
             output: end(child.stdout.take().map(Into::into)),
             errors: Some(end(child.stderr.take().map(Into::into))),
         })
@@ -79,7 +79,7 @@ impl Program {
         set_size(&ours, size)?;
         command.stdin(open()?).stdout(open()?).stderr(open()?);
         let child = command.spawn()?;
-        let input = Some(ours.try_clone()?);
+        let input = ours.try_clone()?;
         Ok(Self { pid: pid_of(child.id()), input, output: ours, errors: None })
     }
 
@@ -93,22 +93,11 @@ fn pid_of(id: u32) -> Pid {
     Pid::from_raw(id as i32).expect("a process that runs has a number")
 }
 
-fn set_size(terminal: &File, size: WindowSize) -> io::Result<()> {
+/// Gives a terminal a size.
+pub fn set_size(terminal: &File, size: WindowSize) -> io::Result<()> {
     let WindowSize { rows, columns } = size;
     let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     Ok(tcsetwinsize(terminal, size)?)
-}
-
-/// Does what the host asks for. Errors are ignored: the program may have ended meanwhile.
-pub fn carry_out(instruction: Instruction, pid: Pid, terminal: Option<&File>) {
-    let _ = match (instruction, terminal) {
-        (Instruction::Resize(size), Some(terminal)) => set_size(terminal, size),
-        (Instruction::Resize(_), None) => Ok(()),
-        (Instruction::Signal(number), _) => match Signal::from_named_raw(number) {
-            Some(signal) => kill_process_group(pid, signal).map_err(Into::into),
-            None => Ok(()),
-        },
-    };
 }
 
 /// Waits for a process, and meanwhile reaps all others that end.

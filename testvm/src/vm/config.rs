@@ -1,11 +1,7 @@
 //! What a virtual machine is to consist of, whichever monitor makes it.
 
-use std::{
-    io::{self, Write},
-    path::PathBuf,
-};
+use std::path::PathBuf;
 
-use tempfile::NamedTempFile;
 use vmm::{
     Enforcement, MemoryDeviceConfig, OnReset, ProbeConfig, VirtioTransport,
     arch::x86_64::boot::BootProtocol,
@@ -99,16 +95,6 @@ impl VmConfig {
     pub fn linux(vmm: Vmm, kernel: &GuestKernel, modules: &[&str]) -> Result<Self, KernelError> {
         let initrd = Initramfs::new().with_modules(kernel.modules(modules)?).build();
         Ok(Self { initrd, ..Self::new(vmm, kernel.image().to_owned()) })
-    }
-
-    /// The initramfs as a file, if there is one.
-    pub(super) fn initrd_file(&self) -> io::Result<Option<NamedTempFile>> {
-        if self.initrd.is_empty() {
-            return Ok(None);
-        }
-        let mut file = NamedTempFile::new()?;
-        file.write_all(&self.initrd)?;
-        Ok(Some(file))
     }
 
     /// The kernel's command line.

@@ -28,10 +28,7 @@ impl Moat {
     pub(super) fn start(config: &VmConfig) -> Result<(Self, UnixStream), VmError> {
         let console = Console::default();
         let (ours, theirs) = UnixStream::pair()?;
-        let mut spec = machine_spec(config)?;
-        // The file is read once, while the machine starts.
-        let initrd = config.initrd_file()?;
-        spec.initrd = initrd.as_ref().map(|file| file.path().to_owned());
+        let spec = machine_spec(config)?;
         let io = MachineIo {
             console: SerialEndpoint {
                 name: "the console",
@@ -39,6 +36,7 @@ impl Moat {
                 output: Box::new(console.clone()),
             },
             agent: serial(&theirs)?,
+            initrd: Some(config.initrd.clone()),
             ..MachineIo::default()
         };
         let machine = Machine::start(spec, io)?;

@@ -39,7 +39,7 @@ impl ConsolePorts {
     }
 }
 
-fn port(name: &str, doorbell: Arc<dyn Signal>) -> (Port, PortReader, PortWriter) {
+fn port(name: &str, doorbell: Arc<EventSignal>) -> (Port, PortReader, PortWriter) {
     let shared = Arc::new(Shared { buffers: Mutex::default(), changed: Condvar::new(), doorbell });
     let host = Arc::new(BufferedEnd(Arc::clone(&shared)));
     let port = Port { name: name.to_owned(), host };
@@ -49,7 +49,7 @@ fn port(name: &str, doorbell: Arc<dyn Signal>) -> (Port, PortReader, PortWriter)
 struct Shared {
     buffers: Mutex<Buffers>,
     changed: Condvar,
-    doorbell: Arc<dyn Signal>,
+    doorbell: Arc<EventSignal>,
 }
 
 #[derive(Default)]
@@ -184,29 +184,24 @@ impl Drop for PortWriter {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::thread;
 
     use super::*;
 
-    #[derive(Default)]
-    struct Count(AtomicUsize);
-
-    impl Signal for Count {
-        fn signal(&self) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn counted_port() -> (Port, PortReader, PortWriter, Arc<Count>) {
-        let doorbell = Arc::new(Count::default());
+    fn new_port() -> (Port, PortReader, PortWriter, Arc<EventSignal>) {
+        let doorbell = Arc::new(EventSignal::new().unwrap());
         let (port, reader, writer) = port("test", doorbell.clone());
         (port, reader, writer, doorbell)
     }
 
+    /// Whether the doorbell has rung since the last call.
+    fn has_rung(doorbell: &EventSignal) -> bool {
+        doorbell.0.read().is_ok()
+    }
+
     #[test]
     fn input_waits_for_room_and_ends_when_its_writer_is_gone() {
-        let (port, _reader, mut writer, doorbell) = counted_port();
+        let (port, _reader, mut writer, doorbell) = new_port();
         assert_eq!(port.host.input(), Input::Nothing);
         let sent: Vec<u8> = (0..4 * CAPACITY).map(|byte| byte as u8).collect();
         let expected = sent.clone();
@@ -218,38 +213,38 @@ mod tests {
         }
         sender.join().unwrap();
         assert_eq!(got, expected);
-        assert!(doorbell.0.load(Ordering::Relaxed) > 0);
+        assert!(has_rung(&doorbell));
     }
 
     #[test]
     fn reading_output_makes_room_for_more() {
-        let (port, mut reader, _writer, doorbell) = counted_port();
+        let (port, mut reader, _writer, doorbell) = new_port();
         port.host.set_guest_open(false);
         port.host.set_guest_open(true);
         port.host.put_output(&vec![7; CAPACITY]);
         assert!(!port.host.has_room());
-        assert_eq!(doorbell.0.load(Ordering::Relaxed), 0);
+        assert!(!has_rung(&doorbell));
         port.host.set_guest_open(false);
         let mut output = Vec::new();
         reader.read_to_end(&mut output).unwrap();
         assert_eq!(output, vec![7; CAPACITY]);
         assert!(port.host.has_room());
-        assert!(doorbell.0.load(Ordering::Relaxed) > 0);
+        assert!(has_rung(&doorbell));
     }
 
     #[test]
     fn output_without_a_reader_is_discarded() {
-        let (port, reader, _writer, doorbell) = counted_port();
+        let (port, reader, _writer, doorbell) = new_port();
         port.host.put_output(&vec![7; CAPACITY]);
         drop(reader);
-        assert!(doorbell.0.load(Ordering::Relaxed) > 0);
+        assert!(has_rung(&doorbell));
         port.host.put_output(&[7]);
         assert!(port.host.has_room());
     }
 
     #[test]
     fn both_streams_end_with_the_device() {
-        let (port, mut reader, mut writer, _doorbell) = counted_port();
+        let (port, mut reader, mut writer, _doorbell) = new_port();
         drop(port);
         assert_eq!(reader.read(&mut [0]).unwrap(), 0);
         assert_eq!(writer.write(&[0]).unwrap_err().kind(), ErrorKind::BrokenPipe);

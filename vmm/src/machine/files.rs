@@ -51,14 +51,19 @@ enum InitrdProblem {
 }
 
 impl Files {
-    /// Opens the files that are read, and reads the initramfs. The files that back memory are opened later,
+    /// Opens the files that are read, and reads the initramfs unless its contents are `initrd`. The files that back memory are opened later,
     /// once its sizes have been checked.
-    pub fn open(spec: &MachineSpec, control: &MachineControl) -> Result<Self, MachineError> {
+    pub fn open(
+        spec: &MachineSpec,
+        initrd: Option<Vec<u8>>,
+        control: &MachineControl,
+    ) -> Result<Self, MachineError> {
         let kernel = KernelFile::open(&spec.kernel)?;
         let symbols = spec.symbols.as_deref().map(SymbolFile::open).transpose()?;
-        let initrd = match &spec.initrd {
-            None => Some(Vec::new()),
-            Some(path) => read_initrd(path, spec.memory.0, || control.is_stopped())
+        let initrd = match (initrd, &spec.initrd) {
+            (Some(initrd), _) => Some(initrd),
+            (None, None) => Some(Vec::new()),
+            (None, Some(path)) => read_initrd(path, spec.memory.0, || control.is_stopped())
                 .map_err(|reason| InitrdError { path: path.clone(), reason })?,
         };
         Ok(Self {

@@ -1,4 +1,4 @@
-//! The host's side of a machine's devices: live objects of this process, which a spec cannot hold.
+//! What a spec cannot hold: live objects of this process, above all the host's side of devices.
 
 use std::sync::Arc;
 
@@ -7,12 +7,14 @@ use devices::virtio::fs::FileServer;
 use crate::board::console_port::ConsolePorts;
 use crate::board::serial::SerialEndpoint;
 
-/// The host's side of a machine's devices.
+/// What a machine gets from this process.
 pub struct MachineIo {
     /// Where ttyS0 leads.
     pub console: SerialEndpoint,
     /// Where ttyS1 leads, which works before any virtio driver is loaded.
     pub agent: SerialEndpoint,
+    /// The contents of an initramfs that is not in a file. None to read the one that the spec names.
+    pub initrd: Option<Vec<u8>>,
     /// The ports of a virtio console. None for a machine without that device.
     pub console_ports: Option<ConsolePorts>,
     /// What virtio-fs devices share, one device each.
@@ -34,6 +36,7 @@ impl Default for MachineIo {
         Self {
             console: SerialEndpoint::null(),
             agent: SerialEndpoint::null(),
+            initrd: None,
             console_ports: None,
             file_systems: Vec::new(),
         }

@@ -65,7 +65,7 @@ impl Machine {
         mut io: MachineIo,
         control: MachineControl,
     ) -> Result<Self, MachineError> {
-        let files = Files::open(&spec, &control)?;
+        let files = Files::open(&spec, io.initrd.take(), &control)?;
         // Serial endpoints have threads that outlive a reset; the rest of `io` is handed to each new device.
         let serial_endpoints = [&mut io.console, &mut io.agent]
             .map(|endpoint| std::mem::replace(endpoint, SerialEndpoint::null()));

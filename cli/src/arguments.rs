@@ -1,11 +1,13 @@
 //! The command line: commands, options and their help.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 
 use checks::framework::Mitigation;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use launch::{Mode, Share};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use vmm::arch::x86_64::boot::BootProtocol;
@@ -150,8 +152,8 @@ pub struct ProgramArguments {
     pub root: PathBuf,
     /// Share another directory with the guest, at the same path or at PATH: read-only, or with `rw` so that
     /// the guest's changes reach the host
-    #[arg(long, value_name = "DIR[:PATH][,rw]", value_parser = ShareOption::parse)]
-    pub share: Vec<ShareOption>,
+    #[arg(long, value_name = "DIR[:PATH][,rw]", value_parser = parse_share)]
+    pub share: Vec<Share>,
     /// Modules of a bzImage: the directory that `make modules_install` filled
     #[arg(long, value_name = "DIR")]
     pub modules: Option<PathBuf>,
@@ -179,36 +181,27 @@ pub struct ProgramArguments {
     pub command: Vec<OsString>,
 }
 
-/// A directory to share.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ShareOption {
-    pub directory: PathBuf,
-    pub path: PathBuf,
-    pub writable: bool,
-}
-
-impl ShareOption {
-    fn parse(text: &str) -> Result<Self, String> {
-        let (places, writable) = match text.strip_suffix(",rw") {
-            Some(places) => (places, true),
-            None => (text, false),
-        };
-        let (directory, path) = match places.split_once(':') {
-            Some((directory, path)) => (PathBuf::from(directory), Some(PathBuf::from(path))),
-            None => (PathBuf::from(places), None),
-        };
-        let directory = directory
-            .canonicalize()
-            .map_err(|error| format!("cannot share {}: {error}", directory.display()))?;
-        let path = path.unwrap_or_else(|| directory.clone());
-        if !path.is_absolute() {
-            return Err(format!(
-                "invalid path in the guest {}: expected an absolute path, as in DIR:/mnt",
-                path.display()
-            ));
-        }
-        Ok(Self { directory, path, writable })
+/// Reads DIR[:PATH][,rw].
+fn parse_share(text: &str) -> Result<Share, String> {
+    let (places, mode) = match text.strip_suffix(",rw") {
+        Some(places) => (places, Mode::ReadWrite),
+        None => (text, Mode::ReadOnly),
+    };
+    let (directory, path) = match places.split_once(':') {
+        Some((directory, path)) => (Path::new(directory), Some(PathBuf::from(path))),
+        None => (Path::new(places), None),
+    };
+    let directory = directory
+        .canonicalize()
+        .map_err(|error| format!("cannot share {}: {error}", directory.display()))?;
+    let path = path.unwrap_or_else(|| directory.clone());
+    if !path.is_absolute() {
+        return Err(format!(
+            "invalid path in the guest {}: expected an absolute path, as in DIR:/mnt",
+            path.display()
+        ));
     }
+    Ok(Share { directory, path: path.into_os_string().into_vec(), mode })
 }
 
 impl RunArguments {

@@ -89,11 +89,8 @@ fn open_kernels(arguments: &CheckArguments) -> anyhow::Result<Vec<GuestKernel>> 
     if modules.is_some() && arguments.kernel.iter().all(|path| path.is_dir()) {
         bail!("--modules is for a bzImage; a kernel directory has its modules in it");
     }
-    let open = |path: &PathBuf| match path.is_dir() {
-        true => GuestKernel::open(path),
-        false => GuestKernel::from_image(path, modules),
-    };
-    arguments.kernel.iter().map(|path| open(path).map_err(Into::into)).collect()
+    let open = |path: &PathBuf| Ok(GuestKernel::at(path, modules)?);
+    arguments.kernel.iter().map(open).collect()
 }
 
 fn print_list() -> io::Result<()> {

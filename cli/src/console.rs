@@ -20,7 +20,8 @@ use vmm::socket::SocketFile;
 use vmm::threads::{self, Role};
 
 use crate::arguments::SerialTarget;
-use crate::{streams, terminal};
+use crate::streams::Unbuffered;
+use crate::terminal;
 
 /// A connected serial port. Dropping it restores the terminal and removes the socket.
 pub struct Console {
@@ -49,9 +50,9 @@ pub fn open(
                 console._terminal = Some(Terminal);
                 Box::new(read_keys(on_escape)?)
             } else {
-                Box::new(StandardInput)
+                Box::new(Unbuffered(stdio::stdin()))
             };
-            let output = Box::new(StandardOutput);
+            let output = Box::new(Unbuffered(stdio::stdout()));
             SerialEndpoint { name: "standard output", input: Some(input), output }
         }
         SerialTarget::File(path) => {
@@ -79,28 +80,6 @@ pub struct Terminal;
 impl Drop for Terminal {
     fn drop(&mut self) {
         terminal::restore();
-    }
-}
-
-/// Standard output, without a buffer.
-pub struct StandardOutput;
-
-impl Write for StandardOutput {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        streams::write(&stdio::stdout(), bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Standard input that is no terminal.
-pub struct StandardInput;
-
-impl Read for StandardInput {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        streams::read(&stdio::stdin(), buffer)
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use agent_protocol::{Credentials, WindowSize};
 use anyhow::{Context, bail, ensure};
-use launch::{ConsoleLog, Launch, Mode, Outcome, Share, Streams, Terminal, find_kernel};
+use launch::{ConsoleLog, Launch, Outcome, Streams, Terminal, find_kernel};
 use rustix::process::{getgid, getgroups, getuid};
 use rustix::stdio;
 use rustix::termios::{isatty, tcgetwinsize};
@@ -24,7 +24,8 @@ use vmm::{MachineControl, MachineIo, SerialEndpoint};
 
 use crate::arguments::{ProgramArguments, RunArguments, SerialTarget};
 use crate::messages::print_message;
-use crate::{console, signals, streams, terminal};
+use crate::streams::Unbuffered;
+use crate::{console, signals, terminal};
 
 /// Lines of the guest's console that are shown when something has gone wrong.
 const CONSOLE_TAIL: usize = 30;
@@ -68,9 +69,8 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
     let (streams, raw) = open_streams(has_terminal, control.clone())?;
     let outcome = launch.run(streams, io, &log, control)?;
     drop((wired, raw));
-    if let Some(number) = received.number() {
-        print_message(format_args!("ended by signal {number}"));
-        return Ok(ExitCode::from(signals::exit_code(number)));
+    if let Some(code) = received.report() {
+        return Ok(code);
     }
     print_outcome(&outcome, &log);
     Ok(ExitCode::from(outcome.exit_status()))
@@ -105,16 +105,10 @@ fn launch(arguments: &RunArguments, has_terminal: bool) -> anyhow::Result<Launch
         }
         None => PathBuf::from("/"),
     };
-    let share = |option: &crate::arguments::ShareOption| Share {
-        directory: option.directory.clone(),
-        path: option.path.as_os_str().as_bytes().to_vec(),
-        mode: if option.writable { Mode::ReadWrite } else { Mode::ReadOnly },
-    };
-    let shares = arguments.program.share.iter().map(share).collect();
     Ok(Launch {
         kernel: find_kernel(arguments.kernel.as_deref(), modules.as_deref())?,
         spec: arguments.spec(),
-        shares,
+        shares: arguments.program.share.clone(),
         command: command(&arguments.program),
         environment: environment(&arguments.program.env)?,
         directory: directory.into_os_string().into_vec(),
@@ -231,28 +225,16 @@ fn open_streams(
     has_terminal: bool,
     control: MachineControl,
 ) -> anyhow::Result<(Streams, Option<console::Terminal>)> {
-    let (output, errors) = (Box::new(console::StandardOutput), Box::new(StandardError));
+    let (output, errors) =
+        (Box::new(Unbuffered(stdio::stdout())), Box::new(Unbuffered(stdio::stderr())));
     if !has_terminal {
-        let input = Box::new(console::StandardInput);
+        let input = Box::new(Unbuffered(stdio::stdin()));
         return Ok((Streams { input, output, errors }, None));
     }
     terminal::attach()?;
     let input: Box<dyn Read + Send> =
         Box::new(console::read_keys(Box::new(move || control.stop()))?);
     Ok((Streams { input, output, errors }, Some(console::Terminal)))
-}
-
-/// Standard error, without a buffer.
-struct StandardError;
-
-impl Write for StandardError {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        streams::write(&stdio::stderr(), bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Writes to a log, and to a copy of it if there is one.

@@ -62,18 +62,13 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         Err(error) => return Err(error),
     };
     drop((wired, wired2));
-    Ok(match received.number() {
-        None => {
-            if !matches!(ending, Ending::PowerOff | Ending::Stopped) {
-                print_message(&ending);
-            }
-            ExitCode::from(ending.exit_code())
-        }
-        Some(number) => {
-            print_message(format_args!("ended by signal {number}"));
-            ExitCode::from(signals::exit_code(number))
-        }
-    })
+    if let Some(code) = received.report() {
+        return Ok(code);
+    }
+    if !matches!(ending, Ending::PowerOff | Ending::Stopped) {
+        print_message(&ending);
+    }
+    Ok(ExitCode::from(ending.exit_code()))
 }
 
 /// Starts the machine, and prints progress if that takes long.

@@ -6,6 +6,7 @@
 
 use std::ffi::c_int;
 use std::io;
+use std::process::ExitCode;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -45,14 +46,16 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Received(Arc<AtomicI32>);
 
 impl Received {
-    /// Its number.
-    pub fn number(&self) -> Option<c_int> {
-        Some(self.0.load(Ordering::Acquire)).filter(|number| *number != 0)
+    /// Prints which it was, and returns this process's exit code. None if there was none.
+    pub fn report(&self) -> Option<ExitCode> {
+        let number = Some(self.0.load(Ordering::Acquire)).filter(|number| *number != 0)?;
+        messages::print_message(format_args!("ended by signal {number}"));
+        Some(ExitCode::from(exit_code(number)))
     }
 }
 
 /// The exit code of a process that signal `number` has ended.
-pub fn exit_code(number: c_int) -> u8 {
+fn exit_code(number: c_int) -> u8 {
     128 + number as u8
 }
 

@@ -1,11 +1,30 @@
 //! Reading and writing files that may be non-blocking: another process that has one open may have set
 //! O_NONBLOCK.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+
+/// Reads and writes a file without a buffer in between.
+pub struct Unbuffered<F>(pub F);
+
+impl<F: AsFd> Read for Unbuffered<F> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        read(&self.0, buffer)
+    }
+}
+
+impl<F: AsFd> Write for Unbuffered<F> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        write(&self.0, bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// Writes everything.
 pub fn write_all(file: &impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
@@ -52,7 +71,6 @@ fn wait_for(file: &impl AsFd, events: PollFlags) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
     use std::thread;
 

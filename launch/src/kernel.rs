@@ -24,8 +24,7 @@ pub fn find_kernel(
 ) -> Result<GuestKernel, KernelSourceError> {
     match kernel {
         None => host_kernel(),
-        Some(directory) if directory.is_dir() => Ok(GuestKernel::open(directory)?),
-        Some(image) => Ok(GuestKernel::from_image(image, modules)?),
+        Some(path) => Ok(GuestKernel::at(path, modules)?),
     }
 }
 

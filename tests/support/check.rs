@@ -26,16 +26,16 @@ pub fn check(kernel: &str, arguments: &[&str]) -> Output {
 fn note_times(kernel: &str, report: &Value) {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/test-output");
     let vmm = report["vmm"].as_str().unwrap();
-    let line = |what: &Value, milliseconds: &Value| {
-        let seconds = milliseconds.as_f64().unwrap() / 1000.0;
-        format!("{seconds:8.1} s  {kernel} on {vmm}: {}\n", what.as_str().unwrap())
+    let line = |what: &Value, is: &str, milliseconds: &Value| {
+        let (what, seconds) = (what.as_str().unwrap(), milliseconds.as_f64().unwrap() / 1000.0);
+        format!("{seconds:8.1} s  {kernel} on {vmm}: {what}{is}\n")
     };
     let guests = report["guests"].as_array().unwrap().iter();
-    let boots = guests.map(|guest| line(&guest["profile"], &guest["boot_milliseconds"]));
+    let boots =
+        guests.map(|guest| line(&guest["profile"], " guest boots", &guest["boot_milliseconds"]));
     let scenarios = report["scenarios"].as_array().unwrap().iter();
-    let scenarios = scenarios.map(|scenario| line(&scenario["id"], &scenario["milliseconds"]));
-    let lines: String =
-        boots.map(|line| line.replace('\n', " guest boots\n")).chain(scenarios).collect();
+    let scenarios = scenarios.map(|scenario| line(&scenario["id"], "", &scenario["milliseconds"]));
+    let lines: String = boots.chain(scenarios).collect();
     fs::create_dir_all(&directory).unwrap();
     fs::write(directory.join(format!("check-{kernel}-{vmm}.times")), lines).unwrap();
 }

@@ -110,6 +110,12 @@ impl GuestKernel {
         })
     }
 
+    /// Opens a kernel directory as [`Self::open`] does, or an image with its modules as [`Self::from_image`]
+    /// does.
+    pub fn at(path: &Path, modules: Option<&Path>) -> Result<Self, KernelError> {
+        if path.is_dir() { Self::open(path) } else { Self::from_image(path, modules) }
+    }
+
     /// The bzImage.
     pub fn image(&self) -> &Path {
         &self.image

@@ -1,8 +1,8 @@
 //! A directory of the host as a FUSE file system: what a virtio-fs device passes messages to.
 //!
 //! [`SharedDirectory::handle`] answers one message of linux/fuse.h, and knows neither virtio nor who the
-//! guest is. File data goes between files and the guest's memory without a copy: the kernel reads and
-//! writes the buffers that [`Message`] lends. There are no threads in here; several may call at once.
+//! guest is. The kernel reads and writes file data in the buffers that [`Message`] lends. There are no
+//! threads in here; several may call at once.
 //!
 //! # What a guest can reach
 //! The guest names files by node IDs that it got from a lookup in a directory that it had before, one

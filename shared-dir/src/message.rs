@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::ops::Range;
+use std::ops::{DerefMut, Range};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::Errno;
@@ -135,17 +135,17 @@ fn advance(mut buffers: &mut [libc::iovec], mut count: usize) -> &mut [libc::iov
     buffers
 }
 
-/// A message in memory of this process, in pieces of 4096 bytes as a guest's pages are: for tests,
-/// fuzzing and guests by other ways than virtio.
-pub struct Buffers {
-    request: RefCell<Vec<u8>>,
-    reply: RefCell<Vec<u8>>,
+/// A message in memory of this process, in pieces of 4096 bytes as a guest's pages are: one that a device
+/// has copied out of its guest's memory, or a test's.
+pub struct Buffers<B = Vec<u8>> {
+    request: RefCell<B>,
+    reply: RefCell<B>,
 }
 
 impl Buffers {
     /// A request, and the room for its reply in bytes.
     pub fn new(request: Vec<u8>, reply_room: usize) -> Self {
-        Self { request: RefCell::new(request), reply: RefCell::new(vec![0; reply_room]) }
+        Self::over(request, vec![0; reply_room])
     }
 
     /// The reply, of which as many bytes are valid as [`SharedDirectory::handle`] returned.
@@ -154,12 +154,15 @@ impl Buffers {
     pub fn into_reply(self) -> Vec<u8> {
         self.reply.into_inner()
     }
+}
 
-    fn lend(
-        bytes: &RefCell<Vec<u8>>,
-        range: Range<usize>,
-        access: &mut Access<'_>,
-    ) -> io::Result<usize> {
+impl<B: DerefMut<Target = [u8]>> Buffers<B> {
+    /// A request, and the room for its reply.
+    pub fn over(request: B, reply: B) -> Self {
+        Self { request: RefCell::new(request), reply: RefCell::new(reply) }
+    }
+
+    fn lend(bytes: &RefCell<B>, range: Range<usize>, access: &mut Access<'_>) -> io::Result<usize> {
         let mut bytes = bytes.borrow_mut();
         let bytes = bytes.get_mut(range).ok_or(io::ErrorKind::InvalidInput)?;
         let slices: Vec<_> = bytes.chunks_mut(4096).map(VolatileSlice::from).collect();
@@ -167,7 +170,7 @@ impl Buffers {
     }
 }
 
-impl Message for Buffers {
+impl<B: DerefMut<Target = [u8]>> Message for Buffers<B> {
     fn request_length(&self) -> usize {
         self.request.borrow().len()
     }

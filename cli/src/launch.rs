@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use agent_protocol::{Credentials, WindowSize};
 use anyhow::{Context, bail, ensure};
-use launch::{ConsoleLog, Launch, Outcome, Streams, Terminal, find_kernel};
+use launch::{Launch, Outcome, Streams, Terminal, find_kernel};
 use rustix::process::{getgid, getgroups, getuid};
 use rustix::stdio;
 use rustix::termios::{isatty, tcgetwinsize};
 use signal_hook::consts::SIGWINCH;
 use signal_hook::iterator::Signals;
+use testvm::vm::Console;
 use vmm::api::ApiServer;
 use vmm::threads::{self, Role};
 use vmm::{MachineControl, MachineIo, SerialEndpoint};
@@ -26,9 +27,6 @@ use crate::arguments::{ProgramArguments, RunArguments, SerialTarget};
 use crate::messages::print_message;
 use crate::streams::Unbuffered;
 use crate::{console, signals, terminal};
-
-/// Lines of the guest's console that are shown when something has gone wrong.
-const CONSOLE_TAIL: usize = 30;
 
 /// Variables that are passed on to a program unless `--env` sets them.
 const ENVIRONMENT: [&str; 9] =
@@ -45,8 +43,8 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
     );
     let control = MachineControl::default();
     let received = signals::attend(control.clone())?;
-    let log = ConsoleLog::default();
-    let mut tee = Tee { log: log.clone(), copy: None };
+    let kept = Console::default();
+    let mut tee = Tee { kept: kept.clone(), copy: None };
     let wired = match &arguments.serial {
         Some(target) => {
             let (endpoint, wired) = console::open(target, Box::new(|| {}))?;
@@ -67,22 +65,22 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let (streams, raw) = open_streams(has_terminal, control.clone())?;
-    let outcome = launch.run(streams, io, &log, control)?;
+    let outcome = launch.run(streams, io, &kept, control)?;
     drop((wired, raw));
     if let Some(code) = received.report() {
         return Ok(code);
     }
-    print_outcome(&outcome, &log);
+    print_outcome(&outcome, &kept);
     Ok(ExitCode::from(outcome.exit_status()))
 }
 
 /// Prints why the program did not run to its end, or that an exit status which moat also uses is its own.
-fn print_outcome(outcome: &Outcome, log: &ConsoleLog) {
+fn print_outcome(outcome: &Outcome, console: &Console) {
     if let Outcome::Failed(failure) = outcome {
         print_message(failure);
-        let tail = log.tail(CONSOLE_TAIL);
-        if failure.concerns_the_guest() && !tail.is_empty() {
-            print_message(format_args!("the guest's console ended with\n{tail}"));
+        let text = console.text();
+        if failure.concerns_the_guest() && !text.is_blank() {
+            print_message(format_args!("the guest's console ended with\n{}", text.tail()));
         }
     } else if outcome.is_ambiguous() {
         print_message(format_args!(
@@ -237,9 +235,9 @@ fn open_streams(
     Ok((Streams { input, output, errors }, Some(console::Terminal)))
 }
 
-/// Writes to a log, and to a copy of it if there is one.
+/// Keeps a console, and copies it if there is somewhere to.
 struct Tee {
-    log: ConsoleLog,
+    kept: Console,
     copy: Option<Box<dyn Write + Send>>,
 }
 
@@ -249,7 +247,7 @@ impl Write for Tee {
             Some(copy) => copy.write(bytes)?,
             None => bytes.len(),
         };
-        self.log.write(&bytes[..written])
+        self.kept.write(&bytes[..written])
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -5,14 +5,12 @@
 //! memory over it. The streams are ports of a virtio console. [`Launch`] describes what to run and
 //! where, [`Launch::run`] runs it, and [`Outcome`] is the result.
 
-mod console_log;
 mod files;
 mod kernel;
 mod outcome;
 mod run;
 mod streams;
 
-pub use console_log::ConsoleLog;
 pub use kernel::{KernelSourceError, find_kernel};
 pub use outcome::{Failure, Outcome};
 pub use run::{Launch, LaunchError, Share, Terminal};

@@ -12,6 +12,7 @@ use agent_protocol::{
 use shared_dir::{Descriptors, Mode, OpenError, SharedDirectory};
 use testvm::initramfs::Initramfs;
 use testvm::kernel::{GuestKernel, KernelError};
+use testvm::vm::Console;
 use thiserror::Error;
 use vmm::threads::{self, Role};
 use vmm::{
@@ -19,7 +20,6 @@ use vmm::{
     PortReader, SharedFiles, VirtioTransport,
 };
 
-use crate::ConsoleLog;
 use crate::files::FuseServer;
 use crate::outcome::{Failure, Outcome};
 use crate::streams::Streams;
@@ -97,7 +97,7 @@ impl Launch {
         self,
         streams: Streams,
         mut machine_io: MachineIo,
-        log: &ConsoleLog,
+        console: &Console,
         control: MachineControl,
     ) -> Result<Outcome, LaunchError> {
         let names = [port::CONTROL, port::STDIN, port::STDOUT, port::STDERR];
@@ -144,7 +144,7 @@ impl Launch {
         let ending = machine.wait();
         // It waits for threads that end with the machine's ports.
         let _ = receiver.join();
-        Ok(progress.outcome(ending, log))
+        Ok(progress.outcome(ending, console))
     }
 
     fn file_systems(&self) -> Result<Vec<SharedFiles>, LaunchError> {
@@ -334,12 +334,12 @@ impl Progress {
     }
 
     /// The program's result when its machine has ended.
-    fn outcome(&self, ending: Ending, log: &ConsoleLog) -> Outcome {
+    fn outcome(&self, ending: Ending, console: &Console) -> Outcome {
         match (self.lock().outcome.clone(), ending) {
             (Some(outcome), _) => outcome,
             (None, Ending::Stopped) => Outcome::Stopped,
             (None, Ending::Panic) => Outcome::Failed(Failure::Panicked),
-            (None, _) if log.has_panic() => Outcome::Failed(Failure::Panicked),
+            (None, _) if console.text().has_panic() => Outcome::Failed(Failure::Panicked),
             (None, ending) => Outcome::Failed(Failure::MachineEnded(ending)),
         }
     }

@@ -1,6 +1,7 @@
 //! What a guest has printed on its console.
 
 use std::{
+    collections::VecDeque,
     io::{self, Write},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -9,25 +10,25 @@ const TAIL_LINES: usize = 25;
 /// Bytes that are kept, because a guest may print without end.
 const MAX_BYTES: usize = 4 << 20;
 
-/// A console that is kept in memory.
+/// A console that is kept in memory. Clones share it.
 #[derive(Clone, Default)]
-pub struct Console(Arc<Mutex<Vec<u8>>>);
+pub struct Console(Arc<Mutex<VecDeque<u8>>>);
 
 impl Console {
-    fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<u8>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All that was printed.
     pub fn text(&self) -> ConsoleText {
-        ConsoleText::from(&self.lock()[..])
+        ConsoleText::from(&*self.lock().make_contiguous())
     }
 }
 
 impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut text = self.lock();
-        text.extend_from_slice(bytes);
+        text.extend(bytes);
         // The end is what explains a failure.
         let excess = text.len().saturating_sub(MAX_BYTES);
         text.drain(..excess);
@@ -59,6 +60,11 @@ impl ConsoleText {
     pub fn tail(&self) -> String {
         let lines: Vec<&str> = self.0.lines().collect();
         lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+    }
+
+    /// Whether a Linux kernel has printed that it panicked.
+    pub fn has_panic(&self) -> bool {
+        self.0.contains("Kernel panic - not syncing")
     }
 
     /// Why a Linux kernel has crashed, by its own messages: its first oops and where that was, or else the
@@ -133,6 +139,15 @@ mod tests {
         console.write_all(b"\nlast").unwrap();
         assert_eq!(console.lock().len(), MAX_BYTES);
         assert!(console.text().tail().ends_with("\nlast"));
+    }
+
+    #[test]
+    fn a_panic_is_found_in_the_console() {
+        let mut console = Console::default();
+        console.write_all(b"[ 0.9] Run /init as init process\r\n").unwrap();
+        assert!(!console.text().has_panic());
+        console.write_all(b"[ 1.0] Kernel panic - not syncing: VFS\r\n").unwrap();
+        assert!(console.text().has_panic());
     }
 
     #[test]

@@ -22,7 +22,7 @@ use vmm::{Ending, MachineControl};
 
 pub use self::{
     config::{IommuConfig, VmConfig},
-    console::ConsoleText,
+    console::{Console, ConsoleText},
     error::{Trouble, VmError},
     machine::{BarAccesses, DeviceCounters, MemoryDevice, RunningMachine},
     monitor::{

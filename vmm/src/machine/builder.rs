@@ -541,14 +541,17 @@ fn check(spec: &MachineSpec, io: &MachineIo, kvm: &Kvm) -> Result<(), MachineErr
     }
     // The entropy device and the other virtio devices take an interrupt each. On PCI there is no such
     // limit; the topology checks the limits of PCI.
-    let others = 1
-        + usize::from(spec.iommu.is_some())
-        + usize::from(io.console_ports.is_some())
-        + io.file_systems.len();
-    let maximum = gsi::VIRTIO_MMIO.len().saturating_sub(others);
-    let requested = spec.virtio_mem.len();
-    if spec.transport == VirtioTransport::Mmio && requested > maximum {
-        return Err(MachineError::TooManyDevices { requested, maximum });
+    if spec.transport == VirtioTransport::Mmio {
+        let others =
+            1 + usize::from(spec.iommu.is_some()) + usize::from(io.console_ports.is_some());
+        let (maximum, requested) = (gsi::VIRTIO_MMIO.len() - others, io.file_systems.len());
+        if requested > maximum {
+            return Err(MachineError::TooManyFileSystems { requested, maximum });
+        }
+        let (maximum, requested) = (maximum - requested, spec.virtio_mem.len());
+        if requested > maximum {
+            return Err(MachineError::TooManyDevices { requested, maximum });
+        }
     }
     Ok(())
 }

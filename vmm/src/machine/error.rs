@@ -38,6 +38,11 @@ pub enum MachineError {
          which has room for more"
     )]
     TooManyDevices { requested: usize, maximum: usize },
+    #[error(
+        "{requested} shared directories, the root among them: virtio-mmio has interrupts for {maximum}; \
+         use virtio-pci, which has room for more"
+    )]
+    TooManyFileSystems { requested: usize, maximum: usize },
     #[error(transparent)]
     Console(#[from] ConsoleError),
     #[error(transparent)]

@@ -183,15 +183,18 @@ fn credentials_of(user: &str, root: &Path) -> anyhow::Result<Credentials> {
                 (Some(user), Some(group)) => Ok(Credentials { user, group, groups }),
                 _ => {
                     bail!(
-                        "--user {user}: its line in {}/etc/passwd has no user and group numbers",
-                        root.display()
+                        "--user {user}: its line in {} has no user and group numbers",
+                        root.join("etc/passwd").display()
                     )
                 }
             }
         }
         _ => match number(user) {
             Some(id) => Ok(Credentials { user: id, group: id, groups: Vec::new() }),
-            None => bail!("--user {user}: there is no such user in {}/etc/passwd", root.display()),
+            None => bail!(
+                "--user {user}: there is no such user in {}",
+                root.join("etc/passwd").display()
+            ),
         },
     }
 }

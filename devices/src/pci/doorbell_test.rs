@@ -28,7 +28,7 @@ fn in_range(bar: u32) -> Option<u64> {
 
 /// Puts BAR 2 of `function` to `address`, with all bridges open.
 fn map(machine: &Machine, function: FunctionAddress, address: u32) {
-    machine.write(function, BAR2, address);
+    machine.write_config(function, BAR2, address);
     machine.map(function, 0x10_0000_0000);
 }
 
@@ -36,16 +36,16 @@ fn map(machine: &Machine, function: FunctionAddress, address: u32) {
 fn a_doorbell_is_notified_of_the_address_that_its_function_decodes() {
     for function in [FIRST, BELOW_PORT, NESTED] {
         let machine = Machine::new();
-        machine.write(function, BAR2, AT);
+        machine.write_config(function, BAR2, AT);
         assert_eq!(place(&machine, function), None);
         map(&machine, function, AT);
         assert_eq!(place(&machine, function), in_range(AT));
-        machine.write(function, BAR2, AT + 0x1000);
+        machine.write_config(function, BAR2, AT + 0x1000);
         assert_eq!(place(&machine, function), in_range(AT + 0x1000));
         // As a driver does to find out the size.
-        machine.write(function, BAR2, u32::MAX);
+        machine.write_config(function, BAR2, u32::MAX);
         assert_eq!(place(&machine, function), in_range(0xffff_f000));
-        machine.write(function, BAR2, AT);
+        machine.write_config(function, BAR2, AT);
         machine.command(function, Command::MASTER);
         assert_eq!(place(&machine, function), None);
         machine.command(function, ALL);
@@ -58,14 +58,14 @@ fn a_function_that_is_reset_or_asleep_has_no_doorbell() {
     let machine = Machine::new();
     map(&machine, FIRST, AT);
     let power = machine.capability(FIRST, POWER_MANAGEMENT).unwrap() + 4;
-    machine.write_u16(FIRST, power, D3HOT);
+    machine.write_config_u16(FIRST, power, D3HOT);
     assert_eq!(place(&machine, FIRST), None);
-    machine.write_u16(FIRST, power, 0);
+    machine.write_config_u16(FIRST, power, 0);
     assert_eq!(place(&machine, FIRST), None, "the transition to D0 has reset it");
     map(&machine, FIRST, AT);
     assert_eq!(place(&machine, FIRST), in_range(AT));
     let express = machine.capability(FIRST, PCI_EXPRESS).unwrap() + 8;
-    machine.write_u16(FIRST, express, FUNCTION_LEVEL_RESET);
+    machine.write_config_u16(FIRST, express, FUNCTION_LEVEL_RESET);
     assert_eq!(place(&machine, FIRST), None);
 }
 
@@ -79,15 +79,15 @@ fn below_a_bridge_that_forwards_nothing_there_is_no_doorbell() {
             assert_eq!(place(&machine, function), in_range(AT));
         };
         opened();
-        machine.write(bridge, register::MEMORY_BASE, 0x0000_fff0);
+        machine.write_config(bridge, register::MEMORY_BASE, 0x0000_fff0);
         assert_eq!(place(&machine, function), None, "the window is closed");
         opened();
         machine.command(bridge, Command::MASTER);
         assert_eq!(place(&machine, function), None, "the window is off");
         opened();
-        machine.write_u16(bridge, register::BRIDGE_CONTROL, SECONDARY_BUS_RESET);
+        machine.write_config_u16(bridge, register::BRIDGE_CONTROL, SECONDARY_BUS_RESET);
         assert_eq!(place(&machine, function), None, "the bus below is in reset");
-        machine.write_u16(bridge, register::BRIDGE_CONTROL, 0);
+        machine.write_config_u16(bridge, register::BRIDGE_CONTROL, 0);
         assert_eq!(place(&machine, function), None, "and has been reset");
         opened();
     }
@@ -100,12 +100,12 @@ fn of_two_at_one_address_the_one_that_answers_has_a_doorbell() {
     assert_eq!(place(&machine, SECOND), in_range(AT));
     map(&machine, FIRST, AT);
     assert_eq!((place(&machine, FIRST), place(&machine, SECOND)), (in_range(AT), None));
-    machine.write(FIRST, BAR2, AT + 0x1000);
+    machine.write_config(FIRST, BAR2, AT + 0x1000);
     assert_eq!(place(&machine, SECOND), in_range(AT));
     // The other one's ROM is half as long as the range.
-    machine.write(FIRST, register::EXPANSION_ROM, AT | 1);
+    machine.write_config(FIRST, register::EXPANSION_ROM, AT | 1);
     assert_eq!(place(&machine, SECOND), in_range(AT), "the ROM ends before it");
-    machine.write(FIRST, register::EXPANSION_ROM, (AT + 0x800) | 1);
+    machine.write_config(FIRST, register::EXPANSION_ROM, (AT + 0x800) | 1);
     assert_eq!(place(&machine, SECOND), None);
 }
 
@@ -138,7 +138,7 @@ proptest! {
             map(&machine, function, AT);
         }
         for (function, offset, value) in writes {
-            machine.write(function, offset, value);
+            machine.write_config(function, offset, value);
             assert_doorbells_ring_at_their_addresses(&machine)?;
         }
     }

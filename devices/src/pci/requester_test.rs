@@ -29,13 +29,13 @@ fn behind_a_bridge_to_conventional_pci_the_requester_id_is_its_secondary_bus() {
 fn requester_ids_follow_the_bus_numbers() {
     let machine = Machine::new();
     // Secondary and subordinate bus: 5 to 5 below the port, 8 to 9 below the bridge.
-    machine.write_u16(PORT, register::SECONDARY_BUS, 0x0505);
-    machine.write_u16(BRIDGE, register::SECONDARY_BUS, 0x0908);
+    machine.write_config_u16(PORT, register::SECONDARY_BUS, 0x0505);
+    machine.write_config_u16(BRIDGE, register::SECONDARY_BUS, 0x0908);
     assert_eq!(requester(&machine, BELOW_PORT), address(5, 0, 0));
     assert_eq!(requester(&machine, BELOW_BRIDGE), address(8, 0, 0));
     assert_eq!(requester(&machine, NESTED), address(8, 0, 0));
     assert_eq!(requester(&machine, FIRST), FIRST);
-    machine.write_u16(address(8, 1, 0), register::SECONDARY_BUS, 0x0909);
+    machine.write_config_u16(address(8, 1, 0), register::SECONDARY_BUS, 0x0909);
     assert_eq!(requester(&machine, NESTED), address(8, 0, 0));
 }
 

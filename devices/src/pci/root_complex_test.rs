@@ -28,12 +28,12 @@ fn refusal(access: Access) -> Refusal {
 
 fn power(machine: &Machine, address: FunctionAddress, state: u16) {
     let capability = machine.capability(address, POWER_MANAGEMENT).unwrap();
-    machine.write_u16(address, capability + 4, state);
+    machine.write_config_u16(address, capability + 4, state);
 }
 
 fn function_level_reset(machine: &Machine, address: FunctionAddress) {
     let capability = machine.capability(address, PCI_EXPRESS).unwrap();
-    machine.write_u16(address, capability + 8, 1 << 15);
+    machine.write_config_u16(address, capability + 8, 1 << 15);
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn functions_are_where_the_topology_puts_them_and_nowhere_else() {
     for requester_id in 0..=u16::MAX {
         let address = FunctionAddress::from(requester_id);
         assert_eq!(address.requester_id(), requester_id);
-        let there = machine.read(address, register::VENDOR_ID) != NOTHING;
+        let there = machine.read_config(address, register::VENDOR_ID) != NOTHING;
         assert_eq!(there, expected.contains(&address), "{address}");
     }
 }
@@ -65,13 +65,13 @@ fn functions_are_where_the_topology_puts_them_and_nowhere_else() {
 #[test]
 fn headers_identify_functions() {
     let machine = Machine::new();
-    assert_eq!(machine.read(FIRST, register::VENDOR_ID), 0x5678_1234);
-    assert_eq!(machine.read(FIRST, register::REVISION_ID), 0xff01_0209);
-    assert_eq!(machine.read(FIRST, register::SUBSYSTEM_VENDOR_ID), 0xef01_abcd);
+    assert_eq!(machine.read_config(FIRST, register::VENDOR_ID), 0x5678_1234);
+    assert_eq!(machine.read_config(FIRST, register::REVISION_ID), 0xff01_0209);
+    assert_eq!(machine.read_config(FIRST, register::SUBSYSTEM_VENDOR_ID), 0xef01_abcd);
     for (address, header_type) in
         [(FIRST, 0x80), (SECOND, 0x80), (BELOW_PORT, 0), (PORT, 1), (BRIDGE, 1), (NESTED, 0)]
     {
-        let found = machine.read(address, register::HEADER_TYPE) as u8;
+        let found = machine.read_config(address, register::HEADER_TYPE) as u8;
         assert_eq!(found, header_type, "{address}");
     }
     // Primary, secondary, subordinate.
@@ -81,7 +81,7 @@ fn headers_identify_functions() {
         (NESTED_BRIDGE, 0x03_0302),
         (EMPTY_PORT, 0x04_0400),
     ] {
-        assert_eq!(machine.read(bridge, register::PRIMARY_BUS), buses, "{bridge}");
+        assert_eq!(machine.read_config(bridge, register::PRIMARY_BUS), buses, "{bridge}");
     }
 }
 
@@ -90,16 +90,20 @@ fn functions_on_pci_express_have_the_port_type_of_their_place() {
     let machine = Machine::new();
     for (address, port_type) in [(FIRST, 9), (BELOW_PORT, 0), (PORT, 4), (BRIDGE, 7)] {
         let capability = machine.capability(address, PCI_EXPRESS).unwrap();
-        assert_eq!(machine.read_u16(address, capability + 2), port_type << 4 | 2, "{address}");
+        assert_eq!(
+            machine.read_config_u16(address, capability + 2),
+            port_type << 4 | 2,
+            "{address}"
+        );
     }
     let link_status = |port| {
         let capability = machine.capability(port, PCI_EXPRESS).unwrap();
-        machine.read_u16(port, capability + 0x12)
+        machine.read_config_u16(port, capability + 0x12)
     };
     assert_eq!(link_status(PORT), 0x3011);
     assert_eq!(link_status(EMPTY_PORT), 0x1000);
-    assert_eq!(machine.read(PORT, 0x100), 0x0001_000d, "access control services");
-    assert_eq!(machine.read(EMPTY_PORT, 0x100), 0);
+    assert_eq!(machine.read_config(PORT, 0x100), 0x0001_000d, "access control services");
+    assert_eq!(machine.read_config(EMPTY_PORT, 0x100), 0);
 }
 
 #[test]
@@ -108,8 +112,8 @@ fn functions_on_conventional_pci_have_256_bytes() {
     for address in [BELOW_BRIDGE, NESTED_BRIDGE, NESTED] {
         assert_eq!(machine.capability(address, PCI_EXPRESS), None, "{address}");
         assert!(machine.capability(address, POWER_MANAGEMENT).is_some());
-        assert_eq!(machine.read(address, 0xfc), 0);
-        assert_eq!(machine.read(address, 0x100), NOTHING);
+        assert_eq!(machine.read_config(address, 0xfc), 0);
+        assert_eq!(machine.read_config(address, 0x100), NOTHING);
     }
 }
 
@@ -117,20 +121,20 @@ fn functions_on_conventional_pci_have_256_bytes() {
 fn requests_follow_the_bus_numbers_that_bridges_have_now() {
     let machine = Machine::new();
     let moved = |bus| address(bus, 0, 0);
-    let exists = |address| machine.read(address, register::VENDOR_ID) != NOTHING;
-    machine.write(BRIDGE, register::PRIMARY_BUS, 0x20_1000);
+    let exists = |address| machine.read_config(address, register::VENDOR_ID) != NOTHING;
+    machine.write_config(BRIDGE, register::PRIMARY_BUS, 0x20_1000);
     assert!(exists(moved(0x10)));
     assert!(!exists(moved(2)) && !exists(NESTED), "the bridge no longer passes on 2 and 3");
-    machine.write(address(0x10, 1, 0), register::PRIMARY_BUS, 0x20_2010);
+    machine.write_config(address(0x10, 1, 0), register::PRIMARY_BUS, 0x20_2010);
     assert!(exists(moved(0x20)));
-    machine.write(BRIDGE, register::PRIMARY_BUS, 0x1f_1000);
+    machine.write_config(BRIDGE, register::PRIMARY_BUS, 0x1f_1000);
     assert!(!exists(moved(0x20)));
     // The port's secondary bus is 0 and its subordinate bus covers everything: routing must not loop.
-    machine.write(PORT, register::PRIMARY_BUS, 0xff_0000);
+    machine.write_config(PORT, register::PRIMARY_BUS, 0xff_0000);
     assert!(exists(FIRST));
     assert!(!exists(moved(1)) && !exists(moved(0x10)));
     power(&machine, BRIDGE, 3);
-    machine.write(PORT, register::PRIMARY_BUS, 0);
+    machine.write_config(PORT, register::PRIMARY_BUS, 0);
     assert!(!exists(moved(0x10)), "there is no bus below a bridge in D3hot");
 }
 
@@ -217,15 +221,15 @@ fn an_access_ends_where_the_range_does() {
 #[test]
 fn io_ranges_and_roms_have_their_own_enable_bits() {
     let machine = Machine::new();
-    machine.write(FIRST, register::BASE_ADDRESS + 12, 0xc000);
-    machine.write(FIRST, register::EXPANSION_ROM, AT as u32);
+    machine.write_config(FIRST, register::BASE_ADDRESS + 12, 0xc000);
+    machine.write_config(FIRST, register::EXPANSION_ROM, AT as u32);
     machine.command(FIRST, Command::IO | Command::MEMORY);
     let mut data = [0; 1];
     assert_eq!(machine.root.read_io(0xc01f, &mut data), Access::Claimed);
     assert_eq!(data, [3]);
     assert_eq!(machine.root.read_io(0xc020, &mut data), Access::Unmapped);
     assert_eq!(refusal(machine.load(AT).1).register, BaseRegister::ExpansionRom);
-    machine.write(FIRST, register::EXPANSION_ROM, AT as u32 | 1);
+    machine.write_config(FIRST, register::EXPANSION_ROM, AT as u32 | 1);
     assert_eq!(machine.load(AT), (u32::from_le_bytes(ROM), Access::Claimed));
     assert_eq!(machine.load(AT + 0x7fc), (0, Access::Claimed));
     assert_eq!(machine.store(AT, 0), Access::Claimed);
@@ -246,24 +250,24 @@ fn bridges_pass_on_what_is_in_their_open_windows() {
         assert_eq!(reason(), RefusalReason::NotForwarded);
         machine.command(bridge, ALL);
         // A window that ends below, and the prefetchable one around it.
-        machine.write(bridge, register::MEMORY_BASE, 0xdff0_0000);
+        machine.write_config(bridge, register::MEMORY_BASE, 0xdff0_0000);
         assert_eq!(reason(), RefusalReason::NotForwarded);
-        machine.write(bridge, register::PREFETCHABLE_BASE, 0xe000_e000);
+        machine.write_config(bridge, register::PREFETCHABLE_BASE, 0xe000_e000);
         assert_eq!(machine.load(AT).1, Access::Claimed);
-        machine.write(bridge, register::PREFETCHABLE_LIMIT_UPPER, 1);
+        machine.write_config(bridge, register::PREFETCHABLE_LIMIT_UPPER, 1);
         assert_eq!(machine.load(AT).1, Access::Claimed);
-        machine.write(bridge, register::PREFETCHABLE_BASE_UPPER, 1);
+        machine.write_config(bridge, register::PREFETCHABLE_BASE_UPPER, 1);
         assert_eq!(reason(), RefusalReason::NotForwarded);
-        machine.write(bridge, register::MEMORY_BASE, 0xfff0_0000);
+        machine.write_config(bridge, register::MEMORY_BASE, 0xfff0_0000);
         power(&machine, bridge, 3);
         assert_eq!(reason(), RefusalReason::NotForwarded);
         power(&machine, bridge, 0);
         assert_eq!(machine.load(AT).1, Access::Claimed);
     }
-    machine.write(NESTED, register::BASE_ADDRESS + 12, 0xd000);
+    machine.write_config(NESTED, register::BASE_ADDRESS + 12, 0xd000);
     let mut data = [0; 4];
     assert_eq!(machine.root.read_io(0xd000, &mut data), Access::Claimed);
-    machine.write_u16(BRIDGE, register::IO_BASE, 0xf0e0);
+    machine.write_config_u16(BRIDGE, register::IO_BASE, 0xf0e0);
     assert_eq!(refusal(machine.root.read_io(0xd004, &mut data)).offset, 4);
 }
 
@@ -294,8 +298,8 @@ fn a_sleeping_function_decodes_nothing_and_wakes_up_as_after_power_on() {
     assert_eq!(lock(&machine.handles(FIRST).device).resets, []);
     power(&machine, FIRST, 0);
     assert_eq!(lock(&machine.handles(FIRST).device).resets, [ResetKind::PowerManagement]);
-    assert_eq!(machine.read_u16(FIRST, register::COMMAND), 0);
-    assert_eq!(machine.read(FIRST, register::BASE_ADDRESS), 0xc);
+    assert_eq!(machine.read_config_u16(FIRST, register::COMMAND), 0);
+    assert_eq!(machine.read_config(FIRST, register::BASE_ADDRESS), 0xc);
     assert_eq!(refusal(machine.load(AT).1).reason, RefusalReason::Reset);
 }
 
@@ -310,8 +314,8 @@ fn a_function_level_reset_concerns_one_function() {
     assert_eq!(refusal(machine.load(AT).1).reason, RefusalReason::Reset);
     assert_eq!(machine.load(AT + BAR0_SIZE).1, Access::Claimed);
     let capability = machine.capability(FIRST, PCI_EXPRESS).unwrap();
-    assert_eq!(machine.read_u16(FIRST, capability + 8), 0x2810);
-    assert_eq!(machine.read(FIRST, register::HEADER_TYPE) as u8, 0x80);
+    assert_eq!(machine.read_config_u16(FIRST, capability + 8), 0x2810);
+    assert_eq!(machine.read_config(FIRST, register::HEADER_TYPE) as u8, 0x80);
     // The range that it decoded last is dropped once it decodes another one.
     machine.map(FIRST, AT + 0x10_0000);
     assert_eq!(machine.load(AT).1, Access::Unmapped);
@@ -323,21 +327,21 @@ fn a_function_level_reset_concerns_one_function() {
 fn a_secondary_bus_reset_concerns_everything_below() {
     let machine = Machine::new();
     machine.map(NESTED, AT);
-    machine.write_u16(BRIDGE, register::BRIDGE_CONTROL, SECONDARY_BUS_RESET);
+    machine.write_config_u16(BRIDGE, register::BRIDGE_CONTROL, SECONDARY_BUS_RESET);
     for address in [BELOW_BRIDGE, NESTED] {
         assert_eq!(lock(&machine.handles(address).device).resets, [ResetKind::Hot], "{address}");
-        assert_eq!(machine.read(address, register::VENDOR_ID), NOTHING);
+        assert_eq!(machine.read_config(address, register::VENDOR_ID), NOTHING);
     }
     assert_eq!(lock(&machine.handles(BELOW_PORT).device).resets, []);
     assert_eq!(refusal(machine.load(AT).1).reason, RefusalReason::Reset);
     // The bit stays set: the reset goes on, and does not start anew.
-    machine.write_u16(BRIDGE, register::BRIDGE_CONTROL, SECONDARY_BUS_RESET | 1);
-    machine.write_u16(BRIDGE, register::BRIDGE_CONTROL, 0);
+    machine.write_config_u16(BRIDGE, register::BRIDGE_CONTROL, SECONDARY_BUS_RESET | 1);
+    machine.write_config_u16(BRIDGE, register::BRIDGE_CONTROL, 0);
     assert_eq!(lock(&machine.handles(NESTED).device).resets, [ResetKind::Hot]);
-    assert_ne!(machine.read(BELOW_BRIDGE, register::VENDOR_ID), NOTHING);
-    assert_eq!(machine.read(NESTED_BRIDGE, register::PRIMARY_BUS), 0, "numbers are lost");
-    assert_eq!(machine.read(NESTED, register::VENDOR_ID), NOTHING);
-    assert_eq!(machine.read(BRIDGE, register::PRIMARY_BUS), 0x03_0200);
+    assert_ne!(machine.read_config(BELOW_BRIDGE, register::VENDOR_ID), NOTHING);
+    assert_eq!(machine.read_config(NESTED_BRIDGE, register::PRIMARY_BUS), 0, "numbers are lost");
+    assert_eq!(machine.read_config(NESTED, register::VENDOR_ID), NOTHING);
+    assert_eq!(machine.read_config(BRIDGE, register::PRIMARY_BUS), 0x03_0200);
 }
 
 #[test]
@@ -356,7 +360,7 @@ fn msix_is_pending_until_it_is_enabled_unmasked_and_a_bus_master() {
 
     msix.raise(1);
     assert_eq!(pending(), 0b10, "MSI-X is disabled");
-    machine.write_u16(BELOW_PORT, control, MSI_X_ENABLE);
+    machine.write_config_u16(BELOW_PORT, control, MSI_X_ENABLE);
     assert_eq!(machine.messages.take(), [message]);
     msix.raise(1);
     assert_eq!(machine.messages.take(), [message]);
@@ -370,9 +374,9 @@ fn msix_is_pending_until_it_is_enabled_unmasked_and_a_bus_master() {
     msix.raise(1);
     assert_eq!(machine.store(entry + 12, 0), Access::Claimed);
     assert_eq!(machine.messages.take(), [message]);
-    machine.write_u16(BELOW_PORT, control, MSI_X_ENABLE | 1 << 14);
+    machine.write_config_u16(BELOW_PORT, control, MSI_X_ENABLE | 1 << 14);
     msix.raise(1);
-    machine.write_u16(BELOW_PORT, control, MSI_X_ENABLE);
+    machine.write_config_u16(BELOW_PORT, control, MSI_X_ENABLE);
     assert_eq!(machine.messages.take(), [message]);
     for (function, without) in [(BELOW_PORT, ALL - Command::MASTER), (PORT, ALL - Command::MASTER)]
     {
@@ -426,7 +430,7 @@ fn intx_is_swizzled_to_the_line_and_can_be_disabled() {
         assert_eq!(levels(), [false; 4]);
     }
     let Handles { intx, device, .. } = machine.handles(FIRST);
-    let status = || machine.read_u16(FIRST, register::STATUS);
+    let status = || machine.read_config_u16(FIRST, register::STATUS);
     assert_eq!(status(), 0x10);
     intx.set_level(true);
     assert_eq!(status(), 0x18);
@@ -434,9 +438,9 @@ fn intx_is_swizzled_to_the_line_and_can_be_disabled() {
     for (offset, off, on) in
         [(register::COMMAND, Command::INTX_DISABLE.bits(), 0), (control, MSI_X_ENABLE, 0)]
     {
-        machine.write_u16(FIRST, offset, off);
+        machine.write_config_u16(FIRST, offset, off);
         assert_eq!((levels(), status()), ([false; 4], 0x18));
-        machine.write_u16(FIRST, offset, on);
+        machine.write_config_u16(FIRST, offset, on);
         assert_eq!(levels(), [false, false, true, false]);
     }
     function_level_reset(&machine, FIRST);
@@ -448,17 +452,21 @@ fn intx_is_swizzled_to_the_line_and_can_be_disabled() {
 fn the_device_answers_for_its_own_bytes_of_a_capability() {
     let machine = Machine::new();
     let capability = machine.capability(FIRST, VENDOR_SPECIFIC).unwrap();
-    assert_eq!(machine.read(FIRST, capability) >> 16, 0xee0c, "length, and a byte of the body");
-    machine.write(FIRST, capability, NOTHING);
-    assert_eq!(machine.read(FIRST, capability) >> 16, 0xff0c, "the length is read-only");
-    machine.write(FIRST, capability + 4, 0x1234_5678);
-    assert_eq!(machine.read(FIRST, capability + 4), 0x1234_5678);
-
-    machine.write_u16(FIRST, capability + OWN_BYTES + 2, 0xbeef);
-    assert_eq!(lock(&machine.handles(FIRST).device).own_bytes, [0, 0, 0xef, 0xbe]);
-    assert_eq!(machine.read(FIRST, capability + OWN_BYTES), 0xbeef_0000);
     assert_eq!(
-        machine.read_u16(FIRST, capability + OWN_BYTES - 1),
+        machine.read_config(FIRST, capability) >> 16,
+        0xee0c,
+        "length, and a byte of the body"
+    );
+    machine.write_config(FIRST, capability, NOTHING);
+    assert_eq!(machine.read_config(FIRST, capability) >> 16, 0xff0c, "the length is read-only");
+    machine.write_config(FIRST, capability + 4, 0x1234_5678);
+    assert_eq!(machine.read_config(FIRST, capability + 4), 0x1234_5678);
+
+    machine.write_config_u16(FIRST, capability + OWN_BYTES + 2, 0xbeef);
+    assert_eq!(lock(&machine.handles(FIRST).device).own_bytes, [0, 0, 0xef, 0xbe]);
+    assert_eq!(machine.read_config(FIRST, capability + OWN_BYTES), 0xbeef_0000);
+    assert_eq!(
+        machine.read_config_u16(FIRST, capability + OWN_BYTES - 1),
         0xee12,
         "not all bytes are the device's own"
     );
@@ -471,7 +479,7 @@ fn a_busy_device_does_not_delay_other_accesses() {
     machine.map(SECOND, AT + BAR0_SIZE);
     let busy = lock(&machine.handles(FIRST).device);
     machine.command(FIRST, ALL - Command::MEMORY);
-    assert_ne!(machine.read(FIRST, register::VENDOR_ID), NOTHING);
+    assert_ne!(machine.read_config(FIRST, register::VENDOR_ID), NOTHING);
     assert_eq!(machine.load(AT + BAR0_SIZE).1, Access::Claimed);
     assert_eq!(refusal(machine.load(AT).1).function, FIRST);
     drop(busy);

@@ -11,6 +11,7 @@
 //! ```
 
 use std::collections::BTreeSet;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -173,12 +174,70 @@ pub fn function(
     (builder.build(Arc::clone(&device) as _), Handles { bell, device, state, msix, intx })
 }
 
-pub struct Machine {
+/// A root complex, as a driver reaches it, and what interrupts come of it.
+pub struct Host {
     pub root: Arc<RootComplex>,
     pub lines: [Arc<Line>; 4],
     pub messages: Arc<Messages>,
+}
+
+impl Host {
+    /// `messages` are those that the functions of `topology` send.
+    pub fn new(topology: Topology, messages: Arc<Messages>, leases: Leases) -> Self {
+        let lines = [(); 4].map(|()| Arc::new(Line::default()));
+        let root = RootComplex::new(topology, lines.clone().map(|line| line as _), leases).unwrap();
+        Self { root: Arc::new(root), lines, messages }
+    }
+
+    pub fn read_config(&self, address: FunctionAddress, offset: usize) -> u32 {
+        let mut data = [0; 4];
+        self.root.read_config(address, offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    pub fn read_config_u16(&self, address: FunctionAddress, offset: usize) -> u16 {
+        self.read_config(address, offset) as u16
+    }
+
+    pub fn write_config(&self, address: FunctionAddress, offset: usize, value: u32) {
+        self.root.write_config(address, offset, &value.to_le_bytes());
+    }
+
+    pub fn write_config_u16(&self, address: FunctionAddress, offset: usize, value: u16) {
+        self.root.write_config(address, offset, &value.to_le_bytes());
+    }
+
+    pub fn command(&self, address: FunctionAddress, command: Command) {
+        self.write_config_u16(address, register::COMMAND, command.bits());
+    }
+
+    /// Where in its registers a function has capability `id`.
+    pub fn capability(&self, address: FunctionAddress, id: u8) -> Option<usize> {
+        let mut at = self.read_config(address, register::CAPABILITIES_POINTER) as u8;
+        while at != 0 {
+            let [found, next] = self.read_config_u16(address, at.into()).to_le_bytes();
+            if found == id {
+                return Some(at.into());
+            }
+            at = next;
+        }
+        None
+    }
+}
+
+/// Functions in every place, each of which records its accesses.
+pub struct Machine {
+    host: Host,
     /// 01:00.0, 00:02.0, 00:02.1, 02:00.0 and 03:00.0.
     pub functions: Vec<Handles>,
+}
+
+impl Deref for Machine {
+    type Target = Host;
+
+    fn deref(&self) -> &Host {
+        &self.host
+    }
 }
 
 pub const PORT: FunctionAddress = address(0, 1, 0);
@@ -199,7 +258,6 @@ impl Machine {
     pub fn new() -> Self {
         let messages = Arc::new(Messages::default());
         let places = Arc::default();
-        let lines = [(); 4].map(|()| Arc::new(Line::default()));
         let mut functions = Vec::new();
         let mut device = |pins: &[InterruptPin]| {
             let mut device = Vec::new();
@@ -222,10 +280,7 @@ impl Machine {
                 RootNode::Port(RootPort { access_control: false, below: None }),
             ],
         };
-        let root =
-            RootComplex::new(topology, lines.clone().map(|line| line as _), Leases::default())
-                .unwrap();
-        Self { root: Arc::new(root), lines, messages, functions }
+        Self { host: Host::new(topology, messages, Leases::default()), functions }
     }
 
     /// What the device model at `address` holds.
@@ -233,46 +288,11 @@ impl Machine {
         self.functions.iter().find(|handles| handles.state.address() == Some(address)).unwrap()
     }
 
-    pub fn read(&self, address: FunctionAddress, offset: usize) -> u32 {
-        let mut data = [0; 4];
-        self.root.read_config(address, offset, &mut data);
-        u32::from_le_bytes(data)
-    }
-
-    pub fn read_u16(&self, address: FunctionAddress, offset: usize) -> u16 {
-        self.read(address, offset) as u16
-    }
-
-    pub fn write(&self, address: FunctionAddress, offset: usize, value: u32) {
-        self.root.write_config(address, offset, &value.to_le_bytes());
-    }
-
-    pub fn write_u16(&self, address: FunctionAddress, offset: usize, value: u16) {
-        self.root.write_config(address, offset, &value.to_le_bytes());
-    }
-
-    pub fn command(&self, address: FunctionAddress, command: Command) {
-        self.write_u16(address, register::COMMAND, command.bits());
-    }
-
-    /// Where in its registers a function has capability `id`.
-    pub fn capability(&self, address: FunctionAddress, id: u8) -> Option<usize> {
-        let mut at = self.read(address, register::CAPABILITIES_POINTER) as u8;
-        while at != 0 {
-            let [found, next] = self.read_u16(address, at.into()).to_le_bytes();
-            if found == id {
-                return Some(at.into());
-            }
-            at = next;
-        }
-        None
-    }
-
     /// Puts BAR 0 to `address`, and opens all bridges above.
     pub fn map(&self, function: FunctionAddress, address: u64) {
         for bridge in [PORT, BRIDGE, NESTED_BRIDGE] {
-            self.write(bridge, register::MEMORY_BASE, 0xfff0_0000);
-            self.write(bridge, register::IO_BASE, 0xf000);
+            self.write_config(bridge, register::MEMORY_BASE, 0xfff0_0000);
+            self.write_config(bridge, register::IO_BASE, 0xf000);
             self.command(bridge, Command::IO | Command::MEMORY | Command::MASTER);
         }
         self.root.write_config(function, register::BASE_ADDRESS, &address.to_le_bytes());

@@ -118,13 +118,13 @@ fn an_invalid_transfer_is_a_fault_with_a_reason() {
 fn without_bus_mastering_memory_is_not_accessed() {
     let machine = Machine::new();
     machine.write(BAR0 + BYTE, 1);
-    machine.command(Command::MEMORY);
+    machine.enable(Command::MEMORY);
     assert_eq!(transfer(&machine, FILL, MEMORY, 1), DmaStatus::Fault(DmaFault::BusMaster));
     assert_eq!(machine.read(BAR0 + STATUS), 0x103);
-    machine.command(Command::MEMORY | Command::MASTER);
+    machine.enable(Command::MEMORY | Command::MASTER);
     start(&machine, FILL, MEMORY, 1);
     // Bus mastering is checked when the transfer is carried out.
-    machine.command(Command::MEMORY);
+    machine.enable(Command::MEMORY);
     machine.process();
     assert_eq!(machine.status().dma, DmaCounts { completed: 0, faulted: 2 });
     assert_eq!(memory(&machine, MEMORY, 1), [0]);
@@ -150,7 +150,7 @@ fn a_reset_drops_the_pending_transfer() {
     let machine = Machine::new();
     machine.write(BAR0 + BYTE, 1);
     start(&machine, FILL, MEMORY, 1);
-    machine.write_config(PROBE, machine.capability(0x10) + 8, 1 << 15);
+    machine.write_config(PROBE, machine.capability(PROBE, 0x10).unwrap() + 8, 1 << 15);
     machine.configure();
     assert_eq!(machine.status().dma_status, DmaStatus::Idle);
     machine.process();
@@ -213,7 +213,7 @@ fn no_register_is_accessed_after_bus_mastering_ends() {
     assert_eq!(transfer(&machine, FILL, PEER_BAR, 64), fault);
     assert_eq!(peer.lock().unwrap().writes, 3);
     // With bus mastering it is 16 writes.
-    machine.command(Command::MEMORY | Command::MASTER);
+    machine.enable(Command::MEMORY | Command::MASTER);
     assert_eq!(transfer(&machine, FILL, PEER_BAR, 64), DmaStatus::Done);
     assert_eq!(peer.lock().unwrap().writes, 3 + 16);
 }

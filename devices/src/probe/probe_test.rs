@@ -104,7 +104,7 @@ fn accesses_are_counted_by_range() {
 fn an_access_that_the_function_does_not_decode_never_gets_to_the_device() {
     let machine = Machine::new();
     let before = machine.status();
-    machine.command(Command::IO | Command::MASTER);
+    machine.enable(Command::IO | Command::MASTER);
     for address in [BAR0, BAR0 + SCRATCH, BAR2, BAR4 + 0xc00] {
         let Access::Refused(refusal) = machine.root.read_memory(address, &mut [0; 4]) else {
             panic!("{address:#x} is decoded");
@@ -183,7 +183,7 @@ fn msix_vectors_are_raised_on_request() {
     machine.write_bytes(BAR0 + INTERRUPT, &[5]);
     assert_eq!(machine.raised(), [5]);
     // Memory need not be decoded.
-    machine.command(Command::IO | Command::MASTER);
+    machine.enable(Command::IO | Command::MASTER);
     machine.write_port(BAR5 + 0xc, 6);
     assert_eq!(machine.raised(), [6]);
     assert_eq!(machine.read_port(BAR5 + 0xc), 6);
@@ -194,22 +194,22 @@ fn intx_has_the_level_that_is_written() {
     let machine = Machine::new();
     let interrupt_status = || machine.read_config(PROBE, 4) & 1 << 19 != 0;
     machine.write(BAR0 + INTX, 1);
-    assert!(machine.line.level() && interrupt_status());
-    machine.command(Command::MEMORY | Command::INTX_DISABLE);
-    assert!(!machine.line.level() && interrupt_status());
-    machine.command(Command::MEMORY);
-    assert!(machine.line.level());
+    assert!(machine.line().level() && interrupt_status());
+    machine.enable(Command::MEMORY | Command::INTX_DISABLE);
+    assert!(!machine.line().level() && interrupt_status());
+    machine.enable(Command::MEMORY);
+    assert!(machine.line().level());
     machine.write(BAR0 + INTX, 2);
-    assert!(!machine.line.level() && !interrupt_status());
+    assert!(!machine.line().level() && !interrupt_status());
 }
 
 fn reset(machine: &Machine, kind: ResetKind) {
     match kind {
         ResetKind::FunctionLevel => {
-            machine.write_config(PROBE, machine.capability(0x10) + 8, 1 << 15);
+            machine.write_config(PROBE, machine.capability(PROBE, 0x10).unwrap() + 8, 1 << 15);
         }
         ResetKind::PowerManagement => {
-            let control = machine.capability(0x01) + 4;
+            let control = machine.capability(PROBE, 0x01).unwrap() + 4;
             machine.write_config(PROBE, control, 3);
             machine.write_config(PROBE, control, 0);
         }
@@ -242,7 +242,7 @@ fn resets_of_all_kinds_are_counted_and_keep_only_counts_and_log() {
         let before = machine.status();
 
         reset(&machine, kind);
-        assert!(!machine.line.level());
+        assert!(!machine.line().level());
         let Access::Refused(refusal) = machine.root.read_memory(BAR0, &mut [0; 4]) else {
             panic!("decoded after {kind:?}");
         };

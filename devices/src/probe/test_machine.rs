@@ -2,6 +2,7 @@
 //!
 //! Registers are spelled out as `docs/probe.md` has them.
 
+use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -10,10 +11,9 @@ use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 use super::{Probe, ProbeStatus};
 use crate::Signal;
 use crate::dma::{DmaMemory, DmaPath, DmaRegion, Iommu, Leases};
-use crate::pci::test_machine::{Line, Messages, address};
+use crate::pci::test_machine::{Host, Line, Messages, address};
 use crate::pci::{
-    Access, Command, Function, FunctionAddress, Message, Node, RootComplex, RootNode, RootPort,
-    Topology,
+    Access, Command, Function, FunctionAddress, Message, Node, RootNode, RootPort, Topology,
 };
 
 pub const PORT: FunctionAddress = address(0, 1, 0);
@@ -34,7 +34,6 @@ pub const INTX: u64 = 0x104;
 pub const SCRATCH: u64 = 0x200;
 pub const BUFFER: u64 = 0x1000;
 
-const COMMAND: usize = 0x04;
 const ALL: Command = Command::IO.union(Command::MEMORY).union(Command::MASTER);
 
 /// Counts how often it was signalled.
@@ -48,12 +47,18 @@ impl Signal for Doorbell {
 }
 
 pub struct Machine {
-    pub root: Arc<RootComplex>,
+    host: Host,
     pub probe: Arc<Mutex<Probe>>,
     pub memory: GuestMemoryMmap,
-    pub messages: Arc<Messages>,
-    pub line: Arc<Line>,
     doorbell: Arc<Doorbell>,
+}
+
+impl Deref for Machine {
+    type Target = Host;
+
+    fn deref(&self) -> &Host {
+        &self.host
+    }
 }
 
 impl Machine {
@@ -95,13 +100,8 @@ impl Machine {
         functions.extend(peers);
         let below = Some(Node::Device(functions));
         let port = RootNode::Port(RootPort { access_control: true, below });
-        let lines = [(); 4].map(|()| Arc::new(Line::default()));
-        let topology = Topology { root: vec![port] };
-        let root = RootComplex::new(topology, lines.clone().map(|line| line as _), leases).unwrap();
-        // Pin A below device 1.
-        let line = Arc::clone(&lines[1]);
-        let root = Arc::new(root);
-        let machine = Self { root, probe, memory, messages, line, doorbell };
+        let host = Host::new(Topology { root: vec![port] }, messages, leases);
+        let machine = Self { host, probe, memory, doorbell };
         machine.configure_port();
         machine.configure();
         machine
@@ -118,7 +118,7 @@ impl Machine {
         ] {
             self.write_config(PORT, register, value);
         }
-        self.write_config(PORT, COMMAND, ALL.bits().into());
+        self.command(PORT, ALL);
     }
 
     /// Gives the probe its addresses, and enables all of it.
@@ -133,34 +133,16 @@ impl Machine {
         ] {
             self.write_config(PROBE, register, value);
         }
-        self.command(ALL);
+        self.enable(ALL);
     }
 
-    pub fn command(&self, command: Command) {
-        self.write_config(PROBE, COMMAND, command.bits().into());
+    pub fn enable(&self, command: Command) {
+        self.command(PROBE, command);
     }
 
-    pub fn read_config(&self, function: FunctionAddress, register: usize) -> u32 {
-        let mut data = [0; 4];
-        self.root.read_config(function, register, &mut data);
-        u32::from_le_bytes(data)
-    }
-
-    pub fn write_config(&self, function: FunctionAddress, register: usize, value: u32) {
-        self.root.write_config(function, register, &value.to_le_bytes());
-    }
-
-    /// Where the probe has capability `id`.
-    pub fn capability(&self, id: u8) -> usize {
-        let mut at = self.read_config(PROBE, 0x34) as u8;
-        loop {
-            let [found, next, ..] = self.read_config(PROBE, at.into()).to_le_bytes();
-            if found == id {
-                return at.into();
-            }
-            assert_ne!(next, 0, "no capability {id:#x}");
-            at = next;
-        }
+    /// Pin A below device 1.
+    pub fn line(&self) -> &Line {
+        &self.lines[1]
     }
 
     pub fn read_bytes(&self, address: u64, length: usize) -> Vec<u8> {
@@ -203,7 +185,7 @@ impl Machine {
                 self.write(entry + offset, value);
             }
         }
-        self.write_config(PROBE, self.capability(0x11), 1 << 31);
+        self.write_config(PROBE, self.capability(PROBE, 0x11).unwrap(), 1 << 31);
     }
 
     /// The vectors raised since the last call.

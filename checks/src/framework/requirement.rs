@@ -115,10 +115,18 @@ mod tests {
 
     fn kernel(config: &str, built_in: &str) -> GuestKernel {
         let directory = TempDir::new().unwrap();
-        let mut image = vec![0; 0x400];
-        image[0x202..0x206].copy_from_slice(b"HdrS");
-        image[0x300..0x307].copy_from_slice(b"6.12.0 ");
-        image[0x20e..0x210].copy_from_slice(&0x100_u16.to_le_bytes());
+        // A bzImage with all that is read of it: its header, and a paragraph of kernel.
+        let mut image = vec![0; 0x410];
+        for (at, bytes) in [
+            (0x1f1, &b"\x01"[..]),
+            (0x1f4, b"\x01"),
+            (0x202, b"HdrS\x0f\x02"),
+            (0x20e, b"\x00\x01"),
+            (0x236, b"\x01"),
+            (0x300, b"6.12.0 "),
+        ] {
+            image[at..at + bytes.len()].copy_from_slice(bytes);
+        }
         fs::create_dir(directory.path().join("modules")).unwrap();
         for (path, contents) in [
             ("bzImage", image.as_slice()),

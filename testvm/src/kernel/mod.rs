@@ -1,6 +1,7 @@
 //! Kernels that guests run: an image, and what is known about it.
 
 mod config;
+mod modinfo;
 mod modules;
 
 use std::{
@@ -11,7 +12,7 @@ use std::{
 
 pub use config::{KernelConfig, Setting};
 pub use modules::{ModuleError, ModuleSet, ModuleTree};
-use vmm::arch::x86_64::boot::bzimage_release;
+use vmm::arch::x86_64::boot::{BootError, kernel_release};
 
 /// A kernel for a guest.
 #[derive(Clone, Debug)]
@@ -23,6 +24,9 @@ pub struct GuestKernel {
     vmlinux: Option<PathBuf>,
     other_configs: BTreeMap<String, KernelConfig>,
 }
+
+/// Where a kernel's build writes what `uname -r` will print.
+const BUILD_RELEASE: &str = "include/config/kernel.release";
 
 /// Why a kernel cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -37,17 +41,22 @@ pub enum KernelError {
         /// Why.
         source: io::Error,
     },
-    /// The image is missing or unreadable.
-    #[error("cannot read the kernel image {path}")]
-    UnreadableImage {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A file that no boot loader would take for a kernel.
-    #[error("{0} is not a bzImage: give the file arch/x86/boot/bzImage of a kernel's build")]
-    NotAnImage(PathBuf),
+    /// The image is no kernel, or cannot be read.
+    #[error("cannot use the kernel image: {0}")]
+    Image(#[from] BootError),
+    /// A directory without a kernel.
+    #[error(
+        "{0} has no kernel in it: neither bzImage, config, release and modules/, nor what a kernel's build makes, arch/x86/boot/bzImage and include/config/kernel.release"
+    )]
+    NoKernel(PathBuf),
+    /// A kernel's source.
+    #[error(
+        "{0} is a kernel's source that was not built there: run make in it, or name the directory that `make O=` built in"
+    )]
+    NotBuilt(PathBuf),
+    /// Modules are given for a kernel that has its own.
+    #[error("{0} has modules of its own: --modules is for a kernel image")]
+    TwoModules(PathBuf),
     /// Modules are needed of a kernel that came without.
     #[error("{image} came without modules, and {} wanted: name the directory that `make modules_install` filled", list(.names))]
     NoModules {
@@ -77,10 +86,20 @@ fn list(names: &[String]) -> String {
 
 impl GuestKernel {
     /// Opens a directory with bzImage, config, release, modules/lib/modules/RELEASE, and, if they are to be
-    /// looked at, vmlinux and kconfig/.
+    /// looked at, vmlinux and kconfig/; or one in which a kernel was built.
     pub fn open(directory: &Path) -> Result<Self, KernelError> {
+        let has = |name| directory.join(name).exists();
+        match () {
+            () if has(BUILD_RELEASE) => Self::open_build(directory),
+            () if has("bzImage") || has("release") => Self::open_collected(directory),
+            () if has("Kconfig") => Err(KernelError::NotBuilt(directory.to_owned())),
+            () => Err(KernelError::NoKernel(directory.to_owned())),
+        }
+    }
+
+    fn open_collected(directory: &Path) -> Result<Self, KernelError> {
         let image = directory.join("bzImage");
-        release_of(&image)?;
+        kernel_release(&image)?;
         let release = read(&directory.join("release"))?.trim().to_owned();
         let config = KernelConfig::parse(&read(&directory.join("config"))?);
         let modules = find_modules(&directory.join("modules"), &release)?;
@@ -96,9 +115,21 @@ impl GuestKernel {
         })
     }
 
+    fn open_build(objects: &Path) -> Result<Self, KernelError> {
+        let image = objects.join("arch/x86/boot/bzImage");
+        Ok(Self {
+            release: kernel_release(&image)?,
+            image,
+            config: Some(KernelConfig::parse(&read(&objects.join(".config"))?)),
+            modules: Some(ModuleTree::open_build(objects)?),
+            vmlinux: Some(objects.join("vmlinux")).filter(|path| path.exists()),
+            other_configs: BTreeMap::new(),
+        })
+    }
+
     /// Takes a bare image, and the modules below a directory that `make modules_install` filled.
     pub fn from_image(image: &Path, modules: Option<&Path>) -> Result<Self, KernelError> {
-        let release = release_of(image)?;
+        let release = kernel_release(image)?;
         let modules = modules.map(|directory| find_modules(directory, &release)).transpose()?;
         Ok(Self {
             image: image.to_owned(),
@@ -110,13 +141,16 @@ impl GuestKernel {
         })
     }
 
-    /// Opens a kernel directory as [`Self::open`] does, or an image with its modules as [`Self::from_image`]
-    /// does.
+    /// Opens a directory as [`Self::open`] does, or an image with its modules as [`Self::from_image`] does.
     pub fn at(path: &Path, modules: Option<&Path>) -> Result<Self, KernelError> {
-        if path.is_dir() { Self::open(path) } else { Self::from_image(path, modules) }
+        match modules {
+            _ if !path.is_dir() => Self::from_image(path, modules),
+            None => Self::open(path),
+            Some(_) => Err(KernelError::TwoModules(path.to_owned())),
+        }
     }
 
-    /// The bzImage.
+    /// The image: a bzImage or a vmlinux.
     pub fn image(&self) -> &Path {
         &self.image
     }
@@ -146,6 +180,11 @@ impl GuestKernel {
         self.modules.as_ref().is_some_and(|modules| modules.is_built_in(module))
     }
 
+    /// Whether there is a module of this name, built in or not, as far as is known.
+    pub fn has_module(&self, module: &str) -> bool {
+        self.modules.as_ref().is_some_and(|modules| modules.has(module))
+    }
+
     /// These modules and whatever they need.
     pub fn modules(&self, names: &[&str]) -> Result<ModuleSet, KernelError> {
         match &self.modules {
@@ -162,12 +201,6 @@ impl GuestKernel {
 fn read(path: &Path) -> Result<String, KernelError> {
     fs::read_to_string(path)
         .map_err(|source| KernelError::Unreadable { path: path.to_owned(), source })
-}
-
-fn release_of(image: &Path) -> Result<String, KernelError> {
-    let bytes = fs::read(image)
-        .map_err(|source| KernelError::UnreadableImage { path: image.to_owned(), source })?;
-    bzimage_release(&bytes).ok_or_else(|| KernelError::NotAnImage(image.to_owned()))
 }
 
 /// Modules in a directory itself, or where `make modules_install` puts them below it.
@@ -203,76 +236,5 @@ fn read_configs(directory: &Path) -> Result<BTreeMap<String, KernelConfig>, Kern
 }
 
 #[cfg(test)]
-mod tests {
-    use tempfile::TempDir;
-
-    use super::*;
-
-    const RELEASE: &str = "6.12.0-test";
-
-    fn image() -> Vec<u8> {
-        let mut image = vec![0; 0x400];
-        image[0x202..0x206].copy_from_slice(b"HdrS");
-        image[0x20e..0x210].copy_from_slice(&0x100_u16.to_le_bytes());
-        image[0x300..0x310].copy_from_slice(b"6.12.0-test (me@");
-        image
-    }
-
-    fn directory() -> TempDir {
-        let directory = TempDir::new().unwrap();
-        let modules = directory.path().join("modules/lib/modules").join(RELEASE);
-        fs::create_dir_all(&modules).unwrap();
-        fs::create_dir(directory.path().join("kconfig")).unwrap();
-        for (path, contents) in [
-            ("bzImage", image()),
-            ("config", b"CONFIG_VIRTIO_MEM=m\n".to_vec()),
-            ("release", RELEASE.into()),
-            ("kconfig/devmem-off.config", b"CONFIG_VIRTIO_MEM=y\n".to_vec()),
-        ] {
-            fs::write(directory.path().join(path), contents).unwrap();
-        }
-        fs::write(modules.join("modules.dep"), "virtio_mem.ko:\n").unwrap();
-        fs::write(modules.join("modules.builtin"), "kernel/virtio.ko\n").unwrap();
-        fs::write(modules.join("virtio_mem.ko"), "image").unwrap();
-        directory
-    }
-
-    #[test]
-    fn a_kernel_is_opened_from_its_directory() {
-        let directory = directory();
-        let kernel = GuestKernel::open(directory.path()).unwrap();
-        assert_eq!(kernel.release(), RELEASE);
-        assert_eq!(kernel.config().unwrap().setting("VIRTIO_MEM"), &Setting::Module);
-        assert!(kernel.other_configs()["devmem-off"].is_on("VIRTIO_MEM"));
-        assert!(kernel.has_built_in("virtio") && kernel.vmlinux().is_none());
-        assert_eq!(kernel.modules(&["virtio_mem"]).unwrap().images["virtio_mem"][..], b"image"[..]);
-    }
-
-    #[test]
-    fn a_missing_part_is_named() {
-        let directory = directory();
-        fs::remove_file(directory.path().join("config")).unwrap();
-        let error = GuestKernel::open(directory.path()).unwrap_err();
-        assert!(error.to_string().contains("/config"), "{error}");
-    }
-
-    #[test]
-    fn a_bare_image_names_its_release_and_finds_its_modules() {
-        let directory = directory();
-        let (image, modules) = (directory.path().join("bzImage"), directory.path().join("modules"));
-        let bare = GuestKernel::from_image(&image, None).unwrap();
-        assert_eq!(bare.release(), RELEASE);
-        assert!(bare.modules(&[]).is_ok());
-        let error = bare.modules(&["virtio_mem"]).unwrap_err();
-        assert!(error.to_string().contains("virtio_mem is wanted"), "{error}");
-        let kernel = GuestKernel::from_image(&image, Some(&modules)).unwrap();
-        assert!(kernel.modules(&["virtio_mem"]).is_ok());
-    }
-
-    #[test]
-    fn a_file_that_is_not_a_bzimage_is_refused() {
-        let directory = directory();
-        let path = directory.path().join("config");
-        assert!(matches!(GuestKernel::from_image(&path, None), Err(KernelError::NotAnImage(_))));
-    }
-}
+#[path = "kernel_test.rs"]
+mod tests;

@@ -11,11 +11,15 @@ use std::{
 use agent_protocol::{ModuleEntry, ModuleIndex, module_name};
 use liblzma::read::XzDecoder;
 
+use super::modinfo;
+
 /// Why modules could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ModuleError {
     /// A file could not be read.
-    #[error("cannot read {path}: run depmod on its directory if it is missing")]
+    #[error(
+        "cannot read {path}: depmod makes modules.dep, and the kernel's build all else that has to do with modules"
+    )]
     Unreadable {
         /// Which.
         path: PathBuf,
@@ -37,9 +41,12 @@ pub enum ModuleError {
         "{0} is neither a .ko nor a .ko.xz: unpack it, or build the kernel with MODULE_COMPRESS off"
     )]
     Compressed(PathBuf),
+    /// A file that is no module.
+    #[error("{0} is damaged: it has no list of the modules that it needs (depends= in .modinfo)")]
+    Damaged(PathBuf),
 }
 
-/// The modules below `lib/modules/RELEASE`.
+/// The modules of a kernel: those below `lib/modules/RELEASE`, or in the directory of a build.
 #[derive(Clone, Debug)]
 pub struct ModuleTree {
     directory: PathBuf,
@@ -50,8 +57,8 @@ pub struct ModuleTree {
 #[derive(Clone, Debug)]
 struct Loadable {
     path: PathBuf,
-    /// In load order.
-    dependencies: Vec<String>,
+    /// As depmod lists them, in load order. Without, the module itself lists those that it needs directly.
+    listed: Option<Vec<String>>,
     /// Read once, for many guests have the same modules.
     image: OnceLock<Arc<[u8]>>,
 }
@@ -77,19 +84,40 @@ impl ModuleTree {
             .filter_map(|line| {
                 let (path, needed) = line.split_once(':')?;
                 // depmod writes what is needed first last.
-                let dependencies = needed.split_whitespace().rev().map(name_of).collect();
-                let module =
-                    Loadable { path: directory.join(path), dependencies, image: OnceLock::new() };
-                Some((name_of(path), module))
+                let listed = Some(needed.split_whitespace().rev().map(name_of).collect());
+                Some((name_of(path), Loadable::new(directory.join(path), listed)))
             })
             .collect();
         let built_in = read("modules.builtin")?.lines().map(name_of).collect();
         Ok(Self { directory: directory.to_owned(), loadable, built_in })
     }
 
+    /// Reads what a kernel's build left in the directory of its objects, without `make modules_install`.
+    pub fn open_build(objects: &Path) -> Result<Self, ModuleError> {
+        let read = |name| match fs::read_to_string(objects.join(name)) {
+            // A kernel may have no modules.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            Err(source) => Err(ModuleError::Unreadable { path: objects.join(name), source }),
+            Ok(text) => Ok(text),
+        };
+        // Since Linux 6.3 these are the objects that modules are made of.
+        let path_of = |line: &str| objects.join(line).with_extension("ko");
+        let loadable = read("modules.order")?
+            .lines()
+            .map(|line| (name_of(line), Loadable::new(path_of(line), None)))
+            .collect();
+        let built_in = read("modules.builtin")?.lines().map(name_of).collect();
+        Ok(Self { directory: objects.to_owned(), loadable, built_in })
+    }
+
     /// Whether a module is part of the kernel itself.
     pub fn is_built_in(&self, name: &str) -> bool {
         self.built_in.contains(&module_name(name))
+    }
+
+    /// Whether there is a module of this name, built in or not.
+    pub fn has(&self, name: &str) -> bool {
+        self.loadable.contains_key(&module_name(name)) || self.is_built_in(name)
     }
 
     /// These modules and whatever they need.
@@ -106,8 +134,10 @@ impl ModuleTree {
             let entry = match self.loadable.get(&name) {
                 Some(module) => {
                     set.images.insert(name.clone(), module.image()?);
-                    wanted.extend(module.dependencies.iter().cloned());
-                    ModuleEntry::Loadable { dependencies: module.dependencies.clone() }
+                    let mut dependencies = Vec::new();
+                    self.add_needed(module, &mut HashSet::new(), &mut dependencies)?;
+                    wanted.extend(dependencies.iter().cloned());
+                    ModuleEntry::Loadable { dependencies }
                 }
                 None if self.built_in.contains(&name) => ModuleEntry::BuiltIn,
                 None => {
@@ -118,6 +148,24 @@ impl ModuleTree {
         }
         Ok(set)
     }
+
+    /// Adds what a module needs, directly or not, in load order.
+    fn add_needed(
+        &self,
+        module: &Loadable,
+        seen: &mut HashSet<String>,
+        order: &mut Vec<String>,
+    ) -> Result<(), ModuleError> {
+        for name in module.needs()? {
+            if seen.insert(name.clone()) {
+                if let Some(needed) = self.loadable.get(&name) {
+                    self.add_needed(needed, seen, order)?;
+                }
+                order.push(name);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// `kernel/drivers/virtio/virtio-mem.ko.xz` is module `virtio_mem`.
@@ -127,6 +175,20 @@ fn name_of(path: &str) -> String {
 }
 
 impl Loadable {
+    fn new(path: PathBuf, listed: Option<Vec<String>>) -> Self {
+        Self { path, listed, image: OnceLock::new() }
+    }
+
+    /// What it needs, in load order: all of it, or what it needs directly.
+    fn needs(&self) -> Result<Vec<String>, ModuleError> {
+        match &self.listed {
+            Some(names) => Ok(names.clone()),
+            None => modinfo::dependencies(&*self.image()?)
+                .map(|names| names.iter().map(|name| module_name(name)).collect())
+                .ok_or_else(|| ModuleError::Damaged(self.path.clone())),
+        }
+    }
+
     fn image(&self) -> Result<Arc<[u8]>, ModuleError> {
         if let Some(image) = self.image.get() {
             return Ok(image.clone());

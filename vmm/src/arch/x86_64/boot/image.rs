@@ -1,7 +1,7 @@
 //! Identifies kernel images before anything is loaded, so that the error for a wrong file says what it is.
 
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::{self, Read, Seek};
 use std::ops::Range;
 use std::path::Path;
 
@@ -128,13 +128,14 @@ fn check_bzimage(head: &[u8], file_size: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// The release of a bzImage (`kernel_version` in that header); none if it is not a bzImage.
-pub fn bzimage_release(image: &[u8]) -> Option<String> {
-    const VERSION_BASE: usize = 0x200;
-    let header = setup_header(image).filter(|_| classify(image) == Ok(ImageFormat::BzImage))?;
-    let version = image.get(VERSION_BASE + usize::from(header.kernel_version)..)?;
-    let end = version.iter().position(|&byte| byte == 0 || byte == b' ')?;
-    String::from_utf8(version[..end].to_vec()).ok()
+/// Where the version of a bzImage is in its file (`kernel_version` in that header); none if it has none.
+pub fn version_offset(mut file: &File) -> io::Result<Option<u64>> {
+    const VERSION_BASE: u64 = 0x200;
+    let mut head = [0; HEAD_BYTES];
+    file.rewind()?;
+    file.read_exact(&mut head)?;
+    let version = setup_header(&head).map_or(0, |header| header.kernel_version);
+    Ok((version > 0).then(|| VERSION_BASE + u64::from(version)))
 }
 
 fn setup_header(head: &[u8]) -> Option<bootparam::setup_header> {

@@ -2,6 +2,7 @@
 //! protocol (Documentation/arch/x86/boot.rst) or PVH (Xen's docs/misc/pvh.pandoc).
 
 mod image;
+mod release;
 
 use std::fs::File;
 use std::io;
@@ -24,7 +25,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use crate::arch::x86_64::layout::{self, port};
 use crate::files;
 use image::ImageFormat;
-pub use image::bzimage_release;
+pub use release::kernel_release;
 
 /// How the kernel is entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]

@@ -68,15 +68,6 @@ retry_with_fresh_lists() {
     }
 }
 
-# Gets new package lists if this machine's are older than an hour, as those of a machine made from an image
-# are: an old list names an old kernel.
-refresh_old_lists() {
-    [[ ! $(find /var/lib/apt/lists -maxdepth 1 -name '*_Packages*' -mmin -60 2>/dev/null) ]] || return 0
-    say "refreshing the package lists"
-    as_root apt-get update --quiet --quiet >&2 ||
-        say "the package lists could not be refreshed; newer packages may exist than they list"
-}
-
 # Downloads the newest version of a package into a directory, without installing it.
 download_package() {
     local package=$1 directory=$2

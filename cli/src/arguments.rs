@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use checks::framework::Mitigation;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kernels::DebianKernel;
 use launch::{Mode, Share};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -24,11 +25,13 @@ use crate::settings::{self, Settings, names};
 #[command(version, about, long_about = None, after_help = "\
 Examples:
   moat doctor
+  moat run -- make check
+  moat run --kernel debian-6.12 -- uname -r
   moat run --kernel bzImage --initrd initramfs --virtio-mem size=8G,requested=1G --api-socket /tmp/vm
   moat resize --api-socket /tmp/vm mem0 4G
   moat status --api-socket /tmp/vm
   moat pause --api-socket /tmp/vm
-  moat check --kernel ~/kernels/debian-6.12")]
+  moat check --kernel debian-6.12")]
 pub struct Arguments {
     #[command(subcommand)]
     pub command: Command,
@@ -48,6 +51,9 @@ pub enum Command {
     Resume(PauseArguments),
     /// Check that kernels keep user space and drivers out of device memory that is not theirs
     Check(CheckArguments),
+    /// Fetch kernels of Debian's to run guests on, without installing them
+    #[command(subcommand)]
+    Kernel(KernelCommand),
     /// Find out whether this machine's KVM can run an unmodified kernel
     Doctor(DoctorArguments),
 }
@@ -73,8 +79,10 @@ A comma in a value, such as a path, is written twice: backing=file:/tmp/a,,b.
 
 Examples:
   moat run -- make check
+  moat run --kernel debian-6.12 -- uname -r
+  moat run --kernel ~/linux --share .,rw -- make
   moat run --kernel bzImage --modules modules --memory 2G -- sh -c 'uname -r; exit 7'
-  moat run --share .,rw -- make
+  moat run --kernel ~/linux --file hello:/hello -- /hello
   moat run --kernel bzImage --initrd initramfs --cmdline 'console=ttyS0 quiet'
   moat run --kernel vmlinux --cpus 4 --memory 1G --virtio-mem size=8G,requested=1G
   moat run --kernel bzImage --serial file:console.log --api-socket /tmp/vm
@@ -82,9 +90,10 @@ Examples:
   moat run --kernel bzImage --transport pci --probe --iommu virtio
   moat run --kernel bzImage --initrd initramfs --serial2 unix:/tmp/test-channel")]
 pub struct RunArguments {
-    /// Kernel to boot: a bzImage or an ELF vmlinux; to run a program, a bzImage with --modules, or a directory
-    /// with bzImage, config, release and modules [default, to run a program: this host's own]
-    #[arg(long, value_name = "PATH")]
+    /// Kernel to boot: a name of `moat kernel list`, which is fetched if it is not there; a directory that a
+    /// kernel was built in; one with bzImage, config, release and modules; or a bzImage or ELF vmlinux, with
+    /// --modules to run a program [default, to run a program: this host's own]
+    #[arg(long, value_name = "PATH|NAME")]
     pub kernel: Option<PathBuf>,
     /// Initramfs for the kernel
     #[arg(long, value_name = "PATH", requires = "kernel")]
@@ -154,8 +163,8 @@ pub struct ProgramArguments {
     /// the guest's changes reach the host
     #[arg(long, value_name = "DIR[:PATH][,rw]", value_parser = parse_share)]
     pub share: Vec<Share>,
-    /// Modules of a bzImage: the directory that `make modules_install` filled
-    #[arg(long, value_name = "DIR")]
+    /// Modules of a kernel image: the directory that `make modules_install` filled
+    #[arg(long, value_name = "DIR", requires = "kernel")]
     pub modules: Option<PathBuf>,
     /// The program's working directory in the guest [default: the current one, or / with --root]
     #[arg(long, value_name = "DIR")]
@@ -209,7 +218,7 @@ impl RunArguments {
     /// a program, and for any kernel with an initramfs.
     pub fn has_program(&self) -> bool {
         let ProgramArguments { command, script, modules, .. } = &self.program;
-        let is_image = self.kernel.as_ref().is_some_and(|kernel| !kernel.is_dir());
+        let is_image = self.kernel.as_deref().is_some_and(kernels::is_image);
         let asks = !command.is_empty() || *script || modules.is_some();
         self.initrd.is_none() && (asks || !is_image)
     }
@@ -305,19 +314,21 @@ Exit codes: 0 everything that could be checked holds, 1 something failed or noth
 wrong usage.
 
 Examples:
-  moat check --kernel ~/kernels/debian-6.12
-  moat check --kernel ~/kernels/debian-6.1 --kernel ~/kernels/protected --json
-  moat check --kernel ~/linux/arch/x86/boot/bzImage --modules ~/linux-modules --only VM3,VM11
-  moat check --kernel ~/kernels/debian-6.12 --vmm moat,qemu
+  moat check --kernel debian-6.12
+  moat check --kernel debian-6.1 --kernel ~/kernels/protected --json
+  moat check --kernel ~/linux --only VM3,VM11
+  moat check --kernel ~/bzImage --modules ~/linux-modules
+  moat check --kernel debian-6.12 --vmm moat,qemu
   moat check --kernel ~/kernels/unprotected --expect-without io-strict-devmem
   moat check --judge report.json --expect-without pci-revocation,exclusive-region
   moat check --list")]
 pub struct CheckArguments {
-    /// Kernel to check: a bzImage, or a directory with bzImage, config, release (what `uname -r` prints)
-    /// and modules/lib/modules/RELEASE; may be repeated
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["list", "judge"])]
+    /// Kernel to check: a name of `moat kernel list`, which is fetched if it is not there; a directory that a
+    /// kernel was built in; one with bzImage, config, release (what `uname -r` prints) and
+    /// modules/lib/modules/RELEASE; or a bzImage with --modules; may be repeated
+    #[arg(long, value_name = "PATH|NAME", required_unless_present_any = ["list", "judge"])]
     pub kernel: Vec<PathBuf>,
-    /// Modules of kernels that are a bzImage: the directory that `make modules_install` filled
+    /// Modules of kernels that are an image: the directory that `make modules_install` filled
     #[arg(long, value_name = "DIR")]
     pub modules: Option<PathBuf>,
     /// Check only these scenarios
@@ -356,6 +367,55 @@ pub enum CheckedVmm {
 fn mitigation_parser() -> impl TypedValueParser<Value = Mitigation> {
     let value = |it: Mitigation| PossibleValue::new(it.name()).help(it.description());
     PossibleValuesParser::new(Mitigation::ALL.map(value)).try_map(|name| name.parse())
+}
+
+#[derive(Subcommand)]
+#[command(after_help = "\
+Kernels are kept in moat/kernels of the user's cache directory (XDG_CACHE_HOME, or ~/.cache). apt-get
+downloads them, from the mirrors that /etc/apt names, or from --mirror, and verifies them; nothing on this
+machine is installed or changed, and root is not needed.
+
+Examples:
+  moat kernel list
+  moat kernel path debian-6.12
+  moat kernel fetch debian-newest
+  moat kernel fetch debian-6.1-cloud --mirror https://deb.debian.org/debian")]
+pub enum KernelCommand {
+    /// List the kernels, and what has been fetched of them
+    List(KernelListArguments),
+    /// Print the directory of a kernel, which is fetched if it is not there
+    Path(KernelArguments),
+    /// Get the newest version of a kernel
+    Fetch(KernelArguments),
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Example:
+  moat kernel list --json")]
+pub struct KernelListArguments {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Example:
+  moat run --kernel \"$(moat kernel path debian-6.12)\" -- uname -r")]
+pub struct KernelArguments {
+    /// The kernel
+    #[arg(value_parser = kernel_parser())]
+    pub name: &'static DebianKernel,
+    /// Mirror of Debian's to get it from, as in sources.list(5) [default: those in /etc/apt]
+    #[arg(long, value_name = "URL")]
+    pub mirror: Option<String>,
+}
+
+fn kernel_parser() -> impl TypedValueParser<Value = &'static DebianKernel> {
+    let value = |kernel: &DebianKernel| PossibleValue::new(kernel.name).help(kernel.description);
+    let named = |name: String| DebianKernel::named(&name).ok_or("no such kernel");
+    PossibleValuesParser::new(DebianKernel::ALL.iter().map(value)).try_map(named)
 }
 
 #[derive(Args)]

@@ -12,10 +12,10 @@ use checks::report::{Report, Verdict};
 use checks::runner::{self, Progress, Settings};
 use checks::suites;
 use comfy_table::{Table, presets};
-use testvm::kernel::GuestKernel;
 use testvm::vm::{Accelerator, Iommu, Vmm};
 
 use crate::arguments::{CheckArguments, CheckedVmm};
+use crate::kernel;
 use crate::output::answer;
 
 pub fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
@@ -37,7 +37,8 @@ pub fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
 
 fn check_kernels(arguments: &CheckArguments) -> anyhow::Result<Report> {
     let scenarios = suites::select(&arguments.only)?;
-    let kernels = open_kernels(arguments)?;
+    let find = |asked: &PathBuf| kernel::find(Some(asked), arguments.modules.as_deref());
+    let kernels: Vec<_> = arguments.kernel.iter().map(find).collect::<Result<_, _>>()?;
     let vmms = vmms(arguments)?;
     let start = Instant::now();
     let mut report = Report { lacking: arguments.expect_without.clone(), kernels: Vec::new() };
@@ -81,16 +82,6 @@ fn vmms(arguments: &CheckArguments) -> anyhow::Result<Vec<Vmm>> {
         vmms.push(vmm);
     }
     Ok(vmms)
-}
-
-/// Opens kernels: directories with image, configuration and modules, or images alone.
-fn open_kernels(arguments: &CheckArguments) -> anyhow::Result<Vec<GuestKernel>> {
-    let modules = arguments.modules.as_deref();
-    if modules.is_some() && arguments.kernel.iter().all(|path| path.is_dir()) {
-        bail!("--modules is for a bzImage; a kernel directory has its modules in it");
-    }
-    let open = |path: &PathBuf| Ok(GuestKernel::at(path, modules)?);
-    arguments.kernel.iter().map(open).collect()
 }
 
 fn print_list() -> io::Result<()> {

@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use agent_protocol::{Credentials, WindowSize};
 use anyhow::{Context, bail, ensure};
-use launch::{Launch, Outcome, Streams, Terminal, find_kernel};
+use launch::{Launch, Outcome, Streams, Terminal};
 use rustix::process::{getgid, getgroups, getuid};
 use rustix::stdio;
 use rustix::termios::{isatty, tcgetwinsize};
 use signal_hook::consts::SIGWINCH;
 use signal_hook::iterator::Signals;
+use testvm::kernel::GuestKernel;
 use testvm::vm::Console;
 use vmm::api::ApiServer;
 use vmm::threads::{self, Role};
@@ -26,7 +27,7 @@ use vmm::{MachineControl, MachineIo, SerialEndpoint};
 use crate::arguments::{ProgramArguments, RunArguments, SerialTarget};
 use crate::messages::print_message;
 use crate::streams::Unbuffered;
-use crate::{console, signals, terminal};
+use crate::{console, kernel, signals, terminal};
 
 /// Variables that are passed on to a program unless `--env` sets them.
 const ENVIRONMENT: [&str; 9] =
@@ -41,6 +42,9 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         arguments.serial2.is_none(),
         "--serial2: nothing in the guest uses a second serial port when a program is run"
     );
+    // First, since nothing holds up a signal until there is a machine to end.
+    let ProgramArguments { modules, .. } = &arguments.program;
+    let kernel = kernel::find(arguments.kernel.as_deref(), modules.as_deref())?;
     let control = MachineControl::default();
     let received = signals::attend(control.clone())?;
     let kept = Console::default();
@@ -59,7 +63,7 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
     };
     let has_terminal =
         isatty(stdio::stdin()) && isatty(stdio::stdout()) && !arguments.program.script;
-    let launch = launch(arguments, has_terminal)?;
+    let launch = launch(arguments, kernel, has_terminal)?;
     let _api = match &arguments.api_socket {
         Some(path) => Some(ApiServer::start(path, control.clone())?),
         None => None,
@@ -90,9 +94,12 @@ fn print_outcome(outcome: &Outcome, console: &Console) {
     }
 }
 
-fn launch(arguments: &RunArguments, has_terminal: bool) -> anyhow::Result<Launch> {
-    let ProgramArguments { root, modules, cwd, user, boot_timeout, timeout, .. } =
-        &arguments.program;
+fn launch(
+    arguments: &RunArguments,
+    kernel: GuestKernel,
+    has_terminal: bool,
+) -> anyhow::Result<Launch> {
+    let ProgramArguments { root, cwd, user, boot_timeout, timeout, .. } = &arguments.program;
     let root = root
         .canonicalize()
         .with_context(|| format!("cannot use {} as the guest's root", root.display()))?;
@@ -104,7 +111,7 @@ fn launch(arguments: &RunArguments, has_terminal: bool) -> anyhow::Result<Launch
         None => PathBuf::from("/"),
     };
     Ok(Launch {
-        kernel: find_kernel(arguments.kernel.as_deref(), modules.as_deref())?,
+        kernel,
         spec: arguments.spec(),
         shares: arguments.program.share.clone(),
         command: command(&arguments.program),

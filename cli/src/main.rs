@@ -6,6 +6,7 @@ mod check;
 mod client;
 mod console;
 mod doctor;
+mod kernel;
 mod launch;
 mod messages;
 mod output;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         Command::Pause(arguments) => pause::run(&arguments, "/pause"),
         Command::Resume(arguments) => pause::run(&arguments, "/resume"),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Kernel(command) => kernel::run(&command),
         Command::Doctor(arguments) => doctor::run(&arguments),
     };
     let code = result.unwrap_or_else(|error| {

@@ -12,7 +12,7 @@ use vmm::{Ending, Machine, MachineControl, MachineError, MachineIo, MachineSpec,
 
 use crate::arguments::{RunArguments, SerialTarget};
 use crate::messages::print_message;
-use crate::{console, launch, signals};
+use crate::{console, kernel, launch, signals};
 
 pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
     if arguments.has_program() {
@@ -23,6 +23,8 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         arguments.serial2.as_ref() != Some(&serial),
         "--serial and --serial2 name the same target; give each serial port its own"
     );
+    let mut spec = arguments.spec();
+    spec.kernel = kernel::find_image(&spec.kernel)?;
     // First, since what follows may take long: from here on a signal ends the machine, and so does Ctrl-A x.
     let control = MachineControl::default();
     let received = signals::attend(control.clone())?;
@@ -43,7 +45,7 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         "--serial and --serial2 name the same file; give each serial port its own"
     );
     let io = MachineIo { console, agent, ..MachineIo::default() };
-    let ending = match start(arguments.spec(), io, &control) {
+    let ending = match start(spec, io, &control) {
         Ok(machine) => {
             let _api = match &arguments.api_socket {
                 Some(path) => {

@@ -6,12 +6,10 @@
 //! where, [`Launch::run`] runs it, and [`Outcome`] is the result.
 
 mod files;
-mod kernel;
 mod outcome;
 mod run;
 mod streams;
 
-pub use kernel::{KernelSourceError, find_kernel};
 pub use outcome::{Failure, Outcome};
 pub use run::{Launch, LaunchError, Share, Terminal};
 pub use shared_dir::Mode;

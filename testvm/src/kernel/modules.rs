@@ -183,7 +183,7 @@ impl Loadable {
     fn needs(&self) -> Result<Vec<String>, ModuleError> {
         match &self.listed {
             Some(names) => Ok(names.clone()),
-            None => modinfo::dependencies(&*self.image()?)
+            None => modinfo::dependencies(&self.image()?)
                 .map(|names| names.iter().map(|name| module_name(name)).collect())
                 .ok_or_else(|| ModuleError::Damaged(self.path.clone())),
         }

@@ -29,8 +29,8 @@ pub struct Workload {
     /// Modules to load first, in this order.
     pub modules: Vec<String>,
     /// The tag of the virtio-fs that is the root directory, under a layer in memory which has what the guest
-    /// changes.
-    pub root_tag: String,
+    /// changes. Without, the root directory is the initramfs.
+    pub root_tag: Option<String>,
     /// Further directories, in the order in which to mount them.
     pub shares: Vec<Share>,
     /// The program and its arguments.

@@ -2,13 +2,13 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 
 use checks::framework::Mitigation;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kernels::DebianKernel;
-use launch::{Mode, Share};
+use launch::{GuestFile, Mode, Share};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use vmm::arch::x86_64::boot::BootProtocol;
@@ -60,7 +60,7 @@ pub enum Command {
 
 #[derive(Args)]
 #[command(after_help = "\
-With a COMMAND, --script or --modules, or if --kernel is not a kernel image, moat runs the program (or a
+With a COMMAND, --script, --file or --modules, or if --kernel is not a kernel image, moat runs the program (or a
 shell) in the guest on this host's files and exits with its exit status. Otherwise it boots the kernel
 and connects its console to this terminal.
 
@@ -163,6 +163,10 @@ pub struct ProgramArguments {
     /// the guest's changes reach the host
     #[arg(long, value_name = "DIR[:PATH][,rw]", value_parser = parse_share)]
     pub share: Vec<Share>,
+    /// Copy a file into the guest's memory, to the same path or to GUEST; may be repeated. The guest has no other
+    /// files then, and needs no virtio-fs. The program has to be one of them, and static
+    #[arg(long, value_name = "HOST[:GUEST]", value_parser = parse_file, conflicts_with = "root")]
+    pub file: Vec<GuestFile>,
     /// Modules of a kernel image: the directory that `make modules_install` filled
     #[arg(long, value_name = "DIR", requires = "kernel")]
     pub modules: Option<PathBuf>,
@@ -213,13 +217,23 @@ fn parse_share(text: &str) -> Result<Share, String> {
     Ok(Share { directory, path: path.into_os_string().into_vec(), mode })
 }
 
+/// Reads HOST[:GUEST].
+fn parse_file(text: &str) -> Result<GuestFile, String> {
+    let (file, path) = match text.split_once(':') {
+        Some((file, path)) => (file, Ok(PathBuf::from(path))),
+        None => (text, absolute(text)),
+    };
+    let path = path.map_err(|error| format!("cannot use {file}: {error}"))?;
+    Ok(GuestFile { file: file.into(), path })
+}
+
 impl RunArguments {
     /// Whether to run a program or a shell. If not, the kernel only boots: that is so for a kernel image without
     /// a program, and for any kernel with an initramfs.
     pub fn has_program(&self) -> bool {
-        let ProgramArguments { command, script, modules, .. } = &self.program;
+        let ProgramArguments { command, script, file, modules, .. } = &self.program;
         let is_image = self.kernel.as_deref().is_some_and(kernels::is_image);
-        let asks = !command.is_empty() || *script || modules.is_some();
+        let asks = !command.is_empty() || *script || !file.is_empty() || modules.is_some();
         self.initrd.is_none() && (asks || !is_image)
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use agent_protocol::{Credentials, WindowSize};
 use anyhow::{Context, bail, ensure};
-use launch::{Launch, Outcome, Streams, Terminal};
+use launch::{Launch, Outcome, Root, Streams, Terminal};
 use rustix::process::{getgid, getgroups, getuid};
 use rustix::stdio;
 use rustix::termios::{isatty, tcgetwinsize};
@@ -99,13 +99,13 @@ fn launch(
     kernel: GuestKernel,
     has_terminal: bool,
 ) -> anyhow::Result<Launch> {
-    let ProgramArguments { root, cwd, user, boot_timeout, timeout, .. } = &arguments.program;
+    let ProgramArguments { root, file, cwd, user, boot_timeout, timeout, .. } = &arguments.program;
     let root = root
         .canonicalize()
         .with_context(|| format!("cannot use {} as the guest's root", root.display()))?;
     let directory = match cwd {
         Some(directory) => directory.clone(),
-        None if root == Path::new("/") => {
+        None if root == Path::new("/") && file.is_empty() => {
             env::current_dir().context("cannot get the current directory; name one with --cwd")?
         }
         None => PathBuf::from("/"),
@@ -125,7 +125,7 @@ fn launch(
         host_name: "moat".to_owned(),
         boot_timeout: Duration::from_secs((*boot_timeout).into()),
         timeout: timeout.map(|seconds| Duration::from_secs(seconds.into())),
-        root,
+        root: if file.is_empty() { Root::Directory(root) } else { Root::Files(file.clone()) },
     })
 }
 

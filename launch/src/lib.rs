@@ -2,15 +2,19 @@
 //! status.
 //!
 //! The guest's root is a directory of the host, by virtio-fs and read-only, with a layer in the guest's
-//! memory over it. The streams are ports of a virtio console. [`Launch`] describes what to run and
+//! memory over it, or nothing but some files in an initramfs. The streams are ports of a virtio console. [`Launch`] describes what to run and
 //! where, [`Launch::run`] runs it, and [`Outcome`] is the result.
 
 mod files;
+mod needs;
 mod outcome;
+mod root;
 mod run;
 mod streams;
 
+pub use needs::NeedsError;
 pub use outcome::{Failure, Outcome};
+pub use root::{FileError, GuestFile, Root};
 pub use run::{Launch, LaunchError, Share, Terminal};
 pub use shared_dir::Mode;
 pub use streams::Streams;

@@ -17,11 +17,13 @@ use thiserror::Error;
 use vmm::threads::{self, Role};
 use vmm::{
     ConsolePorts, Ending, Machine, MachineControl, MachineError, MachineIo, MachineSpec,
-    PortReader, SharedFiles, VirtioTransport,
+    PortReader, SharedFiles,
 };
 
 use crate::files::FuseServer;
+use crate::needs::{self, NeedsError};
 use crate::outcome::{Failure, Outcome};
+use crate::root::{self, FileError, Root};
 use crate::streams::Streams;
 
 /// The tag of the file system that the guest's root is made of.
@@ -33,8 +35,8 @@ pub struct Launch {
     pub kernel: GuestKernel,
     /// The machine, but for its kernel, its initramfs and, unless it has one, its command line.
     pub spec: MachineSpec,
-    /// The directory of the host that is the guest's root.
-    pub root: PathBuf,
+    /// The guest's root directory.
+    pub root: Root,
     /// Further directories of the host.
     pub shares: Vec<Share>,
     /// The program and its arguments.
@@ -77,9 +79,15 @@ pub struct Terminal {
 /// Why a program cannot be run.
 #[derive(Debug, Error)]
 pub enum LaunchError {
-    /// The kernel lacks modules.
+    /// The kernel lacks something.
+    #[error(transparent)]
+    Needs(#[from] NeedsError),
+    /// The kernel's modules cannot be read.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// A file cannot be copied.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A directory cannot be shared.
     #[error(transparent)]
     Share(#[from] OpenError),
@@ -149,8 +157,11 @@ impl Launch {
 
     fn file_systems(&self) -> Result<Vec<SharedFiles>, LaunchError> {
         let descriptors = Descriptors::of_process();
-        let root = SharedDirectory::open(&self.root, Mode::ReadOnly, descriptors.clone())?;
-        let mut systems = vec![shared_files(ROOT_TAG.to_owned(), root)];
+        let mut systems = Vec::new();
+        if let Root::Directory(root) = &self.root {
+            let root = SharedDirectory::open(root, Mode::ReadOnly, descriptors.clone())?;
+            systems.push(shared_files(ROOT_TAG.to_owned(), root));
+        }
         for (index, share) in self.shares.iter().enumerate() {
             let directory =
                 SharedDirectory::open(&share.directory, share.mode, descriptors.clone())?;
@@ -159,23 +170,19 @@ impl Launch {
         Ok(systems)
     }
 
-    /// The agent, what it is to run, and the modules that it needs for that.
-    fn initramfs(&self) -> Result<Vec<u8>, KernelError> {
-        let bus = match self.spec.transport {
-            VirtioTransport::Mmio => "virtio_mmio",
-            VirtioTransport::Pci => "virtio_pci",
-        };
-        // Devices behind an IOMMU have to wait for its driver.
-        let iommu = self.spec.iommu.map(|_| "virtio_iommu");
-        let modules: Vec<_> = [bus]
-            .into_iter()
-            .chain(iommu)
-            .chain(["virtio_console", "virtiofs", "overlay"])
-            .collect();
-        let set = self.kernel.modules(&modules)?;
+    /// The agent, what it is to run, the modules that it needs for that, and the files if there are no others.
+    fn initramfs(&self) -> Result<Vec<u8>, LaunchError> {
+        let has_shares = !self.shares.is_empty();
+        let modules = needs::modules(&self.kernel, &self.spec, &self.root, has_shares)?;
+        let mut initramfs = Initramfs::new().with_modules(self.kernel.modules(&modules)?);
+        if let Root::Files(files) = &self.root {
+            for (path, file) in root::read(files, &self.command[0])? {
+                initramfs = initramfs.with_owned_file(&path, file);
+            }
+        }
         let workload = Workload {
             modules: modules.into_iter().map(str::to_owned).collect(),
-            root_tag: ROOT_TAG.to_owned(),
+            root_tag: matches!(self.root, Root::Directory(_)).then(|| ROOT_TAG.to_owned()),
             shares: self.shares.iter().enumerate().map(share_of).collect(),
             command: self.command.clone(),
             environment: self.environment.clone(),
@@ -185,7 +192,7 @@ impl Launch {
             host_name: self.host_name.clone(),
         };
         let workload = postcard::to_allocvec(&workload).expect("it has nothing but plain data");
-        Ok(Initramfs::new().with_modules(set).with_file(WORKLOAD_PATH, workload).build())
+        Ok(initramfs.with_file(WORKLOAD_PATH, workload).build())
     }
 }
 

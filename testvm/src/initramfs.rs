@@ -2,7 +2,7 @@
 //! the agent has mounted anything.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{self, Write},
 };
 
@@ -13,8 +13,8 @@ use crate::kernel::ModuleSet;
 /// The agent: static, because nothing else is in the initramfs.
 const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/agent"));
 
-const DIRECTORIES: [&str; 8] =
-    ["dev", "kernel", "kernel/firmware", "kernel/firmware/acpi", "modules", "proc", "sys", "tmp"];
+/// Directories to mount file systems at.
+const DIRECTORIES: [&str; 4] = ["dev", "proc", "sys", "tmp"];
 
 /// Character devices that a program needs before devtmpfs is mounted: name, major and minor.
 const DEVICES: [(&str, u32, u32); 2] = [("dev/console", 5, 1), ("dev/null", 1, 3)];
@@ -22,7 +22,20 @@ const DEVICES: [(&str, u32, u32); 2] = [("dev/console", 5, 1), ("dev/null", 1, 3
 /// What an initramfs holds besides the agent.
 #[derive(Clone, Debug, Default)]
 pub struct Initramfs {
-    files: BTreeMap<String, Vec<u8>>,
+    files: BTreeMap<String, File>,
+}
+
+/// A file of an initramfs.
+#[derive(Clone, Debug)]
+pub struct File {
+    /// What is in it.
+    pub contents: Vec<u8>,
+    /// Who may do what to it: the lowest twelve bits of its mode.
+    pub permissions: u32,
+    /// Its owner.
+    pub user: u32,
+    /// Its group.
+    pub group: u32,
 }
 
 impl Initramfs {
@@ -33,16 +46,21 @@ impl Initramfs {
 
     /// Adds modules, with the index by which the agent loads them.
     pub fn with_modules(mut self, modules: ModuleSet) -> Self {
-        self.files.insert("modules/index".to_owned(), modules.index.to_string().into_bytes());
+        self = self.with_file("modules/index", modules.index.to_string().into_bytes());
         for (name, image) in modules.images {
-            self.files.insert(format!("modules/{name}.ko"), image.to_vec());
+            self = self.with_file(&format!("modules/{name}.ko"), image.to_vec());
         }
         self
     }
 
-    /// Adds a file to the root directory, or to one of the directories that are always there.
-    pub fn with_file(mut self, path: &str, contents: Vec<u8>) -> Self {
-        self.files.insert(path.trim_start_matches('/').to_owned(), contents);
+    /// Adds a file of root's that all may read, and the directories it is in.
+    pub fn with_file(self, path: &str, contents: Vec<u8>) -> Self {
+        self.with_owned_file(path, File { contents, permissions: 0o644, user: 0, group: 0 })
+    }
+
+    /// Adds a file, and the directories it is in.
+    pub fn with_owned_file(mut self, path: &str, file: File) -> Self {
+        self.files.insert(path.trim_start_matches('/').to_owned(), file);
         self
     }
 
@@ -59,7 +77,7 @@ impl Initramfs {
 
     fn write(&self) -> io::Result<Vec<u8>> {
         let mut archive = Vec::new();
-        for name in DIRECTORIES {
+        for name in self.directories() {
             let directory = entry(name, ModeFileType::Directory, 0o755).nlink(2);
             archive = directory.write(archive, 0).finish()?;
         }
@@ -67,22 +85,34 @@ impl Initramfs {
             let device = entry(name, ModeFileType::Char, 0o600);
             archive = device.rdev_major(major).rdev_minor(minor).write(archive, 0).finish()?;
         }
-        archive = file(archive, "init", 0o755, AGENT)?;
-        for (path, contents) in &self.files {
-            archive = file(archive, path, 0o644, contents)?;
+        archive = write_file(archive, entry("init", ModeFileType::Regular, 0o755), AGENT)?;
+        for (path, File { contents, permissions, user, group }) in &self.files {
+            let entry = entry(path, ModeFileType::Regular, *permissions).uid(*user).gid(*group);
+            archive = write_file(archive, entry, contents)?;
         }
         newc::trailer(archive)
     }
+
+    /// All directories, each after the one that it is in.
+    fn directories(&self) -> BTreeSet<&str> {
+        let of_files = self.files.keys().flat_map(|path| directories_of(path));
+        DIRECTORIES.into_iter().chain(of_files).collect()
+    }
+}
+
+/// The directories that a file is in.
+fn directories_of(path: &str) -> impl Iterator<Item = &str> {
+    path.match_indices('/').map(|(end, _)| &path[..end])
 }
 
 fn entry(name: &str, kind: ModeFileType, permissions: u32) -> Builder {
     Builder::new(name).mode(permissions).set_mode_file_type(kind)
 }
 
-fn file(archive: Vec<u8>, name: &str, permissions: u32, contents: &[u8]) -> io::Result<Vec<u8>> {
+fn write_file(archive: Vec<u8>, entry: Builder, contents: &[u8]) -> io::Result<Vec<u8>> {
     let size = u32::try_from(contents.len())
-        .map_err(|_| io::Error::other(format!("{name} has more than 4 GiB")))?;
-    let mut writer = entry(name, ModeFileType::Regular, permissions).write(archive, size);
+        .map_err(|_| io::Error::other("a file has more than 4 GiB"))?;
+    let mut writer = entry.write(archive, size);
     writer.write_all(contents)?;
     writer.finish()
 }
@@ -150,6 +180,16 @@ mod tests {
         let entries = entries(&Initramfs::new().with_modules(modules).build());
         assert_eq!(entries["modules/virtio.ko"].1, b"image");
         assert_eq!(entries["modules/index"].1, b"virtio: \n");
+    }
+
+    #[test]
+    fn files_come_with_their_directories_and_their_owner() {
+        let file = File { contents: vec![7], permissions: 0o750, user: 1000, group: 100 };
+        let archive = Initramfs::new().with_owned_file("/usr/bin/program", file).build();
+        let entries = entries(&archive);
+        assert_eq!(entries["usr"].0, 0o040755);
+        assert_eq!(entries["usr/bin"].0, 0o040755);
+        assert_eq!(entries["usr/bin/program"], (0o100750, vec![7]));
     }
 
     #[test]

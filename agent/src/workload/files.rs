@@ -24,8 +24,10 @@ const MERGED: &str = "/merged";
 
 /// Mounts what a workload is to see, and makes it the root directory.
 pub fn mount_all(workload: &Workload) -> anyhow::Result<()> {
-    mount_root(&workload.root_tag)?;
-    crate::mount_kernel_file_systems()?;
+    if let Some(tag) = &workload.root_tag {
+        mount_root(tag)?;
+        crate::mount_kernel_file_systems()?;
+    }
     for (kind, target, options) in [
         ("devpts", "/dev/pts", c"mode=620,gid=5,ptmxmode=666"),
         ("tmpfs", "/dev/shm", c"mode=1777"),

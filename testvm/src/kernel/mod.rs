@@ -180,21 +180,25 @@ impl GuestKernel {
         self.modules.as_ref().is_some_and(|modules| modules.is_built_in(module))
     }
 
-    /// Whether there is a module of this name, built in or not, as far as is known.
-    pub fn has_module(&self, module: &str) -> bool {
-        self.modules.as_ref().is_some_and(|modules| modules.has(module))
+    /// Those of these modules that it does not have, built in or not.
+    pub fn lacking<'a>(&self, names: &[&'a str]) -> Result<Vec<&'a str>, KernelError> {
+        let modules = self.known_modules(names)?;
+        Ok(names.iter().copied().filter(|name| !modules.has(name)).collect())
     }
 
     /// These modules and whatever they need.
     pub fn modules(&self, names: &[&str]) -> Result<ModuleSet, KernelError> {
-        match &self.modules {
-            Some(modules) => Ok(modules.closure(names.iter().copied())?),
-            None if names.is_empty() => Ok(ModuleSet::default()),
-            None => Err(KernelError::NoModules {
-                image: self.image.clone(),
-                names: names.iter().map(|&name| name.to_owned()).collect(),
-            }),
+        if names.is_empty() {
+            return Ok(ModuleSet::default());
         }
+        Ok(self.known_modules(names)?.closure(names.iter().copied())?)
+    }
+
+    fn known_modules(&self, wanted: &[&str]) -> Result<&ModuleTree, KernelError> {
+        self.modules.as_ref().ok_or_else(|| KernelError::NoModules {
+            image: self.image.clone(),
+            names: wanted.iter().map(|&name| name.to_owned()).collect(),
+        })
     }
 }
 

@@ -49,3 +49,76 @@ fn only_entry(directory: &Path) -> Option<PathBuf> {
     let mut entries = fs::read_dir(directory).ok()?;
     Some(entries.next()?.ok()?.path())
 }
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A package with these files, in a directory of its own.
+    fn package(files: &[&str]) -> TempDir {
+        let directory = TempDir::new().unwrap();
+        let tree = directory.path().join("tree");
+        let control = "Package: linux-image\nVersion: 1\nArchitecture: all\n\
+                       Maintainer: nobody <nobody@example.org>\nDescription: Linux\n";
+        for (path, contents) in
+            [("DEBIAN/control", control)].into_iter().chain(files.iter().map(|&path| (path, path)))
+        {
+            let path = tree.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, contents).unwrap();
+        }
+        let packages = directory.path().join("packages");
+        fs::create_dir(&packages).unwrap();
+        let mut build = Program::DPKG_DEB.command();
+        build.arg("--build").arg(&tree).arg(packages.join("linux-image.deb"));
+        Program::DPKG_DEB.run(&mut build).unwrap();
+        directory
+    }
+
+    #[test]
+    fn a_kernel_is_collected_from_either_layout() {
+        for [image, config, module] in [
+            ["boot/vmlinuz-6.1", "boot/config-6.1", "lib/modules/6.1/modules.order"],
+            ["boot/vmlinuz-6.1", "boot/config-6.1", "usr/lib/modules/6.1/modules.order"],
+            [
+                "usr/lib/modules/6.1/vmlinuz",
+                "usr/lib/modules/6.1/config",
+                "usr/lib/modules/6.1/modules.order",
+            ],
+        ] {
+            let directory = package(&[image, config, module]);
+            let kernel = directory.path().join("kernel");
+            unpack(&directory.path().join("packages"), &kernel).unwrap();
+            for (path, contents) in [
+                ("bzImage", image),
+                ("config", config),
+                ("release", "6.1\n"),
+                ("modules/lib/modules/6.1/modules.order", module),
+            ] {
+                assert_eq!(fs::read_to_string(kernel.join(path)).unwrap(), contents);
+            }
+            assert!(kernel.join("modules/lib/modules/6.1/modules.dep").exists());
+        }
+    }
+
+    #[test]
+    fn a_package_without_a_kernel_is_refused_with_what_it_lacks() {
+        for (files, missing) in [
+            (&["etc/other"][..], "no modules"),
+            (&["lib/modules/6.1/modules.order", "boot/config-6.1"], "no vmlinuz"),
+            (&["lib/modules/6.1/modules.order", "boot/vmlinuz-6.1"], "no config"),
+        ] {
+            let directory = package(files);
+            let result = unpack(&directory.path().join("packages"), &directory.path().join("k"));
+            let message = result.unwrap_err().to_string();
+            assert!(message.contains(missing), "{message:?} should say {missing:?}");
+        }
+        let directory = package(&[]);
+        let packages = directory.path().join("packages");
+        fs::write(packages.join("linux-image.deb"), "no package").unwrap();
+        let error = unpack(&packages, &directory.path().join("kernel")).unwrap_err();
+        assert!(error.to_string().contains("dpkg-deb failed"), "{error}");
+    }
+}

@@ -160,7 +160,10 @@ fn a_kernel_that_cannot_be_used_is_refused_with_the_reason() {
     let modules = format!("{protected}/modules");
     for command in ["run", "check"] {
         for (arguments, reason) in [
-            (&["--kernel", "debian-6.2"][..], "no kernel of that name; the names are debian-5.10"),
+            (
+                &["--kernel", "debian-6.2"][..],
+                "no kernel of that name either; the names are debian-5.10",
+            ),
             (&["--kernel", &empty], "has no kernel in it"),
             (&["--kernel", &absent, "--modules", &modules], "No such file"),
             (&["--kernel", &truncated, "--modules", &modules], "is truncated: it has 100000 bytes"),
@@ -171,6 +174,8 @@ fn a_kernel_that_cannot_be_used_is_refused_with_the_reason() {
         }
     }
     assert_fails(&mut moat(&["run", "--modules", &modules]), 2, &["--kernel"]);
+    let boot = ["run", "--kernel", &absent, "--modules", &modules, "--initrd", &absent];
+    assert_fails(&mut moat(&boot), 2, &["cannot be used with"]);
 }
 
 #[test]

@@ -165,12 +165,13 @@ pub struct ProgramArguments {
     pub share: Vec<Share>,
     /// Copy a file into the guest's memory, to the same path or to GUEST; may be repeated. The guest has no other
     /// files then, and needs no virtio-fs. The program has to be one of them, and static
-    #[arg(long, value_name = "HOST[:GUEST]", value_parser = parse_file, conflicts_with = "root")]
+    #[arg(long, value_name = "HOST[:GUEST]", value_parser = parse_file, conflicts_with_all = ["root", "initrd"])]
     pub file: Vec<GuestFile>,
     /// Modules of a kernel image: the directory that `make modules_install` filled
-    #[arg(long, value_name = "DIR", requires = "kernel")]
+    #[arg(long, value_name = "DIR", requires = "kernel", conflicts_with = "initrd")]
     pub modules: Option<PathBuf>,
-    /// The program's working directory in the guest [default: the current one, or / with --root]
+    /// The program's working directory in the guest [default: the current one, or / with --root or
+    /// --file]
     #[arg(long, value_name = "DIR")]
     pub cwd: Option<PathBuf>,
     /// User who runs the program, by name or number [default: the one who runs moat]
@@ -415,8 +416,9 @@ pub struct KernelListArguments {
 
 #[derive(Args)]
 #[command(after_help = "\
-Example:
-  moat run --kernel \"$(moat kernel path debian-6.12)\" -- uname -r")]
+Examples:
+  moat kernel path debian-6.12
+  moat kernel fetch debian-newest --mirror https://deb.debian.org/debian")]
 pub struct KernelArguments {
     /// The kernel
     #[arg(value_parser = kernel_parser())]

@@ -65,9 +65,9 @@ impl Apt {
         }
         let sources = directory.join("sources.list");
         fs::write(&sources, apt.mirrors.sources(kernel, architecture)).map_err(at(&sources))?;
-        // What one mirror does not have another may: whether it is enough shows when packages are looked up.
+        // It fails if one mirror does, though others may be enough: that shows when packages are looked up.
         let mut update = apt.command(Program::APT_GET);
-        Program::APT_GET.try_run(update.args(["update", "--quiet", "--quiet"]))?;
+        Program::APT_GET.output(update.args(["update", "--quiet", "--quiet"]))?;
         Ok(apt)
     }
 
@@ -119,8 +119,7 @@ impl Apt {
     fn find(&self, name: &str) -> Result<Option<Package>, FetchError> {
         let mut show = self.command(Program::APT_CACHE);
         show.args(["show", "--no-all-versions", name]).stderr(Stdio::null());
-        let (text, _) = Program::APT_CACHE.try_run(&mut show)?;
-        Ok(Package::parse(&text))
+        Ok(Package::parse(&Program::APT_CACHE.output(&mut show)?))
     }
 
     fn command(&self, program: Program) -> Command {
@@ -192,8 +191,7 @@ impl Mirrors {
         let mut uris = Program::APT_GET.command();
         set(&mut uris, "Dir::State::Lists", directory.join("no-lists").into_os_string());
         uris.args(["update", "--print-uris"]);
-        let (text, _) = Program::APT_GET.try_run(&mut uris)?;
-        Ok(Self::parse(&text))
+        Ok(Self::parse(&Program::APT_GET.output(&mut uris)?))
     }
 
     /// Reads lines like `'http://mirror/debian/dists/bookworm/main/binary-amd64/Packages.xz' FILE 0`. Other

@@ -53,11 +53,11 @@ impl KernelCache {
         if let Some((directory, _)) = self.get(kernel) {
             return Ok(directory);
         }
-        let lock = self.lock(say)?;
+        let _lock = self.lock(say)?;
         // Another process may have fetched it meanwhile.
         match self.get(kernel) {
             Some((directory, _)) => Ok(directory),
-            None => self.fetch_locked(kernel, mirror, say, &lock),
+            None => self.fetch_locked(kernel, mirror, say),
         }
     }
 
@@ -68,16 +68,16 @@ impl KernelCache {
         mirror: Option<&str>,
         say: Say<'_>,
     ) -> Result<PathBuf, FetchError> {
-        let lock = self.lock(say)?;
-        self.fetch_locked(kernel, mirror, say, &lock)
+        let _lock = self.lock(say)?;
+        self.fetch_locked(kernel, mirror, say)
     }
 
+    /// Does it while the caller holds the lock.
     fn fetch_locked(
         &self,
         kernel: &DebianKernel,
         mirror: Option<&str>,
         say: Say<'_>,
-        _lock: &File,
     ) -> Result<PathBuf, FetchError> {
         let name = kernel.name;
         Program::check_all()?;

@@ -36,37 +36,37 @@ impl DebianKernel {
     pub const ALL: &'static [Self] = &[
         Self {
             name: "debian-5.10",
-            description: "Debian 11's",
+            description: "Debian 11",
             suite: "bullseye",
             meta_package: "linux-image",
         },
         Self {
             name: "debian-6.1",
-            description: "Debian 12's",
+            description: "Debian 12",
             suite: "bookworm",
             meta_package: "linux-image",
         },
         Self {
             name: "debian-6.1-cloud",
-            description: "Debian 12's for virtual machines of clouds: few drivers",
+            description: "Debian 12, for virtual machines: few drivers",
             suite: "bookworm",
             meta_package: "linux-image-cloud",
         },
         Self {
             name: "debian-6.12",
-            description: "Debian 13's, as Debian 12 has it",
+            description: "Debian 12, from its security updates",
             suite: "bookworm",
             meta_package: "linux-image-6.12",
         },
         Self {
             name: "debian-6.12-cloud",
-            description: "Debian 13's, as Debian 12 has it, for clouds",
+            description: "Debian 12, from its security updates, for virtual machines",
             suite: "bookworm",
             meta_package: "linux-image-6.12-cloud",
         },
         Self {
             name: "debian-newest",
-            description: "the newest, of the unstable suite",
+            description: "the newest, from Debian's unstable suite",
             suite: "sid",
             meta_package: "linux-image",
         },

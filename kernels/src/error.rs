@@ -93,7 +93,10 @@ pub enum FetchError {
 #[derive(Debug, Error)]
 pub enum FindError {
     /// It is neither a file nor a name.
-    #[error("there is no file {name}, and no kernel of that name; the names are {}", names())]
+    #[error(
+        "cannot read {name}: No such file or directory, and no kernel of that name either; the names are {}",
+        names()
+    )]
     UnknownName {
         /// What was asked for.
         name: String,

@@ -35,10 +35,10 @@ impl Program {
         command
     }
 
-    /// Runs a command of it, and returns what it prints, and whether it succeeded.
-    pub fn try_run(self, command: &mut Command) -> Result<(String, bool), FetchError> {
+    /// Runs a command of it, whether that succeeds or not, and returns what it prints.
+    pub fn output(self, command: &mut Command) -> Result<String, FetchError> {
         let output = command.output().map_err(|error| self.lost(error))?;
-        Ok((String::from_utf8_lossy(&output.stdout).into_owned(), output.status.success()))
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Runs a command of it, which must succeed.

@@ -46,7 +46,7 @@ pub enum KernelError {
     Image(#[from] BootError),
     /// A directory without a kernel.
     #[error(
-        "{0} has no kernel in it: neither bzImage, config, release and modules/, nor what a kernel's build makes, arch/x86/boot/bzImage and include/config/kernel.release"
+        "the directory {0} has no kernel in it: neither bzImage, config, release and modules/, nor what a kernel's build makes, arch/x86/boot/bzImage and include/config/kernel.release"
     )]
     NoKernel(PathBuf),
     /// A kernel's source.

@@ -107,8 +107,6 @@ fn invalid_options_are_refused_before_the_machine_starts() {
     let shares = (0..10).flat_map(|n| ["--share".to_owned(), format!("/etc:/mnt/{n}")]);
     let reason = "11 shared directories, the root among them: virtio-mmio has interrupts for 10";
     assert_fails(run(&[]).args(shares).args(["--", "true"]), 1, reason);
-    // A kernel of ours has no virtio-fs.
-    assert_fails(&mut run_on("protected", &["--", "true"]), 1, "turn it on");
 }
 
 #[test]

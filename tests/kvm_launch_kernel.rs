@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::LazyLock;
 
 use rustix::system::uname;
 use support::command::moat;
@@ -29,7 +30,7 @@ fn run_on(kernel: impl AsRef<Path>, arguments: &[&str]) -> Command {
 
 /// A static program that prints its arguments, its user, the kernel's release and the file /etc/data, says
 /// something on standard error, and exits with 7.
-fn static_program(directory: &Path) -> String {
+static PROGRAM: LazyLock<String> = LazyLock::new(|| {
     const SOURCE: &str = r#"
         #include <stdio.h>
         #include <sys/utsname.h>
@@ -45,17 +46,18 @@ fn static_program(directory: &Path) -> String {
             fputs("problem", stderr);
             return 7;
         }"#;
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let (source, program) = (directory.join("program.c"), directory.join("program"));
     fs::write(&source, SOURCE).unwrap();
     let status = Command::new("cc").arg("-static").arg("-o").arg(&program).arg(source).status();
     assert!(status.unwrap().success());
     program.to_str().unwrap().to_owned()
-}
+});
 
 /// The program must run on a kernel of this release, on no files but itself.
 #[track_caller]
-fn assert_runs(command: &mut Command, program: &str, release: &str) {
-    let file = format!("{program}:/program");
+fn assert_runs(command: &mut Command, release: &str) {
+    let file = format!("{}:/program", *PROGRAM);
     let Output { status, stdout, stderr } =
         command.args(["--file", &file, "--", "/program", "on"]).output().unwrap();
     assert_eq!(status.code(), Some(7), "{}", text(&stderr));
@@ -66,33 +68,28 @@ fn assert_runs(command: &mut Command, program: &str, release: &str) {
 #[test]
 fn a_program_runs_on_named_files() {
     let directory = TempDir::new().unwrap();
-    let program = static_program(directory.path());
     fs::write(directory.path().join("data"), "of the host").unwrap();
     let data = format!("{}/data:/etc/data", directory.path().display());
-    let program = format!("{program}:/usr/bin/program");
-    for transport in ["mmio", "pci"] {
-        let arguments = ["--transport", transport, "--user", "65534", "--env", "PATH=/usr/bin"];
-        let mut command = run_on(directory_of("protected"), &arguments);
-        command.args(["--file", &program, "--file", &data, "--", "program", "a", "b"]);
-        let Output { status, stdout, stderr } = command.output().unwrap();
-        assert_eq!(status.code(), Some(7), "{transport}: {}", text(&stderr));
-        let release = kernel("protected").release().to_owned();
-        assert_eq!(text(&stdout), format!("a b 65534 {release} of the host"), "{transport}");
-        assert_eq!(text(&stderr), "problem", "{transport}");
-    }
+    let program = format!("{}:/usr/bin/program", *PROGRAM);
+    let arguments = ["--user", "65534", "--env", "PATH=/usr/bin", "--file", &program];
+    let mut command = run_on(directory_of("protected"), &arguments);
+    command.args(["--file", &data, "--", "program", "a", "b"]);
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    assert_eq!(status.code(), Some(7), "{}", text(&stderr));
+    let release = kernel("protected").release().to_owned();
+    assert_eq!(text(&stdout), format!("a b 65534 {release} of the host"));
+    assert_eq!(text(&stderr), "problem");
     let mut command = run_on(directory_of("protected"), &["--file", &program, "--", "/bin/sh"]);
     assert_eq!(command.output().unwrap().status.code(), Some(127));
 }
 
 #[test]
 fn a_kernel_is_a_vmlinux_or_a_bzimage_with_its_modules() {
-    let directory = TempDir::new().unwrap();
-    let program = static_program(directory.path());
     let protected = directory_of("protected");
     let modules = protected.join("modules");
     for image in ["vmlinux", "bzImage"] {
         let mut command = run_on(protected.join(image), &["--modules", modules.to_str().unwrap()]);
-        assert_runs(&mut command, &program, kernel("protected").release());
+        assert_runs(&mut command, kernel("protected").release());
     }
 }
 
@@ -105,12 +102,10 @@ fn a_kernel_runs_where_it_was_built() {
         println!("skipped: scripts/guest-kernel has built no kernel here");
         return;
     };
-    let directory = TempDir::new().unwrap();
-    let program = static_program(directory.path());
     let release = fs::read_to_string(objects.join("include/config/kernel.release")).unwrap();
     // The driver of virtio on PCI is a module that needs others.
     let mut command = run_on(objects, &["--transport", "pci"]);
-    assert_runs(&mut command, &program, release.trim_end());
+    assert_runs(&mut command, release.trim_end());
 }
 
 #[test]

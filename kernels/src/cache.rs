@@ -126,9 +126,10 @@ impl KernelCache {
             .iter()
             .filter_map(|kernel| fs::canonicalize(self.directory.join(kernel.name)).ok())
             .collect();
-        let entries = fs::read_dir(unpacked).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        for entry in entries.map_err(at(unpacked))? {
-            let path = fs::canonicalize(entry.path()).map_err(at(&entry.path()))?;
+        let unpacked = fs::canonicalize(unpacked).map_err(at(unpacked))?;
+        let entries = fs::read_dir(&unpacked).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        for entry in entries.map_err(at(&unpacked))? {
+            let path = entry.path();
             if !used.contains(&path) {
                 fs::remove_dir_all(&path).map_err(at(&path))?;
             }

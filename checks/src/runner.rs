@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Display,
-    time::{Duration, Instant},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use testvm::{
@@ -42,6 +42,7 @@ pub fn run(
 ) -> KernelRecord {
     let records =
         scenarios.iter().map(|scenario| blank_record(scenario, kernel, settings.vmm)).collect();
+    let since_epoch = UNIX_EPOCH.elapsed().unwrap_or_default();
     let mut run = Run { kernel, settings, records, guests: Vec::new(), lost_guests: Vec::new() };
     run.read_configurations();
     for profile in Profile::ALL {
@@ -60,6 +61,7 @@ pub fn run(
         iommu: settings.vmm.iommu().to_string(),
         image: kernel.image().to_owned(),
         release: kernel.release().to_owned(),
+        started_unix_milliseconds: since_epoch.as_millis() as u64,
         guests: run.guests,
         scenarios: run.records,
         lost_guests: run.lost_guests,

@@ -352,9 +352,18 @@ pub struct CheckArguments {
     /// List all scenarios, and check nothing
     #[arg(long)]
     pub list: bool,
-    /// Print JSON
-    #[arg(long)]
+    /// What is printed on standard output
+    #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
+    pub format: ReportFormat,
+    /// Short for --format json
+    #[arg(long, conflicts_with = "format")]
     pub json: bool,
+    /// Directory to write the report to in every format; it is made if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub report: Option<PathBuf>,
+    /// Name by which kcidb knows who sends results
+    #[arg(long, value_name = "NAME", default_value = "moat", value_parser = kcidb_origin)]
+    pub kcidb_origin: String,
     /// Number of vCPUs of each guest; with several, mappings are torn down across them
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
@@ -367,6 +376,33 @@ pub struct CheckArguments {
     /// Run no guest: read the observations of a report made by --json, and judge them
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "only"])]
     pub judge: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// Tables for people
+    Table,
+    /// What was observed and how it is judged, which --judge reads
+    Json,
+    /// Kernel TAP, as KUnit's parser reads it
+    Ktap,
+    /// XML that Jenkins, GitLab and others show
+    Junit,
+    /// JSON for KernelCI's database
+    Kcidb,
+    /// Markdown for GitHub's step summary
+    Github,
+    /// A page that needs nothing else
+    Html,
+}
+
+/// As kcidb-io's schema wants it.
+fn kcidb_origin(name: &str) -> Result<String, String> {
+    let is_allowed = |char: char| char.is_ascii_lowercase() || char.is_ascii_digit() || char == '_';
+    match !name.is_empty() && name.chars().all(is_allowed) {
+        true => Ok(name.to_owned()),
+        false => Err("expected lower-case letters, digits and underscores".to_owned()),
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

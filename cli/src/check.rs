@@ -14,8 +14,12 @@ use checks::suites;
 use comfy_table::{Table, presets};
 use testvm::vm::{Accelerator, Iommu, Vmm};
 
+<<<<<<< HEAD
 use crate::arguments::{CheckArguments, CheckedVmm};
 use crate::kernel;
+=======
+use crate::arguments::{CheckArguments, CheckedVmm, ReportFormat};
+>>>>>>> 6da80d6 (Print a check's report as KTAP, JUnit, kcidb, Markdown and HTML too)
 use crate::output::answer;
 
 pub fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
@@ -27,12 +31,45 @@ pub fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
         Some(path) => Report { lacking: arguments.expect_without.clone(), ..read_report(path)? },
         None => check_kernels(arguments)?,
     };
-    if arguments.json {
-        answer(report.to_json())?;
-    } else {
-        answer(&report)?;
+    if let Some(directory) = &arguments.report {
+        write_report(&report, directory, &arguments.kcidb_origin)?;
     }
+    let format = if arguments.json { ReportFormat::Json } else { arguments.format };
+    answer(text(&report, format, &arguments.kcidb_origin).trim_end())?;
     Ok(if report.holds() { ExitCode::SUCCESS } else { ExitCode::from(crate::FAILURE) })
+}
+
+fn text(report: &Report, format: ReportFormat, kcidb_origin: &str) -> String {
+    match format {
+        ReportFormat::Table => report.to_string(),
+        ReportFormat::Json => report.to_json(),
+        ReportFormat::Ktap => report.to_ktap(),
+        ReportFormat::Junit => report.to_junit(),
+        ReportFormat::Kcidb => report.to_kcidb(kcidb_origin),
+        ReportFormat::Github => report.to_github_summary(),
+        ReportFormat::Html => report.to_html(),
+    }
+}
+
+/// Writes the report in every format.
+fn write_report(report: &Report, directory: &Path, kcidb_origin: &str) -> anyhow::Result<()> {
+    fs::create_dir_all(directory)
+        .with_context(|| format!("cannot make the directory {}", directory.display()))?;
+    for (name, format) in [
+        ("report.txt", ReportFormat::Table),
+        ("report.json", ReportFormat::Json),
+        ("report.ktap", ReportFormat::Ktap),
+        ("junit.xml", ReportFormat::Junit),
+        ("kcidb.json", ReportFormat::Kcidb),
+        ("summary.md", ReportFormat::Github),
+        ("index.html", ReportFormat::Html),
+    ] {
+        let path = directory.join(name);
+        let text = text(report, format, kcidb_origin);
+        fs::write(&path, format!("{}\n", text.trim_end()))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
 }
 
 fn check_kernels(arguments: &CheckArguments) -> anyhow::Result<Report> {

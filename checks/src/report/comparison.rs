@@ -112,6 +112,7 @@ mod tests {
         let observations = observed.iter().map(observation).collect();
         let scenario = ScenarioRecord { observations, ..ScenarioRecord::new(catalogue()[0]) };
         KernelRecord {
+            started_unix_milliseconds: 0,
             vmm: vmm.to_owned(),
             iommu: "virtio-iommu".to_owned(),
             image: "bzImage".into(),

@@ -25,6 +25,7 @@ struct JudgedKernel<'a> {
     iommu: &'a str,
     image: &'a Path,
     release: &'a str,
+    started_unix_milliseconds: u64,
     guests: Vec<TimedGuest>,
     scenarios: Vec<JudgedScenario<'a>>,
     lost_guests: &'a [LostGuest],
@@ -80,14 +81,33 @@ impl Report {
 }
 
 fn judge<'a>(kernel: &'a KernelRecord, lacking: &[Mitigation]) -> JudgedKernel<'a> {
-    let KernelRecord { vmm, iommu, image, release, guests, scenarios, lost_guests } = kernel;
+    let KernelRecord {
+        vmm,
+        iommu,
+        image,
+        release,
+        started_unix_milliseconds,
+        guests,
+        scenarios,
+        lost_guests,
+    } = kernel;
+    let started_unix_milliseconds = *started_unix_milliseconds;
     let time = |guest: &GuestRecord| TimedGuest {
         profile: guest.profile,
         boot_milliseconds: guest.boot.as_millis(),
     };
     let guests = guests.iter().map(time).collect();
     let scenarios = scenarios.iter().map(|scenario| judge_scenario(scenario, lacking)).collect();
-    JudgedKernel { vmm, iommu, image, release, guests, scenarios, lost_guests }
+    JudgedKernel {
+        vmm,
+        iommu,
+        image,
+        release,
+        started_unix_milliseconds,
+        guests,
+        scenarios,
+        lost_guests,
+    }
 }
 
 fn judge_scenario<'a>(record: &'a ScenarioRecord, lacking: &[Mitigation]) -> JudgedScenario<'a> {

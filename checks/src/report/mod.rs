@@ -1,16 +1,24 @@
 //! What was observed on kernels, and how it is judged.
 
 mod comparison;
+mod github;
+mod html;
 mod json;
+mod junit;
+mod kcidb;
+mod ktap;
+mod outcome;
 mod record;
 mod text;
 mod verdict;
 
 pub use comparison::{Comparison, Difference, ScenarioComparison};
+pub use outcome::Outcome;
 pub use record::{GuestRecord, KernelRecord, LostGuest, ScenarioRecord, Unfinished};
 pub use verdict::{Totals, Verdict};
 
-use crate::framework::Mitigation;
+use crate::framework::{Mitigation, Scenario};
+use crate::suites::catalogue;
 
 /// What was observed on kernels, and what they are expected to lack.
 #[derive(Debug, Default)]
@@ -26,6 +34,13 @@ impl Report {
     pub fn totals(&self) -> Totals {
         let scenarios = self.kernels.iter().flat_map(|kernel| &kernel.scenarios);
         scenarios.map(|scenario| scenario.verdict(&self.lacking)).collect()
+    }
+
+    /// The scenarios that were run on some kernel, in the order of the catalogue.
+    fn scenarios(&self) -> impl Iterator<Item = &'static Scenario> {
+        let records = || self.kernels.iter().flat_map(|kernel| &kernel.scenarios);
+        let was_run = move |id| records().any(|record| record.scenario.id == id);
+        catalogue().iter().copied().filter(move |scenario| was_run(scenario.id))
     }
 
     /// Compares the monitors that ran the same kernels: each one with the first.
@@ -85,6 +100,7 @@ mod tests {
             iommu: "virtio-iommu".to_owned(),
             image: "bzImage".into(),
             release: "6.12.0".to_owned(),
+            started_unix_milliseconds: 1_764_300_000_000,
             guests: vec![GuestRecord { profile: Profile::Plain, boot: Duration::from_secs(2) }],
             scenarios,
             lost_guests: vec![],
@@ -135,6 +151,100 @@ mod tests {
         ] {
             assert_eq!(report(scenarios).holds(), holds);
         }
+    }
+
+    /// A scenario with each verdict.
+    fn of_every_verdict() -> Report {
+        let unfinished = [
+            None,
+            Some(Unfinished::Skipped("no lockdown".to_owned())),
+            Some(Unfinished::Failed("it <hangs> & # waits".to_owned())),
+            Some(Unfinished::NotAsked("no boot".to_owned())),
+        ];
+        let scenarios = unfinished.into_iter().zip(catalogue()).map(|(unfinished, scenario)| {
+            ScenarioRecord { scenario, ..record(whole(), unfinished) }
+        });
+        report(scenarios.collect())
+    }
+
+    #[test]
+    fn ktap_has_a_plan_and_a_line_for_each_scenario() {
+        let ktap = of_every_verdict().to_ktap();
+        let lines: Vec<_> = ktap.lines().collect();
+        let titles: Vec<_> = catalogue().iter().map(|it| it.title.replace('#', "")).collect();
+        let ids: Vec<_> = catalogue().iter().map(|it| it.id).collect();
+        let expected = [
+            "KTAP version 1",
+            "1..1",
+            "    KTAP version 1",
+            "    # Subtest: Linux 6.12.0 on moat",
+            "    1..4",
+            &format!("    ok 1 - {} {}", ids[0], titles[0]),
+            &format!("    ok 2 - {} {} # SKIP no lockdown", ids[1], titles[1]),
+            "    # it did not come to its end: it <hangs> & # waits",
+            &format!("    not ok 3 - {} {}", ids[2], titles[2]),
+            "    # its guest did not boot: no boot",
+            &format!("    not ok 4 - {} {}", ids[3], titles[3]),
+            "not ok 1 - Linux 6.12.0 on moat",
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn junit_has_a_case_for_each_scenario_with_reasons_as_content() {
+        let junit = of_every_verdict().to_junit();
+        for expected in [
+            r#"tests="4""#,
+            r#"failures="1""#,
+            r#"errors="1""#,
+            r#"classname="moat.6_12_0""#,
+            "no lockdown</skipped>",
+            "it did not come to its end: it &lt;hangs&gt; &amp; # waits</failure>",
+            "its guest did not boot: no boot</error>",
+            "plain guest, mmap of a plugged page: EPERM",
+        ] {
+            assert!(junit.contains(expected), "{expected} in {junit}");
+        }
+    }
+
+    #[test]
+    fn a_github_summary_has_a_row_for_each_scenario_and_stays_below_its_limit() {
+        let mut report = of_every_verdict();
+        let summary = report.to_github_summary();
+        let row = format!("| {} ", catalogue()[2].id);
+        assert!(summary.lines().any(|line| line.starts_with(&row) && line.ends_with("FAILED |")));
+        assert!(summary.contains("it did not come to its end"), "{summary}");
+        let long = Some(Unfinished::Failed("long ".repeat(100_000)));
+        report.kernels[0].scenarios = vec![record(whole(), long.clone()), record(whole(), long)];
+        let summary = report.to_github_summary();
+        assert!(summary.len() < 1 << 20 && summary.contains("1 more failed"), "{}", summary.len());
+    }
+
+    #[test]
+    fn kcidb_objects_refer_to_each_other() {
+        let value: serde_json::Value =
+            serde_json::from_str(&of_every_verdict().to_kcidb("lab")).unwrap();
+        let [checkout, build] = ["checkouts", "builds"].map(|kind| &value[kind][0]);
+        assert_eq!(build["checkout_id"], checkout["id"]);
+        let tests = value["tests"].as_array().unwrap();
+        let statuses: Vec<_> = tests.iter().map(|test| test["status"].as_str().unwrap()).collect();
+        assert_eq!(statuses, ["PASS", "SKIP", "FAIL", "MISS"]);
+        for test in tests {
+            assert_eq!(test["build_id"], build["id"]);
+            assert!(test["id"].as_str().unwrap().starts_with("lab:6_12_0_moat_"), "{test}");
+        }
+    }
+
+    #[test]
+    fn a_page_shows_every_scenario_and_escapes_what_was_observed() {
+        let page = of_every_verdict().to_html();
+        for scenario in &catalogue()[..4] {
+            let anchor = format!("{}-1", scenario.id);
+            assert!(page.contains(&format!("href=\"#{anchor}\"")), "{anchor}");
+            assert!(page.contains(&format!("id=\"{anchor}\"")), "{anchor}");
+        }
+        assert!(page.contains("it &lt;hangs&gt; &amp; # waits"));
+        assert!(!page.contains("<script") && !page.contains("http"));
     }
 
     #[test]

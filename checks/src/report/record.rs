@@ -20,6 +20,8 @@ pub struct KernelRecord {
     pub image: PathBuf,
     /// Its release.
     pub release: String,
+    /// When its first guest was started.
+    pub started_unix_milliseconds: u64,
     /// The guests that booted, in their order.
     pub guests: Vec<GuestRecord>,
     /// The scenarios, in the order of the catalogue.

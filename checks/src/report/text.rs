@@ -6,7 +6,7 @@ use comfy_table::{Table, presets};
 
 use super::{
     Comparison, Difference, KernelRecord, LostGuest, Report, ScenarioComparison, ScenarioRecord,
-    Verdict,
+    Totals, Verdict,
 };
 use crate::framework::{Kind, Mitigation, Observation, Profile, Scenario};
 
@@ -18,15 +18,20 @@ impl fmt::Display for Report {
         for comparison in self.comparisons() {
             writeln!(f, "{comparison}")?;
         }
-        let totals = self.totals();
+        self.totals().fmt(f)
+    }
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { passed, failed, known_gaps, skipped, not_asked } = self;
         write!(
             f,
-            "{} passed, {} failed, {} known gaps of the kernel, {} skipped",
-            totals.passed, totals.failed, totals.known_gaps, totals.skipped
+            "{passed} passed, {failed} failed, {known_gaps} known gaps of the kernel, {skipped} skipped"
         )?;
-        match totals.not_asked {
+        match not_asked {
             0 => Ok(()),
-            not_asked => write!(f, ", {not_asked} not asked, for a guest did not boot"),
+            _ => write!(f, ", {not_asked} not asked, for a guest did not boot"),
         }
     }
 }
@@ -48,7 +53,7 @@ fn write_kernel(
     kernel: &KernelRecord,
     lacking: &[Mitigation],
 ) -> fmt::Result {
-    writeln!(f, "Linux {} on {}, {}", kernel.release, kernel.vmm, kernel.image.display())?;
+    writeln!(f, "{}, {}", kernel.title(), kernel.image.display())?;
     for profile in kernel.profiles() {
         write!(f, "  {profile} guest: {}", profile.summary())?;
         match profile.has_iommu() {

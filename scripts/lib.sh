@@ -18,6 +18,14 @@ content_name() {
     printf '%s\n' "$@" | sha256sum | cut --characters=1-16
 }
 
+# Runs moat, which is built first if it never was.
+run_moat() {
+    local moat=$repository/target/release/moat
+    [[ -x $moat ]] || (cd "$repository" && cargo build --release --quiet --package moat) >&2 ||
+        die "cargo could not build moat; its message is above"
+    "$moat" "$@"
+}
+
 # The lock NAME, held until this process and everything it started has ended.
 take_lock() {
     local descriptor

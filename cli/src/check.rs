@@ -14,12 +14,8 @@ use checks::suites;
 use comfy_table::{Table, presets};
 use testvm::vm::{Accelerator, Iommu, Vmm};
 
-<<<<<<< HEAD
-use crate::arguments::{CheckArguments, CheckedVmm};
-use crate::kernel;
-=======
 use crate::arguments::{CheckArguments, CheckedVmm, ReportFormat};
->>>>>>> 6da80d6 (Print a check's report as KTAP, JUnit, kcidb, Markdown and HTML too)
+use crate::kernel;
 use crate::output::answer;
 
 pub fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {

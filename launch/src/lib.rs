@@ -2,8 +2,8 @@
 //! status.
 //!
 //! The guest's root is a directory of the host, by virtio-fs and read-only, with a layer in the guest's
-//! memory over it, or nothing but some files in an initramfs. The streams are ports of a virtio console. [`Launch`] describes what to run and
-//! where, [`Launch::run`] runs it, and [`Outcome`] is the result.
+//! memory over it, or nothing but some files in an initramfs. The streams are ports of a virtio console.
+//! [`Launch`] describes what to run and where, [`Launch::run`] runs it, and [`Outcome`] is the result.
 
 mod files;
 mod needs;

@@ -5,13 +5,14 @@ mod files;
 mod process;
 mod relay;
 
-use std::{convert::Infallible, fs, io, thread};
+use std::{convert::Infallible, fs, io, os::fd::AsFd, thread};
 
 use agent_protocol::{FrameReader, Report, WORKLOAD_PATH, WindowSize, Workload, write_frame};
 use anyhow::{Context, anyhow};
+use rustix::net::{AddressFamily, SocketType, socket};
 
 use self::{console::Console, process::Program};
-use crate::modules;
+use crate::{modules, sys};
 
 /// The workload in the initramfs, if there is one.
 pub fn find() -> anyhow::Result<Option<Workload>> {
@@ -37,7 +38,7 @@ pub fn run(workload: &Workload) -> anyhow::Result<Infallible> {
     }
     let console = Console::open(uevents)?;
     let control = console.control.try_clone()?;
-    let report = match files::mount_all(workload) {
+    let report = match files::mount_all(workload).and_then(|()| enable_loopback()) {
         Err(error) => Report::NotReady(format!("{error:#}")),
         Ok(()) => run_program(workload, console),
     };
@@ -45,6 +46,20 @@ pub fn run(workload: &Workload) -> anyhow::Result<Infallible> {
     loop {
         thread::park();
     }
+}
+
+/// Brings the interface `lo` up, on which Linux then has 127.0.0.1 and ::1: netdevice(7).
+fn enable_loopback() -> anyhow::Result<()> {
+    let enable = || {
+        // Any will do, and kernels without Internet protocols have this one.
+        let socket = socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
+        // struct ifreq: a name, and here the flags.
+        let mut request = b"lo".to_vec();
+        request.resize(libc::IFNAMSIZ, 0);
+        request.extend((libc::IFF_UP as libc::c_short).to_ne_bytes());
+        sys::exchange(socket.as_fd(), libc::SIOCSIFFLAGS as u32, &mut request)
+    };
+    enable().map(drop).context("cannot bring the loopback interface up")
 }
 
 fn run_program(workload: &Workload, console: Console) -> Report {

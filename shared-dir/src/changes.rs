@@ -54,6 +54,7 @@ impl SharedDirectory {
         make: impl FnOnce(&Node) -> Result<(), Errno>,
     ) -> Result<Reply, Errno> {
         let directory = self.node_to_change(request.header.nodeid)?;
+        self.inodes.check_room()?;
         let acting = ActingAs::guest(request.header.uid, request.header.gid)?;
         make(&directory)?;
         drop(acting);

@@ -34,8 +34,11 @@ pub(crate) enum Purpose {
 impl Descriptors {
     /// Left to the rest of the process, and to what is open only during a call.
     const RESERVE: u64 = 256;
+    /// More are not taken, however many a process may have: for each, the host's kernel keeps a file in
+    /// memory that it could drop otherwise, with 1 to 2 KiB.
+    const MOST: u64 = 1 << 18;
 
-    /// Raises this process's limit as far as it may go, and takes all of it but a reserve.
+    /// Raises this process's limit as far as it may go, and takes all of it but a reserve, up to 2^18.
     pub fn of_process() -> Self {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         let raised = Rlimit { current: maximum, maximum };
@@ -43,9 +46,9 @@ impl Descriptors {
             Ok(()) => maximum,
             Err(_) => current,
         };
-        // None is without limit, which Linux's fs.nr_open (2^20 by default) does not allow in practice.
-        let limit = limit.unwrap_or(1 << 20);
-        Self::at_most(limit.saturating_sub(Self::RESERVE).max(limit / 2) as usize)
+        // None is without limit.
+        let limit = limit.unwrap_or(u64::MAX);
+        Self::at_most(limit.saturating_sub(Self::RESERVE).max(limit / 2).min(Self::MOST) as usize)
     }
 
     /// So many.
@@ -142,6 +145,6 @@ mod tests {
         let descriptors = Descriptors::of_process();
         let limit = getrlimit(Resource::Nofile);
         assert_eq!(limit.current, limit.maximum);
-        assert!(descriptors.0.most > 0);
+        assert!(descriptors.0.most > 0 && descriptors.0.most <= 1 << 18);
     }
 }

@@ -91,6 +91,7 @@ impl SharedDirectory {
         let parent = directory.as_parent();
         let mode = FileMode::from_bits_truncate(mode & 0o7777);
         let permit = self.permit_to_open()?;
+        self.inodes.check_room()?;
         let acting = ActingAs::guest(request.header.uid, request.header.gid)?;
         let new = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let created = openat(parent.descriptor, name, open_flags(flags) | new, mode);

@@ -17,6 +17,11 @@ use crate::wire;
 /// the last to go without a descriptor, and few trees are as deep.
 const MOST_STEPS: usize = 256;
 
+/// So many files the guest may know, so that it cannot use up this process's memory by looking up
+/// everything. A guest with Linux needs about 1 KiB of its own memory for each, and forgets some when that
+/// runs short.
+const MOST_NODES: usize = 1 << 21;
+
 /// Opens `name` in `directory` as a node: whatever it is, without side effects, and without following
 /// it.
 pub fn open_node(directory: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
@@ -139,6 +144,16 @@ impl InodeTable {
         (inode.descriptor.is_some() || inode.birth == status.birth()).then_some(id)
     }
 
+    /// Adds a node without a descriptor. Gives its ID.
+    fn add(&mut self, status: &Status, place: Place, is_boundary: bool) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.by_identity.insert(status.identity(), id);
+        self.by_id.insert(id, Inode::new(status, Some(place), is_boundary));
+        self.by_name += 1;
+        id
+    }
+
     /// Counts lookups down. Gives the node if none is left.
     fn forget(&mut self, id: u64, lookups: u64) -> Option<Inode> {
         let inode = self.by_id.get_mut(&id).filter(|_| id != wire::ROOT)?;
@@ -188,6 +203,8 @@ impl Inode {
 pub struct Inodes {
     table: Mutex<InodeTable>,
     descriptors: Descriptors,
+    /// [`MOST_NODES`], but for tests.
+    pub most: usize,
 }
 
 impl Inodes {
@@ -203,7 +220,7 @@ impl Inodes {
             by_name: 0,
             devices: vec![status.device()],
         };
-        Self { table: Mutex::new(table), descriptors }
+        Self { table: Mutex::new(table), descriptors, most: MOST_NODES }
     }
 
     fn lock(&self) -> MutexGuard<'_, InodeTable> {
@@ -235,25 +252,33 @@ impl Inodes {
         Ok(node)
     }
 
-    /// The guest gets to know what is at `place`. Gives its node ID.
+    /// `ENFILE` if the guest may not get to know another file. For what is about to be made.
+    pub fn check_room(&self) -> Result<(), Errno> {
+        self.check_room_in(&self.lock())
+    }
+
+    fn check_room_in(&self, table: &InodeTable) -> Result<(), Errno> {
+        if table.by_id.len() < self.most { Ok(()) } else { Err(Errno::NFILE) }
+    }
+
+    /// The guest gets to know what is at `place`. Gives its node ID, or `ENFILE` if it knows too many.
     pub fn remember(
         &self,
         descriptor: OwnedFd,
         status: &Status,
         place: Place,
         is_boundary: bool,
-    ) -> u64 {
+    ) -> Result<u64, Errno> {
         let mut table = self.lock();
-        let id = table.find(status).unwrap_or_else(|| {
-            let id = table.next_id;
-            table.next_id += 1;
-            table.by_identity.insert(status.identity(), id);
-            table.by_id.insert(id, Inode::new(status, Some(place.clone()), is_boundary));
-            table.by_name += 1;
-            id
-        });
+        let id = match table.find(status) {
+            Some(id) => id,
+            None => {
+                self.check_room_in(&table)?;
+                table.add(status, place.clone(), is_boundary)
+            }
+        };
         let table = &mut *table;
-        let Some(inode) = table.by_id.get_mut(&id) else { return id };
+        let Some(inode) = table.by_id.get_mut(&id) else { return Ok(id) };
         inode.lookups = inode.lookups.saturating_add(1);
         if id != wire::ROOT {
             inode.place = Some(place);
@@ -268,7 +293,7 @@ impl Inodes {
             inode.descriptor = Some(Arc::new(Descriptor::held(descriptor, permit)));
             table.by_name -= 1;
         }
-        id
+        Ok(id)
     }
 
     /// The guest takes back that it knows `id`, `lookups` times.

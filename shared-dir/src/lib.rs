@@ -27,12 +27,13 @@
 //! checked by the guest's kernel, by mode bits, and by the host's for moat's user. There, as for any
 //! user, a write clears set-user-ID bits even if root in the guest made it.
 //!
-//! # Descriptors
-//! A node costs one descriptor while there are enough ([`Descriptors`]), and a few hundred bytes.
+//! # Memory and descriptors
+//! A node costs a few hundred bytes, and one descriptor while there are enough ([`Descriptors`]).
 //! Beyond, it is kept as the name in its directory by which it was looked up, opened for each use, and
 //! is `ESTALE` if the name leads elsewhere by then, on which Linux looks it up again. Nothing is
-//! evicted: the guest forgets. File handles (name_to_handle_at) would need no descriptor and
-//! CAP_DAC_READ_SEARCH.
+//! evicted: the guest forgets, which Linux does as its own memory runs short. A share has at most 2^21
+//! nodes; a guest that looks up more gets `ENFILE` until it forgets some. File handles
+//! (name_to_handle_at) would need no descriptor and CAP_DAC_READ_SEARCH.
 //!
 //! # Caches
 //! Linux may keep names, attributes and the absence of names for one second, and file data for as long

@@ -60,7 +60,7 @@ impl SharedDirectory {
             status.device() != parent.device && boundary::is_kernel_interface(descriptor.as_fd())?;
         let place = Place { parent: parent.id, name: name.to_owned() };
         Ok(EntryOut {
-            nodeid: self.inodes.remember(descriptor, &status, place, is_boundary),
+            nodeid: self.inodes.remember(descriptor, &status, place, is_boundary)?,
             entry_valid: VALID_SECONDS,
             attr_valid: VALID_SECONDS,
             attr: self.attributes(&status),

@@ -121,6 +121,39 @@ fn directories_are_removed_when_they_are_empty() {
 }
 
 #[test]
+fn more_files_than_the_guest_may_know_are_enfile_until_it_forgets_some() {
+    let mut guest = guest();
+    // The root, and two more.
+    guest.server.inodes.most = 3;
+    let file = guest.find("file").unwrap().nodeid;
+    let directory = guest.find("directory").unwrap().nodeid;
+    for name in ["file", "directory"] {
+        guest.find(name).unwrap();
+    }
+    assert_eq!(guest.find("other").unwrap_err(), Errno::NFILE);
+    assert_eq!(guest.find("none").unwrap_err(), Errno::NOENT);
+    // What could not be passed on is not made.
+    let none = [0_u8; 0];
+    let mknod = MknodIn { mode: libc::S_IFREG, ..MknodIn::default() };
+    let made = [
+        guest.mkdir(ROOT, "new").map(drop),
+        guest.create(ROOT, "new", libc::O_RDWR, 0o600).map(drop),
+        guest.ask(Opcode::Mknod, ROOT, mknod, &["new"]).map(drop),
+        guest.ask(Opcode::Symlink, ROOT, none, &["new", "target"]).map(drop),
+    ];
+    assert_eq!(made, [Err(Errno::NFILE); 4]);
+    assert!(!guest.path("new").exists());
+    // A listing leaves out what the files are.
+    let listing = guest.list(ROOT, 4096, true).unwrap();
+    let known: Vec<_> = listing.iter().filter(|(.., node)| *node != 0).collect();
+    assert_eq!((listing.len(), known.len()), (5, 2));
+    // It was found twice and listed once.
+    guest.forget(directory, 3);
+    assert_eq!(guest.find("other").unwrap().attr.size, 5);
+    assert_eq!(guest.attributes(file).unwrap().size, 4);
+}
+
+#[test]
 fn statfs_reports_the_hosts_file_system() {
     let guest = guest();
     let out: StatfsOut = parse(guest.call(Opcode::Statfs, ROOT, &[]).unwrap());

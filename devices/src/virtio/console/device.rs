@@ -147,12 +147,16 @@ impl Console {
         }
         let (port, value) = (message.port.get() as usize, message.value.get() != 0);
         let mut state = lock(&self.state);
+        if !state.multiport {
+            return debug!("ignored a control message from a console's driver without MULTIPORT");
+        }
         match (ControlEvent::try_from(message.event.get()), state.ports.get_mut(port)) {
             (Ok(ControlEvent::DeviceReady), _) => {
                 state.ports.iter_mut().for_each(|port| port.to_be_added = value);
             }
-            (Ok(ControlEvent::PortReady), Some(port)) => {
-                *port = PortState { ready: value, to_be_named: value, ..PortState::default() };
+            (Ok(ControlEvent::PortReady), Some(state)) => {
+                *state = PortState { ready: value, to_be_named: value, ..PortState::default() };
+                self.ports[port].host.set_guest_open(false);
             }
             (Ok(ControlEvent::PortOpen), Some(state)) if value => {
                 (state.guest_open, state.closing) = (true, false);

@@ -324,8 +324,12 @@ fn without_multiport_there_is_one_port_and_it_is_open(on: TransportKind) {
     assert!(lock(&guest.ends[0]).guest_open);
     lock(&guest.ends[0]).input = b"hi".to_vec();
     assert_eq!(guest.send(0, Buffer::writable(BUFFERS, 8)), Some(2));
-    guest.send_event(0, ControlEvent::DeviceReady, true);
+    // There are no control messages, though there are queues for them.
+    for event in [ControlEvent::DeviceReady, ControlEvent::PortReady, ControlEvent::PortOpen] {
+        guest.send_event(0, event, event != ControlEvent::PortOpen);
+    }
     assert_eq!(guest.receive_message(), None);
+    assert!(lock(&guest.ends[0]).guest_open);
     let mut config = [0; 8];
     guest.driver.read_config(4, &mut config[..4]);
     assert_eq!(config, [2, 0, 0, 0, 0, 0, 0, 0]);

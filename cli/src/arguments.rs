@@ -73,7 +73,8 @@ could not continue, 15 the machine failed, 16 an access to an unplugged block wi
 When a program is run, the exit code is the program's, or 128+N if signal N ended it. Others are: 126 the
 program cannot be started, 127 there is no such program, 240 the guest's kernel panicked, 241 it did not start
 the program in time, 242 the program ran for too long, 243 the guest cannot run programs, 244 the guest ended
-before the program; 1 and 2 as above. Then a line on standard error gives the reason.
+before the program, 245 moat could not start it, 246 you ended it with Ctrl-A x. A line on standard error gives
+the reason.
 
 A comma in a value, such as a path, is written twice: backing=file:/tmp/a,,b.
 

@@ -19,8 +19,10 @@ mod status;
 mod streams;
 mod terminal;
 
+use std::env;
 use std::process::ExitCode;
 
+use ::launch::NOT_LAUNCHED;
 use clap::Parser;
 use env_logger::WriteStyle;
 
@@ -32,7 +34,16 @@ use output::reasons;
 const FAILURE: u8 = 1;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        // The program that was to be run could have clap's status too.
+        Err(error) if error.use_stderr() && names_a_program() => {
+            // There is nothing to do about a closed standard error.
+            let _ = error.print();
+            return ExitCode::from(NOT_LAUNCHED);
+        }
+        Err(error) => error.exit(),
+    };
     // virtio-queue logs every mistake of a guest, without a limit: moat counts them instead. `moat check`
     // makes its guests do such things on purpose, and reports them itself.
     let filter = match arguments.command {
@@ -64,4 +75,11 @@ fn main() -> ExitCode {
     });
     messages::flush();
     code
+}
+
+/// Whether the arguments, though they are wrong, ask for a program in a guest.
+fn names_a_program() -> bool {
+    let mut arguments = env::args_os().skip(1);
+    arguments.next().is_some_and(|command| command == "run")
+        && arguments.any(|argument| argument == "--" || argument == "--script")
 }

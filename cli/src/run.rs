@@ -5,6 +5,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
+use ::launch::NOT_LAUNCHED;
 use anyhow::ensure;
 use vmm::api::ApiServer;
 use vmm::threads::{self, Role};
@@ -12,11 +13,16 @@ use vmm::{Ending, Machine, MachineControl, MachineError, MachineIo, MachineSpec,
 
 use crate::arguments::{RunArguments, SerialTarget};
 use crate::messages::print_message;
+use crate::output::reasons;
 use crate::{console, kernel, launch, signals};
 
 pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
     if arguments.has_program() {
-        return launch::run(arguments);
+        // Not the usual status of a failure, for the program could have it too.
+        return Ok(launch::run(arguments).unwrap_or_else(|error| {
+            print_message(reasons(&error));
+            ExitCode::from(NOT_LAUNCHED)
+        }));
     }
     let serial = arguments.serial.clone().unwrap_or(SerialTarget::Tty);
     ensure!(

@@ -13,7 +13,7 @@ mod run;
 mod streams;
 
 pub use needs::NeedsError;
-pub use outcome::{Failure, Outcome};
+pub use outcome::{Failure, NOT_LAUNCHED, Outcome};
 pub use root::{FileError, GuestFile, Root};
 pub use run::{Launch, LaunchError, Share, Terminal};
 pub use shared_dir::Mode;

@@ -6,6 +6,12 @@ use std::time::Duration;
 use agent_protocol::End;
 use vmm::Ending;
 
+/// Exit statuses of moat that are no program's, and that no shell has.
+const OWN_STATUSES: std::ops::RangeInclusive<u8> = 240..=246;
+
+/// moat's exit status if it cannot start the machine.
+pub const NOT_LAUNCHED: u8 = 245;
+
 /// The result of a program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -39,33 +45,29 @@ pub enum Failure {
 }
 
 impl Outcome {
-    /// The exit status: the program's own, 128+N if signal N ended it, or one of moat's own; see
-    /// [`Failure::exit_status`].
+    /// The exit status: the program's own, 128+N if signal N ended it, or one of moat's own.
     pub fn exit_status(&self) -> u8 {
         const SIGPIPE: u8 = 13;
         match self {
             Self::Ended(End::Exited(status)) => *status as u8,
             Self::Ended(End::Killed(signal)) => 128 | signal.0 as u8,
             Self::OutputClosed => 128 | SIGPIPE,
-            Self::Stopped => 0,
+            Self::Stopped => 246,
             Self::Failed(failure) => failure.exit_status(),
         }
     }
 
     /// Whether the exit status is the program's, though it is one that moat has a meaning for.
     pub fn is_ambiguous(&self) -> bool {
-        let reserved = [126, 127].into_iter().chain(Failure::STATUSES);
+        let reserved = [126, 127].into_iter().chain(OWN_STATUSES);
         let status = self.exit_status();
         matches!(self, Self::Ended(End::Exited(_))) && reserved.into_iter().any(|it| it == status)
     }
 }
 
 impl Failure {
-    /// The exit statuses of failures that no shell has a status for.
-    pub const STATUSES: std::ops::RangeInclusive<u8> = 240..=244;
-
-    /// The same as in shells where they have one, and else one of [`Self::STATUSES`].
-    pub fn exit_status(&self) -> u8 {
+    /// The same as in shells where they have one, and else one that is no program's.
+    fn exit_status(&self) -> u8 {
         match self {
             Self::NotFound(_) => 127,
             Self::NotStarted(_) => 126,
@@ -124,10 +126,12 @@ mod tests {
 
     #[test]
     fn every_failure_has_a_status_of_its_own() {
-        let statuses: BTreeSet<_> = failures().iter().map(Failure::exit_status).collect();
-        assert_eq!(statuses.len(), failures().len());
+        let mut statuses: Vec<_> = failures().iter().map(Failure::exit_status).collect();
+        statuses.extend([NOT_LAUNCHED, Outcome::Stopped.exit_status()]);
+        let different = BTreeSet::from_iter(&statuses);
+        assert_eq!(different.len(), statuses.len());
         let shells = |status: &u8| [126, 127].contains(status);
-        assert!(statuses.iter().all(|it| shells(it) || Failure::STATUSES.contains(it)));
+        assert!(statuses.iter().all(|it| shells(it) || OWN_STATUSES.contains(it)));
     }
 
     #[test]
@@ -140,7 +144,7 @@ mod tests {
     #[test]
     fn a_status_that_could_be_ours_is_recognised() {
         for (status, is_ambiguous) in
-            [(0, false), (1, false), (127, true), (242, true), (245, false)]
+            [(0, false), (1, false), (127, true), (242, true), (245, true), (247, false)]
         {
             let outcome = Outcome::Ended(End::Exited(status));
             assert_eq!(outcome.is_ambiguous(), is_ambiguous, "{status}");

@@ -21,7 +21,7 @@ use vmm::threads::{self, Role};
 
 use crate::arguments::SerialTarget;
 use crate::streams::Unbuffered;
-use crate::terminal;
+use crate::terminal::{self, Newlines};
 
 /// A connected serial port. Dropping it restores the terminal and removes the socket.
 pub struct Console {
@@ -46,7 +46,7 @@ pub fn open(
     let mut console = Console { file: None, _terminal: None, _socket: None };
     let endpoint = match target {
         SerialTarget::Tty => {
-            let input: Box<dyn Read + Send> = if terminal::attach()? {
+            let input: Box<dyn Read + Send> = if terminal::attach(Newlines::Translated)? {
                 console._terminal = Some(Terminal);
                 Box::new(read_keys(on_escape)?)
             } else {

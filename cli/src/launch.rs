@@ -27,6 +27,7 @@ use vmm::{MachineControl, MachineIo, SerialEndpoint};
 use crate::arguments::{ProgramArguments, RunArguments, SerialTarget};
 use crate::messages::print_message;
 use crate::streams::Unbuffered;
+use crate::terminal::Newlines;
 use crate::{console, kernel, signals, terminal};
 
 /// Variables that are passed on to a program unless `--env` sets them.
@@ -239,7 +240,7 @@ fn open_streams(
         let input = Box::new(Unbuffered(stdio::stdin()));
         return Ok((Streams { input, output, errors }, None));
     }
-    terminal::attach()?;
+    terminal::attach(Newlines::Untouched)?;
     let input: Box<dyn Read + Send> =
         Box::new(console::read_keys(Box::new(move || control.stop()))?);
     Ok((Streams { input, output, errors }, Some(console::Terminal)))

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use vmm::threads::{self, Role};
 
 use crate::streams::write_all;
+use crate::terminal;
 
 static MESSAGES: OnceLock<Messages> = OnceLock::new();
 
@@ -79,6 +80,10 @@ impl Messages {
             };
             queue.writing = true;
             drop(queue);
+            let line = match terminal::needs_carriage_returns() {
+                true => line.replace('\n', "\r\n"),
+                false => line,
+            };
             // Without a reader there is no place to report the error to.
             let _ = write_all(&io::stderr(), line.as_bytes());
             self.lock().writing = false;

@@ -20,16 +20,28 @@ use rustix::termios::{
 static BEFORE: OnceLock<Termios> = OnceLock::new();
 /// Whether the terminal is in raw mode.
 static RAW: AtomicBool = AtomicBool::new(false);
+/// Whether the terminal leaves all output as it is.
+static RAW_OUTPUT: AtomicBool = AtomicBool::new(false);
 /// Held while the modes change.
 static CHANGE: Mutex<()> = Mutex::new(());
 
+/// What becomes of newlines in raw mode.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Newlines {
+    /// The terminal also returns to the first column: for consoles that only send newlines.
+    Translated,
+    /// Nothing: a terminal in the guest has translated what is to be translated.
+    Untouched,
+}
+
 /// Whether standard input is a terminal. If it is, and moat is in its foreground, it is in raw mode from
 /// here on, until [`restore`].
-pub fn attach() -> io::Result<bool> {
+pub fn attach(newlines: Newlines) -> io::Result<bool> {
     let stdin = stdio::stdin();
     if !isatty(stdin) {
         return Ok(false);
     }
+    RAW_OUTPUT.store(newlines == Newlines::Untouched, Ordering::Release);
     // Set once: there is one standard input.
     let _ = BEFORE.set(tcgetattr(stdin)?);
     // So that a read in the background fails, and does not stop this process.
@@ -57,11 +69,17 @@ pub fn enter_raw_mode() {
     }
     let mut raw = before.clone();
     raw.make_raw();
-    // Keeps the translation of newlines, for moat's own messages.
-    raw.output_modes |= OutputModes::OPOST;
+    if !RAW_OUTPUT.load(Ordering::Acquire) {
+        raw.output_modes |= OutputModes::OPOST;
+    }
     if tcsetattr(stdio::stdin(), OptionalActions::Now, &raw).is_ok() {
         RAW.store(true, Ordering::Release);
     }
+}
+
+/// Whether a newline on standard error needs a carriage return before it.
+pub fn needs_carriage_returns() -> bool {
+    RAW.load(Ordering::Acquire) && RAW_OUTPUT.load(Ordering::Acquire) && isatty(stdio::stderr())
 }
 
 /// Gives the terminal the modes that it had before.

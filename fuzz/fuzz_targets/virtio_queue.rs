@@ -15,9 +15,9 @@ use devices::virtio::mem::{Region, VirtioMem, VirtioMemConfig};
 use devices::virtio::rng::Rng;
 use libfuzzer_sys::fuzz_target;
 use moat_fuzz::blocks::{BLOCK_SIZE, BLOCKS, Blocks};
-use moat_fuzz::guest::{AccessBytes, Count, mapping};
-use moat_fuzz::mmio_driver::{BUFFERS, MEMORY_SIZE, MmioDriver};
-use virtio_driver::{Buffer, Bus, mmio as register};
+use moat_fuzz::guest::{Count, mapping};
+use moat_fuzz::mmio_driver::{Access, BUFFERS, MEMORY_SIZE, MmioDriver};
+use virtio_driver::Buffer;
 use vm_memory::GuestMemoryMmap;
 
 /// First address of the memory device's region.
@@ -39,59 +39,16 @@ enum Device {
 
 #[derive(Debug, Arbitrary)]
 enum Action {
-    Read { offset: u16, bytes: AccessBytes },
-    Write { offset: u16, bytes: AccessBytes },
-    SetRegister { register: MmioOffset, value: Value },
-    Store { address: u16, bytes: AccessBytes },
+    Access(Access),
     Describe { queue: bool, index: u8, address: Address, length: u16, flags: u8, next: u8 },
-    Publish { queue: bool, head: u8 },
-    BringUp { features: u64 },
     Resize { blocks: u8 },
     SetBusy(bool),
     MemoryRequest { kind: u8, block: u8, blocks: u8 },
-    Process,
 }
-
-/// A register that does something when written.
-#[derive(Debug)]
-struct MmioOffset(u64);
-
-/// A value of a register: mostly one that may be valid.
-#[derive(Debug)]
-struct Value(u32);
 
 /// An address of a buffer.
 #[derive(Debug)]
 struct Address(u64);
-
-impl<'a> Arbitrary<'a> for MmioOffset {
-    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
-        Ok(Self(*u.choose(&[
-            register::DRIVER_FEATURES,
-            register::DRIVER_FEATURES_SEL,
-            register::QUEUE_SEL,
-            register::QUEUE_SIZE,
-            register::QUEUE_READY,
-            register::QUEUE_NOTIFY,
-            register::STATUS,
-            register::QUEUE_DESC_LOW,
-            register::QUEUE_DESC_LOW + 4,
-            register::QUEUE_DRIVER_LOW,
-            register::QUEUE_DEVICE_LOW,
-            register::QUEUE_RESET,
-        ])?))
-    }
-}
-
-impl<'a> Arbitrary<'a> for Value {
-    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
-        Ok(Self(match u.int_in_range(0..=3)? {
-            0 => u.arbitrary()?,
-            1 => u32::from(u.arbitrary::<u16>()?) & !15,
-            _ => u.int_in_range(0..=16)?,
-        }))
-    }
-}
 
 impl<'a> Arbitrary<'a> for Address {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
@@ -179,19 +136,11 @@ impl Machine {
     fn run(&mut self, action: Action) {
         let driver = &mut self.driver;
         match action {
-            Action::Read { offset, mut bytes } => driver.read(offset.into(), bytes.room()),
-            Action::Write { offset, bytes } => driver.write(offset.into(), bytes.written()),
-            Action::SetRegister { register, value } => driver.set(register.0, value.0),
-            Action::Store { address, bytes } => {
-                let last = MEMORY_SIZE - bytes.written().len();
-                driver.store(u64::from(address).min(last as u64), bytes.written());
-            }
+            Action::Access(access) => driver.perform(access),
             Action::Describe { queue, index, address, length, flags, next } => {
                 let buffer = Buffer { address: address.0, len: length.into(), flags: flags.into() };
                 driver.describe(queue.into(), index.into(), buffer, next.into());
             }
-            Action::Publish { queue, head } => driver.publish(queue.into(), head.into()),
-            Action::BringUp { features } => driver.bring_up(features),
             Action::Resize { blocks } => {
                 let size = BLOCK_SIZE * (u64::from(blocks) % (BLOCKS as u64 + 1));
                 let device = &self.memory_device;
@@ -205,7 +154,6 @@ impl Machine {
                 self.driver.publish_chain(0, &chain);
                 self.driver.process();
             }
-            Action::Process => driver.process(),
         }
     }
 }

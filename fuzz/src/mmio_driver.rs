@@ -2,15 +2,16 @@
 
 use std::sync::{Arc, Mutex};
 
+use arbitrary::{Arbitrary, Result, Unstructured};
 use devices::Signal;
 use devices::bus::BusDevice;
 use devices::dma::DmaView;
 use devices::virtio::VirtioDevice;
 use devices::virtio::transport::{MmioTransport, Transport};
-use virtio_driver::{Buffer, Bus, Register, Registers, Rings, Virtqueue, status};
+use virtio_driver::{Buffer, Bus, Register, Registers, Rings, Virtqueue, mmio as register, status};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::guest::Count;
+use crate::guest::{AccessBytes, Count};
 
 /// Bytes of the driver's memory, which starts at 0.
 pub const MEMORY_SIZE: usize = 0x1_0000;
@@ -22,15 +23,71 @@ pub const BUFFERS: u64 = 0x8000;
 const VERSION_1: u64 = 1 << 32;
 const REGISTERS: Registers = Registers::Mmio { base: 0 };
 
-/// A device and its driver.
-pub struct MmioDriver {
+/// What a driver does to any device.
+#[derive(Debug, Arbitrary)]
+pub enum Access {
+    /// Reads registers.
+    Read { offset: u16, bytes: AccessBytes },
+    /// Writes registers.
+    Write { offset: u16, bytes: AccessBytes },
+    /// Writes a register that does something.
+    SetRegister { register: MmioOffset, value: Value },
+    /// Writes its memory.
+    Store { address: u16, bytes: AccessBytes },
+    /// Makes a chain available.
+    Publish { queue: u8, head: u8 },
+    /// Resets the device and sets it up.
+    BringUp { features: u64 },
+    /// Waits for the device.
+    Process,
+}
+
+/// A register that does something when written.
+#[derive(Debug)]
+pub struct MmioOffset(u64);
+
+/// A value of a register: mostly one that may be valid.
+#[derive(Debug)]
+pub struct Value(u32);
+
+impl<'a> Arbitrary<'a> for MmioOffset {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(Self(*u.choose(&[
+            register::DRIVER_FEATURES,
+            register::DRIVER_FEATURES_SEL,
+            register::QUEUE_SEL,
+            register::QUEUE_SIZE,
+            register::QUEUE_READY,
+            register::QUEUE_NOTIFY,
+            register::STATUS,
+            register::QUEUE_DESC_LOW,
+            register::QUEUE_DESC_LOW + 4,
+            register::QUEUE_DRIVER_LOW,
+            register::QUEUE_DEVICE_LOW,
+            register::QUEUE_RESET,
+        ])?))
+    }
+}
+
+impl<'a> Arbitrary<'a> for Value {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(Self(match u.int_in_range(0..=3)? {
+            0 => u.arbitrary()?,
+            1 => u32::from(u.arbitrary::<u16>()?) & !15,
+            _ => u.int_in_range(0..=16)?,
+        }))
+    }
+}
+
+/// A device and its driver, which uses this many queues.
+pub struct MmioDriver<const QUEUES: usize = 2> {
     /// The driver's memory, and the device's rings and buffers.
     pub memory: GuestMemoryMmap,
     transport: Mutex<MmioTransport>,
-    queues: [Virtqueue; 2],
+    queues: [Virtqueue; QUEUES],
 }
 
-impl MmioDriver {
+impl<const QUEUES: usize> MmioDriver<QUEUES> {
     /// `view` is the device's view of the driver's `memory`, and may contain more.
     pub fn new(device: Arc<dyn VirtioDevice>, memory: GuestMemoryMmap, view: DmaView) -> Self {
         let signal = || Arc::new(Count::default()) as Arc<dyn Signal>;
@@ -55,12 +112,30 @@ impl MmioDriver {
         self.store(0, &vec![0; BUFFERS as usize]);
         self.queues = queues();
         // To set up a queue that does not exist is harmless.
-        for queue in 0..2 {
-            let rings = self.queues[usize::from(queue)].rings();
-            REGISTERS.place_queue(self, queue, rings);
+        for queue in 0..QUEUES {
+            let rings = self.queues[queue].rings();
+            REGISTERS.place_queue(self, queue as u16, rings);
             REGISTERS.write(self, Register::QueueEnable, 1);
         }
         REGISTERS.add_status(self, status::DRIVER_OK);
+    }
+
+    /// Does something to the device.
+    pub fn perform(&mut self, access: Access) {
+        match access {
+            Access::Read { offset, mut bytes } => self.read(offset.into(), bytes.room()),
+            Access::Write { offset, bytes } => self.write(offset.into(), bytes.written()),
+            Access::SetRegister { register, value } => self.set(register.0, value.0),
+            Access::Store { address, bytes } => {
+                let last = MEMORY_SIZE - bytes.written().len();
+                self.store(u64::from(address).min(last as u64), bytes.written());
+            }
+            Access::Publish { queue, head } => {
+                self.publish((usize::from(queue) % QUEUES) as u16, head.into());
+            }
+            Access::BringUp { features } => self.bring_up(features),
+            Access::Process => self.process(),
+        }
     }
 
     /// Writes a descriptor.
@@ -107,7 +182,7 @@ impl MmioDriver {
 }
 
 /// Its registers, from address 0 on.
-impl Bus for MmioDriver {
+impl<const QUEUES: usize> Bus for MmioDriver<QUEUES> {
     fn read(&mut self, address: u64, data: &mut [u8]) {
         let transport = self.transport.get_mut().expect("nothing has panicked");
         transport.read(address % MmioTransport::SIZE, data);
@@ -119,7 +194,11 @@ impl Bus for MmioDriver {
     }
 }
 
-/// Two new queues.
-fn queues() -> [Virtqueue; 2] {
-    [0, 0x3000].map(|base| Virtqueue::new(Rings { size: QUEUE_SIZE, ..Rings::at(base) }))
+/// New queues, in front of [`BUFFERS`].
+fn queues<const QUEUES: usize>() -> [Virtqueue; QUEUES] {
+    std::array::from_fn(|index| {
+        let base = 0x1000 * index as u64;
+        let (available, used) = (base + 0x400, base + 0x800);
+        Virtqueue::new(Rings { size: QUEUE_SIZE, descriptors: base, available, used })
+    })
 }

@@ -13,6 +13,9 @@ use support::command::moat;
 use support::linux::kernel;
 use tempfile::TempDir;
 
+/// The exit status when a program cannot be run.
+const NOT_LAUNCHED: i32 = 245;
+
 /// Where nothing listens.
 const NO_MIRROR: &str = "http://127.0.0.1:1/debian";
 
@@ -158,7 +161,7 @@ fn a_kernel_that_cannot_be_used_is_refused_with_the_reason() {
         .unwrap();
     let (empty, truncated, absent) = (path("empty"), path("truncated"), path("absent"));
     let modules = format!("{protected}/modules");
-    for command in ["run", "check"] {
+    for (command, status) in [("run", NOT_LAUNCHED), ("check", 1)] {
         for (arguments, reason) in [
             (
                 &["--kernel", "debian-6.2"][..],
@@ -170,7 +173,7 @@ fn a_kernel_that_cannot_be_used_is_refused_with_the_reason() {
             (&["--kernel", &protected, "--modules", &modules], "has modules of its own"),
             (&["--kernel", "debian-6.1", "--modules", &modules], "has modules of its own"),
         ] {
-            assert_fails(moat(&[command]).args(arguments), 1, &[reason]);
+            assert_fails(moat(&[command]).args(arguments), status, &[reason]);
         }
     }
     assert_fails(&mut moat(&["run", "--modules", &modules]), 2, &["--kernel"]);
@@ -194,11 +197,13 @@ fn what_a_kernel_lacks_is_named_by_its_symbols() {
     };
     let with_streams = "virtio_mmio.ko\nvirtio_console.ko\n";
     let shares = ["lacks FUSE_FS, VIRTIO_FS, OVERLAY_FS for this", "--file"];
-    assert_fails(&mut run(with_streams, &[]), 1, &shares);
+    assert_fails(&mut run(with_streams, &[]), NOT_LAUNCHED, &shares);
     let share = ["--file", "/bin/true", "--share", "/etc"];
-    assert_fails(&mut run(with_streams, &share), 1, &["lacks FUSE_FS, VIRTIO_FS for this"]);
+    let reason = "lacks FUSE_FS, VIRTIO_FS for this";
+    assert_fails(&mut run(with_streams, &share), NOT_LAUNCHED, &[reason]);
     let pci = ["--transport", "pci", "--file", "/bin/true"];
-    let message = assert_fails(&mut run("", &pci), 1, &["lacks VIRTIO_PCI, VIRTIO_CONSOLE for"]);
+    let reason = "lacks VIRTIO_PCI, VIRTIO_CONSOLE for";
+    let message = assert_fails(&mut run("", &pci), NOT_LAUNCHED, &[reason]);
     assert!(!message.contains("--file"), "{message}");
 }
 
@@ -210,14 +215,14 @@ fn files_that_a_guest_cannot_have_are_refused() {
         command.args(["--", "/bin/sh"]);
         command
     };
-    for (arguments, status, reason) in [
-        (&["--file", "/bin/sh"][..], 1, "/bin/sh is not static: it starts with /lib"),
-        (&["--file", "/etc"], 1, "not a regular file"),
-        (&["--file", "/no/such"], 1, "cannot read /no/such"),
-        (&["--file", "/bin/sh:bin/sh"], 1, "as in /bin/sh:/bin/program"),
-        (&["--file", "/bin/sh:/tmp/sh"], 1, "something of its own at /tmp"),
-        (&["--file", "/bin/sh", "--root", "/"], 2, "cannot be used with"),
+    for (arguments, reason) in [
+        (&["--file", "/bin/sh"][..], "/bin/sh is not static: it starts with /lib"),
+        (&["--file", "/etc"], "not a regular file"),
+        (&["--file", "/no/such"], "cannot read /no/such"),
+        (&["--file", "/bin/sh:bin/sh"], "as in /bin/sh:/bin/program"),
+        (&["--file", "/bin/sh:/tmp/sh"], "something of its own at /tmp"),
+        (&["--file", "/bin/sh", "--root", "/"], "cannot be used with"),
     ] {
-        assert_fails(&mut run(arguments), status, &[reason]);
+        assert_fails(&mut run(arguments), NOT_LAUNCHED, &[reason]);
     }
 }

@@ -2,55 +2,16 @@
 
 mod support;
 
-use std::fs;
 use std::io::{Read, Write};
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::thread;
 
-use support::command::moat;
+use support::launch::{KERNELS, assert_fails, run, run_on, shell, text};
 use support::linux::kernel;
-use tempfile::TempDir;
-
-/// Kernels that have what is needed: FUSE, virtio-fs, overlayfs and the virtio console.
-const KERNELS: [&str; 4] = ["debian-6.1", "debian-6.1-cloud", "debian-6.12", "debian-6.12-cloud"];
-
-/// A kernel as a user names it.
-fn directory_of(name: &str) -> String {
-    kernel(name).image().parent().unwrap().to_str().unwrap().to_owned()
-}
-
-/// `moat run` of a kernel, with these arguments.
-fn run_on(name: &str, arguments: &[&str]) -> Command {
-    let mut command = moat(&["run", "--kernel"]);
-    command.arg(directory_of(name)).args(arguments);
-    command
-}
-
-fn run(arguments: &[&str]) -> Command {
-    run_on("debian-6.12-cloud", arguments)
-}
-
-fn shell(script: &str) -> Command {
-    run(&["--", "sh", "-c", script])
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Runs a command that must exit with `status` and print `reason` on standard error.
-#[track_caller]
-fn assert_fails(command: &mut Command, status: i32, reason: &str) {
-    let output = command.output().unwrap();
-    let message = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(status), "{message}");
-    assert!(message.contains(reason), "{message:?} should say {reason:?}");
-}
 
 #[test]
 fn a_program_runs_on_every_kernel_and_each_transport() {
-    for (name, transport) in KERNELS.into_iter().zip(["mmio", "pci", "pci", "mmio"]) {
+    for (name, transport) in KERNELS.into_iter().zip(["mmio", "pci", "pci", "mmio", "pci"]) {
         let arguments = ["--transport", transport, "--", "uname", "-r"];
         let output = run_on(name, &arguments).output().unwrap();
         let message = text(&output.stderr);
@@ -75,38 +36,75 @@ fn the_exit_status_is_the_programs() {
         assert_eq!(text(&output.stderr), "", "{script}");
     }
     // For a status that moat uses itself, a message says that it is the program's.
-    assert_fails(&mut shell("exit 242"), 242, "the program itself exited with status 242");
+    assert_fails(&mut shell("exit 242"), 242, &["the program itself exited with status 242"]);
+}
+
+/// The end of the console, which shows more than the line before it.
+const CONSOLE: &str = "the guest's console ended with\n";
+
+#[test]
+fn a_program_that_cannot_be_started_has_the_statuses_of_a_shell() {
+    assert_fails(&mut run(&["--", "no-such-program"]), 127, &["there is no program"]);
+    assert_fails(&mut run(&["--", "/etc/passwd"]), 126, &["cannot start the program"]);
+    assert_fails(&mut run(&["--cwd", "/no/such", "--", "true"]), 126, &["working directory"]);
 }
 
 #[test]
-fn failures_outside_the_program_have_statuses_of_their_own() {
-    assert_fails(&mut run(&["--", "no-such-program"]), 127, "there is no program");
-    assert_fails(&mut run(&["--", "/etc/passwd"]), 126, "cannot start the program");
-    assert_fails(&mut run(&["--cwd", "/no/such", "--", "true"]), 126, "working directory");
-    let panic = "echo c >/proc/sysrq-trigger";
-    assert_fails(&mut run(&["--user", "root", "--", "sh", "-c", panic]), 240, "kernel panicked");
-    assert_fails(&mut run(&["--boot-timeout", "0", "--", "true"]), 241, "within 0 s");
-    assert_fails(&mut run(&["--timeout", "1", "--", "sleep", "1000"]), 242, "longer than 1 s");
-    let off = "echo o >/proc/sysrq-trigger; sleep 1000";
-    assert_fails(&mut run(&["--user", "root", "--", "sh", "-c", off]), 244, "powered off");
+fn a_panic_is_240_before_the_program_and_during_it() {
+    let during = "echo c >/proc/sysrq-trigger";
+    let mut during = run(&["--user", "root", "--", "sh", "-c", during]);
+    assert_fails(&mut during, 240, &["kernel panicked", CONSOLE, "sysrq_handle_crash"]);
+    let before = "console=ttyS0 panic=-1 rdinit=/none";
+    let mut before = run(&["--cmdline", before, "--", "true"]);
+    assert_fails(&mut before, 240, &["kernel panicked", CONSOLE, "Unable to mount root fs"]);
 }
 
 #[test]
-fn invalid_options_are_refused_before_the_machine_starts() {
-    for (arguments, status, reason) in [
-        (["--root", "/no/such", "--", "true"], 1, "/no/such"),
-        (["--share", "/no/such", "--", "true"], 2, "cannot share /no/such"),
-        (["--share", "/etc:mnt", "--", "true"], 2, "expected an absolute path"),
-        (["--user", "nobody-there", "--", "true"], 1, "no such user"),
-        (["--env", "=x", "--", "true"], 1, "expected NAME or NAME=VALUE"),
-        (["--serial", "tty", "--", "true"], 1, "the terminal is the program's"),
-        (["--initrd", "x", "--", "true"], 2, "cannot be used with"),
-    ] {
-        assert_fails(&mut run(&arguments), status, reason);
+fn a_guest_that_does_not_get_to_the_program_in_time_is_241() {
+    assert_fails(&mut run(&["--boot-timeout", "0", "--", "true"]), 241, &["within 0 s"]);
+    let waiting = "console=ttyS0 panic=-1 rdinit=/none root=/dev/none rootwait";
+    let mut waiting = run(&["--boot-timeout", "10", "--cmdline", waiting, "--", "true"]);
+    assert_fails(&mut waiting, 241, &["within 10 s", CONSOLE, "Waiting for root device"]);
+}
+
+#[test]
+fn a_program_that_runs_for_too_long_is_242() {
+    assert_fails(&mut run(&["--timeout", "1", "--", "sleep", "1000"]), 242, &["longer than 1 s"]);
+}
+
+#[test]
+fn a_guest_that_cannot_run_programs_is_243() {
+    let share = ["--share", "/etc:/etc/passwd/below", "--", "true"];
+    assert_fails(&mut run(&share), 243, &["cannot make the directory /etc/passwd/below"]);
+}
+
+#[test]
+fn a_guest_that_ends_before_the_program_is_244() {
+    for (key, how) in [('o', "powered off"), ('b', "reset")] {
+        let script = format!("echo {key} >/proc/sysrq-trigger; sleep 1000");
+        let mut script = run(&["--user", "root", "--", "sh", "-c", &script]);
+        assert_fails(&mut script, 244, &["before the program had ended", how]);
     }
+    // It has nothing by which it could report why.
+    let cmdline = "console=ttyS0 panic=-1 quiet module_blacklist=overlay";
+    let mut without = run(&["--cmdline", cmdline, "--", "true"]);
+    assert_fails(&mut without, 244, &[CONSOLE, "agent: cannot load module overlay"]);
+}
+
+#[test]
+fn what_cannot_be_started_is_245() {
+    let reason = |arguments: &[&str], reason| assert_fails(&mut run(arguments), 245, &[reason]);
+    reason(&["--root", "/no/such", "--", "true"], "/no/such");
+    reason(&["--share", "/no/such", "--", "true"], "cannot share /no/such");
+    reason(&["--share", "/etc:mnt", "--", "true"], "expected an absolute path");
+    reason(&["--user", "nobody-there", "--", "true"], "no such user");
+    reason(&["--env", "=x", "--", "true"], "expected NAME or NAME=VALUE");
+    reason(&["--serial", "tty", "--", "true"], "the terminal is the program's");
+    reason(&["--initrd", "x", "--", "true"], "cannot be used with");
+    reason(&["--no-such-option", "--", "true"], "unexpected argument");
     let shares = (0..10).flat_map(|n| ["--share".to_owned(), format!("/etc:/mnt/{n}")]);
-    let reason = "11 shared directories, the root among them: virtio-mmio has interrupts for 10";
-    assert_fails(run(&[]).args(shares).args(["--", "true"]), 1, reason);
+    let many = "11 shared directories, the root among them: virtio-mmio has interrupts for 10";
+    assert_fails(run(&[]).args(shares).args(["--", "true"]), 245, &[many]);
 }
 
 #[test]
@@ -143,39 +141,6 @@ fn a_script_is_read_from_standard_input() {
 }
 
 #[test]
-fn changes_reach_the_host_only_through_a_writable_share() {
-    let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let path = |name: &str| directory.path().join(name);
-    fs::create_dir(path("shared")).unwrap();
-    fs::write(path("kept"), "kept").unwrap();
-    fs::write(path("shared/read"), "by the guest").unwrap();
-    let (root, shared) = (directory.path().display(), path("shared"));
-    let script = format!(
-        "set -e; mount -o remount,rw / 2>/dev/null || true; echo lost >{root}/kept; cat {root}/kept; \
-         cat /mnt/read; echo by the guest >/mnt/written; \
-         if echo no >{root}/shared/read-only/x 2>/dev/null; then exit 9; fi"
-    );
-    fs::create_dir(path("shared/read-only")).unwrap();
-    let output = run(&[
-        "--share",
-        &format!("{}:/mnt,rw", shared.display()),
-        "--share",
-        path("shared/read-only").to_str().unwrap(),
-        "--",
-        "sh",
-        "-c",
-        &script,
-    ])
-    .output()
-    .unwrap();
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    assert_eq!(text(&output.stdout), "lost\nby the guest");
-    assert_eq!(fs::read_to_string(path("kept")).unwrap(), "kept");
-    assert_eq!(fs::read_to_string(path("shared/written")).unwrap(), "by the guest\n");
-    assert!(!path("shared/read-only/x").exists());
-}
-
-#[test]
 fn a_program_has_the_directory_user_and_environment_that_it_is_given() {
     let script = "pwd; id -u; echo \"$GIVEN $OWN $HIDDEN\"; test -w / && echo writable";
     let output = run(&["--user", "nobody", "--env", "GIVEN=a b", "--env", "OWN", "--"])
@@ -186,32 +151,4 @@ fn a_program_has_the_directory_user_and_environment_that_it_is_given() {
         .output()
         .unwrap();
     assert_eq!(text(&output.stdout), "/usr/share\n65534\na b mine \n", "{}", text(&output.stderr));
-}
-
-#[test]
-fn nothing_is_left_when_moat_is_killed() {
-    let mut child = shell("echo up; sleep 1000").stdout(Stdio::piped()).spawn().unwrap();
-    child.stdout.take().unwrap().read_exact(&mut [0; 3]).unwrap();
-    let threads = fs::read_dir(format!("/proc/{}/task", child.id())).unwrap().count();
-    assert!(threads > 1);
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert!(!Path::new(&format!("/proc/{}", child.id())).exists());
-}
-
-#[test]
-fn a_program_has_a_terminal_if_moat_has_one() {
-    let moat = env!("CARGO_BIN_EXE_moat");
-    let kernel = directory_of("debian-6.12-cloud");
-    let inside = "tty; stty size; exit 5";
-    let session =
-        format!("stty rows 33 cols 101; exec {moat} run --kernel {kernel} -- sh -c '{inside}'");
-    let mut script = Command::new("script");
-    script.args(["-qec", &session, "/dev/null"]).stdin(Stdio::null());
-    let output = script.output().unwrap();
-    let printed = text(&output.stdout);
-    assert_eq!(output.status.code(), Some(5), "{printed}");
-    for line in ["/dev/pts/0", "33 101"] {
-        assert!(printed.contains(line), "{printed:?} should contain {line:?}");
-    }
 }

@@ -7,6 +7,7 @@ pub mod command;
 pub mod conformance;
 pub mod host_memory;
 pub mod kallsyms;
+pub mod launch;
 pub mod linux;
 pub mod lspci;
 

@@ -1,7 +1,7 @@
 //! A 16550A serial port: `vm-superio`'s model on our bus.
 
 use std::convert::Infallible;
-use std::io::Write;
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use vm_superio::serial::SerialEvents;
@@ -30,6 +30,20 @@ impl SerialEvents for Drained {
     fn tx_lost_byte(&self) {}
     fn in_buffer_empty(&self) {
         self.0.signal();
+    }
+}
+
+/// Where output goes. The model flushes after each byte, which this ignores: [`SerialPort`] flushes when the
+/// driver has no more.
+struct Output(Box<dyn Write + Send>);
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -62,8 +76,11 @@ mod register {
 /// up by its console. Input is not lost: the port takes none before the guest's driver is ready for it,
 /// which it shows by enabling the interrupt or by setting Data Terminal Ready. A driver clears the FIFO
 /// before that.
+///
+/// The writer is flushed when the driver writes the interrupt enable register: Linux's does after each message
+/// of the kernel, and when it has nothing left to send. Other drivers may never flush it.
 pub struct SerialPort {
-    uart: Serial<Interrupt, Drained, Box<dyn Write + Send>>,
+    uart: Serial<Interrupt, Drained, Output>,
     /// As last written.
     interrupt_enable: u8,
     line_control: u8,
@@ -84,7 +101,7 @@ impl SerialPort {
     ) -> Self {
         let events = Drained(Arc::clone(&input_wanted));
         Self {
-            uart: Serial::with_events(Interrupt(interrupt), events, output),
+            uart: Serial::with_events(Interrupt(interrupt), events, Output(output)),
             interrupt_enable: 0,
             line_control: 0,
             modem_control: 0,
@@ -115,7 +132,11 @@ impl SerialPort {
         let wanted = self.wants_input();
         let divisor_latch = self.line_control & register::DIVISOR_LATCH != 0;
         match offset {
-            register::INTERRUPT_ENABLE if !divisor_latch => self.interrupt_enable = byte,
+            register::INTERRUPT_ENABLE if !divisor_latch => {
+                self.interrupt_enable = byte;
+                // As below, output is lost on an error.
+                let _ = self.uart.writer_mut().0.flush();
+            }
             register::FIFO_CONTROL if byte & register::CLEAR_RECEIVER != 0 => self.clear_receiver(),
             register::LINE_CONTROL => self.line_control = byte,
             register::MODEM_CONTROL => self.modem_control = byte,
@@ -155,8 +176,11 @@ impl BusDevice for SerialPort {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::lock;
 
     #[derive(Default)]
     struct Count(AtomicUsize);
@@ -226,6 +250,33 @@ mod tests {
         let (mut port, _) = port();
         port.write(register::MODEM_CONTROL, &[register::DATA_TERMINAL_READY | register::LOOPBACK]);
         assert_eq!(port.receive(b"deaf"), 0);
+    }
+
+    #[test]
+    fn output_is_flushed_when_the_driver_has_no_more() {
+        /// How many bytes it has got, and how many of them were flushed.
+        #[derive(Clone, Default)]
+        struct Flushed(Arc<Mutex<(usize, usize)>>);
+
+        impl Write for Flushed {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                lock(&self.0).0 += bytes.len();
+                Ok(bytes.len())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                let mut counts = lock(&self.0);
+                counts.1 = counts.0;
+                Ok(())
+            }
+        }
+
+        let (signal, output) = (Arc::new(Count::default()), Flushed::default());
+        let mut port = SerialPort::new(signal.clone(), signal, Box::new(output.clone()));
+        port.write(register::DATA, b"message");
+        assert_eq!(*lock(&output.0), (7, 0));
+        port.write(register::INTERRUPT_ENABLE, &[0]);
+        assert_eq!(*lock(&output.0), (7, 7));
     }
 
     #[test]

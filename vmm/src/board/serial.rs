@@ -34,6 +34,8 @@ impl SerialEndpoint {
 #[derive(Default)]
 struct Pending {
     bytes: Vec<u8>,
+    /// The port has flushed them.
+    flushed: bool,
     /// The port will write no more.
     closed: bool,
     /// Bytes that the endpoint has taken, or failed to take, so far.
@@ -59,6 +61,9 @@ impl Queue {
     const CAPACITY_BYTES: usize = 4 << 20;
     /// How long [`Self::finish`] waits for an endpoint that takes nothing.
     const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+    /// How long output waits to be flushed. A guest writes single bytes: to wake a thread for each would take
+    /// it longer than to write them.
+    const FLUSH_TIMEOUT: Duration = Duration::from_millis(5);
 
     fn lock(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
@@ -70,6 +75,10 @@ impl Queue {
         while pending.bytes.is_empty() && !pending.closed {
             pending = self.changed.wait(pending).unwrap_or_else(PoisonError::into_inner);
         }
+        let is_unfinished = |pending: &mut Pending| !pending.flushed && !pending.closed;
+        let wait = self.changed.wait_timeout_while(pending, Self::FLUSH_TIMEOUT, is_unfinished);
+        (pending, _) = wait.unwrap_or_else(PoisonError::into_inner);
+        pending.flushed = false;
         let bytes = std::mem::take(&mut pending.bytes);
         pending.in_flight = bytes.len() as u64;
         (!bytes.is_empty()).then_some(bytes)
@@ -165,6 +174,11 @@ impl Write for QueueWriter {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        let mut pending = self.0.lock();
+        if !pending.bytes.is_empty() {
+            pending.flushed = true;
+            self.0.changed.notify_all();
+        }
         Ok(())
     }
 }

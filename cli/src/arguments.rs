@@ -99,7 +99,7 @@ pub struct RunArguments {
     /// Initramfs for the kernel
     #[arg(long, value_name = "PATH", requires = "kernel")]
     pub initrd: Option<PathBuf>,
-    /// Kernel command line [default: console=ttyS0 panic=-1, and pci=off where there is no PCI]
+    /// Kernel command line [default: console=ttyS0 panic=-1 swiotlb=noforce, and pci=off where there is no PCI]
     #[arg(long, value_name = "STRING")]
     pub cmdline: Option<String>,
     /// Names of the kernel's functions, for reports: a System.map, a copy of /proc/kallsyms or a

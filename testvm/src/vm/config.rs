@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use vmm::{
-    Enforcement, MemoryDeviceConfig, OnReset, ProbeConfig, VirtioTransport,
+    Enforcement, MachineSpec, MemoryDeviceConfig, OnReset, ProbeConfig, VirtioTransport,
     arch::x86_64::boot::BootProtocol,
     memory::{backing::Backing, host::HostMemoryConfig},
 };
@@ -105,7 +105,7 @@ impl VmConfig {
             Accelerator::Kvm => "",
             Accelerator::Tcg => "no_timer_check ",
         };
-        format!("console=ttyS0 panic=-1 {timer}{}", self.parameters)
+        format!("{} {timer}{}", MachineSpec::DEFAULT_COMMAND_LINE, self.parameters)
     }
 
     /// Whether its memory has no settings besides sizes, block sizes and backings.

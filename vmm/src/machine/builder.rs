@@ -489,7 +489,7 @@ impl<'a> Builder<'a> {
             kernel: &self.files.kernel,
             protocol: self.spec.boot_protocol,
             initrd: &self.files.initrd,
-            cmdline: self.spec.command_line(),
+            cmdline: &self.spec.command_line(),
         };
         let entry = boot::load(&source, memory, self.spec.memory.0)?;
         acpi::write_tables(memory, &self.platform)?;

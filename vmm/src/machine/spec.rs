@@ -152,14 +152,17 @@ impl MachineSpec {
         self.transport == VirtioTransport::Pci || !self.probe.is_empty()
     }
 
-    /// The kernel's command line: the one specified, or else one that puts the console on ttyS0 and reboots
-    /// after a panic.
-    pub fn command_line(&self) -> &str {
+    /// The kernel's command line: the one specified, or else [`Self::DEFAULT_COMMAND_LINE`], with `pci=off` where
+    /// the machine has no PCI: otherwise Linux would search I/O ports for it.
+    pub fn command_line(&self) -> String {
         match &self.cmdline {
-            Some(cmdline) => cmdline,
-            None if self.has_pci() => "console=ttyS0 panic=-1",
-            // Otherwise Linux would search thousands of I/O ports for PCI.
-            None => "console=ttyS0 panic=-1 pci=off",
+            Some(cmdline) => cmdline.clone(),
+            None if self.has_pci() => Self::DEFAULT_COMMAND_LINE.to_owned(),
+            None => format!("{} pci=off", Self::DEFAULT_COMMAND_LINE),
         }
     }
+
+    /// Puts the console on ttyS0, reboots after a panic, and has no bounce buffers: Linux would allocate and clear
+    /// 64 MiB for them where memory above 4 GiB may be plugged, and moat's devices reach all memory.
+    pub const DEFAULT_COMMAND_LINE: &str = "console=ttyS0 panic=-1 swiotlb=noforce";
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!  0          zero page, command line, page tables, GDT         (boot only)
 //!  0xe_0000   ACPI tables, reset vector                          (reserved in e820)
-//!  1 MiB      kernel, RAM up to 3 GiB
+//!  1 MiB      RAM up to 3 GiB, with the kernel
 //!  3 GiB      the MMIO gap: PCI memory, virtio-mmio, PCI configuration space, IOAPIC, LAPIC, KVM's
 //!             own pages
 //!  4 GiB      the rest of RAM
@@ -37,7 +37,7 @@ pub const LOW_MEMORY_END: GuestAddress = GuestAddress(0x9_fc00);
 pub const ACPI_TABLES: GuestAddress = GuestAddress(0xe_0000);
 /// Where a processor starts after a reset, in real mode: end of the room for ACPI tables.
 pub const RESET_VECTOR: GuestAddress = GuestAddress(0xf_fff0);
-/// Where memory above the BIOS area starts, and where a bzImage is loaded.
+/// Where memory above the BIOS area starts. Kernels are loaded above.
 pub const HIGH_MEMORY_START: GuestAddress = GuestAddress(0x10_0000);
 /// Start of the MMIO gap.
 pub const MMIO_GAP_START: GuestAddress = GuestAddress(0xc000_0000);

@@ -37,19 +37,25 @@ const KNOWN_WRONG: [(&[u8], &str); 5] = [
 pub struct Image {
     /// Its format.
     pub format: ImageFormat,
-    /// The ranges of guest addresses that an ELF file is loaded to.
-    segments: Vec<Range<u64>>,
+    /// The ranges of guest addresses that it needs: the segments of an ELF file; where a bzImage is loaded, and
+    /// unpacks itself.
+    ranges: Vec<Range<u64>>,
 }
 
 impl Image {
-    /// First address beyond the segments of an ELF file; 0 for a bzImage.
-    pub fn segments_end(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.end).max().unwrap_or(0)
+    /// First address of what it needs.
+    pub fn start(&self) -> u64 {
+        self.ranges.iter().map(|range| range.start).min().unwrap_or(0)
+    }
+
+    /// First address beyond what it needs.
+    pub fn end(&self) -> u64 {
+        self.ranges.iter().map(|range| range.end).max().unwrap_or(0)
     }
 
     /// Whether the entry point of an ELF file is in a segment.
     pub fn is_loaded(&self, entry: u64) -> bool {
-        self.segments.iter().any(|segment| segment.contains(&entry))
+        self.ranges.iter().any(|range| range.contains(&entry))
     }
 }
 
@@ -63,14 +69,13 @@ pub fn inspect(path: &Path, file: &File) -> Result<Image, BootError> {
     start.rewind().map_err(read_error)?;
     start.take(HEAD_BYTES as u64).read_to_end(&mut head).map_err(read_error)?;
     let format = classify(&head).map_err(not_a_kernel)?;
-    let segments = match format {
+    let ranges = match format {
         ImageFormat::BzImage => {
-            check_bzimage(&head, file_size).map_err(not_a_kernel)?;
-            Vec::new()
+            vec![check_bzimage(&head, file_size).map_err(not_a_kernel)?]
         }
         ImageFormat::Elf => elf_segments(&ReadCache::new(file)).map_err(not_a_kernel)?,
     };
-    Ok(Image { format, segments })
+    Ok(Image { format, ranges })
 }
 
 /// Bytes at the start of a bzImage that contain all headers that are read.
@@ -96,8 +101,10 @@ fn classify(head: &[u8]) -> Result<ImageFormat, String> {
     Err(known.map_or("is neither a bzImage nor an ELF vmlinux", |(_, reason)| reason).into())
 }
 
-/// "The Real-Mode Kernel Header", Documentation/arch/x86/boot.rst.
-fn check_bzimage(head: &[u8], file_size: u64) -> Result<(), String> {
+/// Returns the guest addresses that a bzImage needs ("The Real-Mode Kernel Header",
+/// Documentation/arch/x86/boot.rst). It is loaded where it unpacks itself: it moves its packed part out of the
+/// way first, and elsewhere that part would take memory until the kernel runs.
+fn check_bzimage(head: &[u8], file_size: u64) -> Result<Range<u64>, String> {
     const XLF_KERNEL_64: u16 = 1 << 0;
     const VERSION_2_12: u16 = 0x20c;
     const SECTOR: u64 = 512;
@@ -125,7 +132,8 @@ fn check_bzimage(head: &[u8], file_size: u64) -> Result<(), String> {
              bytes of kernel"
         ));
     }
-    Ok(())
+    let start = header.pref_address.max(layout::HIGH_MEMORY_START.0);
+    Ok(start..start.saturating_add(kernel_size.max(header.init_size.into())))
 }
 
 /// Where the version of a bzImage is in its file (`kernel_version` in that header); none if it has none.
@@ -268,8 +276,13 @@ mod tests {
         const SIZE: u64 = 1024 + 0x1_0000;
         let head = bzimage(|_| {});
         assert_eq!(classify(&head), Ok(ImageFormat::BzImage));
-        assert_eq!(check_bzimage(&head, SIZE), Ok(()));
-        assert_eq!(check_bzimage(&head, SIZE + 1234), Ok(()), "a signature may follow");
+        let needed = 0x10_0000..0x11_0000;
+        assert_eq!(check_bzimage(&head, SIZE), Ok(needed.clone()));
+        assert_eq!(check_bzimage(&head, SIZE + 1234), Ok(needed), "a signature may follow");
+        let unpacks = bzimage(|header| {
+            (header.pref_address, header.init_size) = (0x100_0000, 0x20_0000);
+        });
+        assert_eq!(check_bzimage(&unpacks, SIZE), Ok(0x100_0000..0x120_0000));
         let message = check_bzimage(&head, SIZE - 1).unwrap_err();
         let expected = "is truncated: it has 66559 bytes, and its headers describe 66560";
         assert_eq!(message, expected);

@@ -24,7 +24,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::arch::x86_64::layout::{self, port};
 use crate::files;
-use image::ImageFormat;
+use image::{Image, ImageFormat};
 pub use release::kernel_release;
 
 /// How the kernel is entered.
@@ -200,17 +200,12 @@ pub fn load(
     let mut file = file.try_clone().map_err(|source| BootError::read(path, source))?;
     let image = image::inspect(path, &file)?;
     let low_end = ram_bytes.min(layout::MMIO_GAP_START.0);
-    let must_fit = |needed| match needed {
-        needed if needed > low_end => {
-            Err(BootError::KernelDoesNotFit { needed, available: low_end })
-        }
-        needed => Ok(needed),
-    };
-    let segments_end = must_fit(image.segments_end())?;
-    let loaded = load_image(path, &mut file, image.format, memory)?;
+    if image.end() > low_end {
+        return Err(BootError::KernelDoesNotFit { needed: image.end(), available: low_end });
+    }
+    let loaded = load_image(path, &mut file, &image, memory)?;
     let header = loaded.setup_header.unwrap_or_default();
-    let kernel_end = must_fit(kernel_end(&loaded).max(segments_end))?;
-    let initrd = load_initrd(source.initrd, memory, kernel_end, initrd_limit(&header, low_end))?;
+    let initrd = load_initrd(source.initrd, memory, image.end(), initrd_limit(&header, low_end))?;
     load_command_line(source.cmdline, memory, &header)?;
     write_reset_vector(memory)?;
     let map = memory_map(ram_bytes);
@@ -239,27 +234,17 @@ pub fn load(
 fn load_image(
     path: &Path,
     file: &mut File,
-    format: ImageFormat,
+    image: &Image,
     memory: &GuestMemoryMmap,
 ) -> Result<KernelLoaderResult, BootError> {
-    let start = layout::HIGH_MEMORY_START;
-    let loaded = match format {
-        ImageFormat::BzImage => BzImage::load(memory, Some(start), file, Some(start)),
-        ImageFormat::Elf => Elf::load(memory, None, file, Some(start)),
+    let lowest = Some(layout::HIGH_MEMORY_START);
+    let loaded = match image.format {
+        ImageFormat::BzImage => {
+            BzImage::load(memory, Some(GuestAddress(image.start())), file, lowest)
+        }
+        ImageFormat::Elf => Elf::load(memory, None, file, lowest),
     };
     loaded.map_err(|error| BootError::Load { path: path.into(), reason: error.to_string() })
-}
-
-/// First address beyond the memory that the unpacked kernel needs. (boot.rst: a bzImage needs `init_size`
-/// bytes from the larger of its load address and its preferred address.)
-fn kernel_end(loaded: &KernelLoaderResult) -> u64 {
-    match &loaded.setup_header {
-        None => loaded.kernel_end,
-        Some(header) => {
-            let runs_at = loaded.kernel_load.0.max(header.pref_address);
-            loaded.kernel_end.max(runs_at.saturating_add(header.init_size.into()))
-        }
-    }
 }
 
 fn initrd_limit(header: &bootparam::setup_header, low_end: u64) -> u64 {

@@ -9,7 +9,10 @@ use bare_metal::{
 };
 use testvm::vm::{Accelerator, Iommu, Vm, VmConfig, Vmm};
 use virtio_driver::Registers;
-use vmm::{Enforcement, MemoryDeviceConfig, VirtioTransport, memory::backing::Backing};
+use vmm::{
+    Enforcement, MemoryDeviceConfig, VirtioTransport,
+    memory::{backing::Backing, host::HostMemoryConfig},
+};
 
 /// What runs in the machines.
 pub struct Guests {
@@ -33,6 +36,8 @@ pub struct Monitor {
     pub vmm: Vmm,
     pub virtio_transport: VirtioTransport,
     pub enforcement: Enforcement,
+    /// Whether moat asks the host for transparent huge pages. QEMU always does.
+    pub huge_pages: bool,
 }
 
 impl Monitor {
@@ -41,9 +46,12 @@ impl Monitor {
         vmm: Vmm::MoatProcess,
         virtio_transport: VirtioTransport::Mmio,
         enforcement: Enforcement::Strict,
+        huge_pages: true,
     };
     pub const MOAT_PCI: Self =
         Self { name: "moat --transport pci", virtio_transport: VirtioTransport::Pci, ..Self::MOAT };
+    pub const MOAT_SMALL_PAGES: Self =
+        Self { name: "moat, huge-pages=off", huge_pages: false, ..Self::MOAT };
     pub const MOAT_UNENFORCED: Self =
         Self { name: "moat --enforce off", enforcement: Enforcement::Off, ..Self::MOAT };
     pub const QEMU_MICROVM: Self =
@@ -56,8 +64,14 @@ impl Monitor {
     };
 
     /// In the order of the report.
-    pub const ALL: [Self; 5] =
-        [Self::MOAT, Self::MOAT_PCI, Self::MOAT_UNENFORCED, Self::QEMU_MICROVM, Self::QEMU_Q35];
+    pub const ALL: [Self; 6] = [
+        Self::MOAT,
+        Self::MOAT_PCI,
+        Self::MOAT_SMALL_PAGES,
+        Self::MOAT_UNENFORCED,
+        Self::QEMU_MICROVM,
+        Self::QEMU_Q35,
+    ];
 
     /// A machine that runs Linux, with the agent at its second serial port.
     pub fn linux(self, guests: &Guests) -> VmConfig {
@@ -78,10 +92,16 @@ impl Monitor {
         }
     }
 
+    /// How its guests' memory is allocated.
+    pub fn memory(self) -> HostMemoryConfig {
+        HostMemoryConfig { huge_pages: self.huge_pages, ..HostMemoryConfig::default() }
+    }
+
     fn machine(self, kernel: &Path) -> VmConfig {
         VmConfig {
             virtio_transport: self.virtio_transport,
             enforcement: self.enforcement,
+            ram: self.memory(),
             ..VmConfig::new(self.vmm, kernel.to_owned())
         }
     }

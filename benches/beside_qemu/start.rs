@@ -22,8 +22,13 @@ const BOOT: Duration = Duration::from_secs(120);
 
 const FIGURE: Figure = Figure::new("process start to /init", Unit::Seconds);
 
-const MONITORS: [Monitor; 4] =
-    [Monitor::MOAT, Monitor::MOAT_PCI, Monitor::QEMU_MICROVM, Monitor::QEMU_Q35];
+const MONITORS: [Monitor; 5] = [
+    Monitor::MOAT,
+    Monitor::MOAT_PCI,
+    Monitor::MOAT_SMALL_PAGES,
+    Monitor::QEMU_MICROVM,
+    Monitor::QEMU_Q35,
+];
 
 /// Starts all of them in turn, and measures their footprint.
 pub fn section(guests: &Guests, runs: usize, report: &mut Report) -> anyhow::Result<()> {

@@ -14,7 +14,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use vmm::{
     Ending, Enforcement, MachineStatus, MemoryDeviceConfig, OnReset, ProbeConfig, VirtioTransport,
-    arch::x86_64::boot::BootProtocol, machine::Resizing, memory::backing::Backing,
+    arch::x86_64::boot::BootProtocol,
+    machine::Resizing,
+    memory::{backing::Backing, host::HostMemoryConfig},
 };
 
 use super::{
@@ -144,7 +146,7 @@ fn arguments(config: &VmConfig) -> Result<Vec<String>, VmError> {
     if config.protocol != BootProtocol::Auto
         || config.on_reset != OnReset::End
         || config.probes.iter().any(|probe| *probe != ProbeConfig::default())
-        || !config.has_plain_memory()
+        || !config.memory_devices.iter().all(has_plain_settings)
     {
         let what = "settings that are not passed to `moat run` yet";
         return Err(VmError::Unsupported { vmm: config.vmm, what });
@@ -152,13 +154,13 @@ fn arguments(config: &VmConfig) -> Result<Vec<String>, VmError> {
     let mut arguments = vec![
         format!("--cpus={}", config.vcpus),
         format!("--memory={}", config.memory),
-        format!("--memory-backing={}", backing(&config.ram.backing)),
+        format!("--memory-backing={}", memory(&config.ram)),
         format!("--cmdline={}", config.command_line()),
     ];
     arguments.extend(config.memory_devices.iter().map(|device| {
-        let MemoryDeviceConfig { size, requested, block_size, memory, .. } = device;
-        let backing = backing(&memory.backing);
-        format!("--virtio-mem=size={size},requested={requested},block-size={block_size},{backing}")
+        let MemoryDeviceConfig { size, requested, block_size, .. } = device;
+        let memory = memory(&device.memory);
+        format!("--virtio-mem=size={size},requested={requested},block-size={block_size},{memory}")
     }));
     arguments.extend(config.probes.iter().map(|_| "--probe".to_owned()));
     if config.virtio_transport == VirtioTransport::Pci {
@@ -173,12 +175,22 @@ fn arguments(config: &VmConfig) -> Result<Vec<String>, VmError> {
     Ok(arguments)
 }
 
-fn backing(backing: &Backing) -> String {
-    match backing {
+/// Whether a device has no settings besides sizes, block size and memory.
+fn has_plain_settings(device: &MemoryDeviceConfig) -> bool {
+    let MemoryDeviceConfig { size, requested, block_size, memory, .. } = device.clone();
+    let plain = MemoryDeviceConfig::new(size.0);
+    *device == MemoryDeviceConfig { requested, block_size, memory, ..plain }
+}
+
+fn memory(config: &HostMemoryConfig) -> String {
+    let backing = match &config.backing {
         Backing::Anonymous => "backing=anonymous".to_owned(),
         Backing::Memfd => "backing=memfd".to_owned(),
         Backing::Hugetlb2M => "backing=hugetlb-2m".to_owned(),
         Backing::Hugetlb1G => "backing=hugetlb-1g".to_owned(),
         Backing::File(path) => option("backing=file:", path),
-    }
+    };
+    let (huge_pages, prealloc) = (switch(config.huge_pages), switch(config.prealloc));
+    let node = config.host_node.map(|node| format!(",host-node={node}")).unwrap_or_default();
+    format!("{backing},huge-pages={huge_pages},prealloc={prealloc}{node}")
 }

@@ -124,6 +124,11 @@ impl Vm {
         Some(DeviceCounters { violations: status.violations, requests: status.requests })
     }
 
+    /// The monitor's process, if it is one of its own.
+    pub fn process(&self) -> Option<&MonitorProcess> {
+        self.machine.process()
+    }
+
     /// How many accesses of vCPUs have reached a function's BARs, where the monitor counts them.
     pub fn bar_accesses(&self, function: PciAddress) -> Option<BarAccesses> {
         let functions = self.control()?.status().ok()?.pci?.functions;

@@ -236,7 +236,8 @@ impl Machine {
         assert_eq!(names, PORTS);
         for (port, input) in [0, 4].into_iter().enumerate() {
             let end = self.ends[port].clone();
-            *end.lock() = End { waiting: 10, guest_open: end.lock().guest_open, ..End::default() };
+            let guest_open = end.lock().guest_open;
+            *end.lock() = End { waiting: 10, guest_open, ..End::default() };
             assert_eq!(self.chain(input, 20), Some(10));
             let received = contents(&self.driver.memory, BUFFERS, 10);
             assert_eq!(received, Vec::from_iter(0..10));

@@ -25,6 +25,7 @@ const REGISTERS: Registers = Registers::Mmio { base: 0 };
 
 /// What a driver does to any device.
 #[derive(Debug, Arbitrary)]
+#[allow(missing_docs)]
 pub enum Access {
     /// Reads registers.
     Read { offset: u16, bytes: AccessBytes },

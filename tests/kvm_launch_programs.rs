@@ -56,7 +56,8 @@ fn make_project(directory: &Path) {
     fs::write(directory.join("hello.c"), program).unwrap();
 }
 
-const TAR: &str = "tar -C / --sort=name -c usr/share/perl5 | sha256sum";
+const TAR: &str = "cd /usr/share; tar -c perl5 | wc -c; \
+                   find perl5 -type f | LC_ALL=C sort | xargs cat | sha256sum";
 const PROJECT: &str = "cd /project; git status --porcelain; make -s 2>/dev/null; ./hello || echo $?; \
                        git status --porcelain; git commit -qam second; git log --oneline | wc -l";
 

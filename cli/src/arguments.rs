@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf, absolute};
+use std::time::Duration;
 
 use checks::framework::Mitigation;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -182,12 +183,12 @@ pub struct ProgramArguments {
     /// TERM, LANG, LC_ALL and TZ are passed on in any case
     #[arg(long, value_name = "NAME[=VALUE]")]
     pub env: Vec<OsString>,
-    /// Seconds that the guest may take to start the program
-    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
-    pub boot_timeout: u32,
-    /// Seconds that the program may run [default: as long as it takes]
-    #[arg(long, value_name = "SECONDS")]
-    pub timeout: Option<u32>,
+    /// How long the guest may take to start the program, in seconds or as in 90s, 5m, 1h
+    #[arg(long, value_name = "TIME", default_value = "2m", value_parser = parse_time)]
+    pub boot_timeout: Duration,
+    /// How long the program may run, likewise [default: as long as it takes]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub timeout: Option<Duration>,
     /// Run a shell with the script on standard input
     #[arg(long, conflicts_with = "command")]
     pub script: bool,
@@ -217,6 +218,16 @@ fn parse_share(text: &str) -> Result<Share, String> {
         ));
     }
     Ok(Share { directory, path: path.into_os_string().into_vec(), mode })
+}
+
+/// Reads seconds, or a number with a unit.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let units = [('s', 1), ('m', 60), ('h', 3600)];
+    let with_unit = units.iter().find_map(|&(unit, it)| Some((text.strip_suffix(unit)?, it)));
+    let (number, seconds) = with_unit.unwrap_or((text, 1));
+    let number: Option<u32> = number.parse().ok();
+    let time = number.map(|number| Duration::from_secs(u64::from(number) * seconds));
+    time.ok_or_else(|| "expected seconds or a number with s, m, h".to_owned())
 }
 
 /// Reads HOST[:GUEST].
@@ -478,4 +489,23 @@ pub struct DoctorArguments {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_seconds_or_has_a_unit() {
+        for (text, seconds) in [("0", 0), ("90", 90), ("90s", 90), ("5m", 300), ("2h", 7200)] {
+            assert_eq!(parse_time(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "s", "-1", "1d", "1.5h", "1mh", "99999999999"] {
+            assert_eq!(
+                parse_time(text),
+                Err("expected seconds or a number with s, m, h".to_owned()),
+                "{text}"
+            );
+        }
+    }
 }

@@ -8,7 +8,6 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc;
-use std::time::Duration;
 
 use agent_protocol::{Credentials, WindowSize};
 use anyhow::{Context, bail, ensure};
@@ -124,8 +123,8 @@ fn launch(
         },
         terminal: if has_terminal { Some(open_terminal()?) } else { None },
         host_name: "moat".to_owned(),
-        boot_timeout: Duration::from_secs((*boot_timeout).into()),
-        timeout: timeout.map(|seconds| Duration::from_secs(seconds.into())),
+        boot_timeout: *boot_timeout,
+        timeout: *timeout,
         root: if file.is_empty() { Root::Directory(root) } else { Root::Files(file.clone()) },
     })
 }

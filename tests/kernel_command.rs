@@ -161,7 +161,9 @@ fn a_kernel_that_cannot_be_used_is_refused_with_the_reason() {
         .unwrap();
     let (empty, truncated, absent) = (path("empty"), path("truncated"), path("absent"));
     let modules = format!("{protected}/modules");
-    for (command, status) in [("run", NOT_LAUNCHED), ("check", 1)] {
+    for (command, program, status) in
+        [("run", &["--", "true"][..], NOT_LAUNCHED), ("check", &[], 1)]
+    {
         for (arguments, reason) in [
             (
                 &["--kernel", "debian-6.2"][..],
@@ -173,7 +175,7 @@ fn a_kernel_that_cannot_be_used_is_refused_with_the_reason() {
             (&["--kernel", &protected, "--modules", &modules], "has modules of its own"),
             (&["--kernel", "debian-6.1", "--modules", &modules], "has modules of its own"),
         ] {
-            assert_fails(moat(&[command]).args(arguments), status, &[reason]);
+            assert_fails(moat(&[command]).args(arguments).args(program), status, &[reason]);
         }
     }
     assert_fails(&mut moat(&["run", "--modules", &modules]), 2, &["--kernel"]);

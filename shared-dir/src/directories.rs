@@ -2,23 +2,24 @@
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{FileType, OFlags, RawDir, RawDirEntry, SeekFrom, seek};
+use rustix::fs::{FileType, OFlags, RawDir, SeekFrom, seek};
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
 use crate::descriptors::Descriptor;
-use crate::handles::{Handle, OpenDirectory};
+use crate::handles::{Handle, ListedEntry, Listing, OpenDirectory};
 use crate::lookup::Parent;
 use crate::server::{Reply, Request, SharedDirectory};
 use crate::wire::{Dirent, EntryOut, OpenIn, OpenOut, ReadIn};
 
 /// Bytes of entries in one reply at most.
 const MOST_ENTRIES: u32 = 64 << 10;
-/// Room for the longest entry of the host.
-const LONGEST_ENTRY: usize = 512;
+/// How much is read from the host at once: at least its longest entry, and little, for what does not fit into
+/// a reply waits in memory.
+const READ_BYTES: usize = 1 << 10;
 
 impl SharedDirectory {
     pub(crate) fn open_directory(&self, request: &mut Request<'_>) -> Result<Reply, Errno> {
@@ -32,7 +33,7 @@ impl SharedDirectory {
             directory: Some(OpenDirectory {
                 device: node.device,
                 is_boundary: node.is_boundary,
-                position: Mutex::new(()),
+                listing: Mutex::default(),
             }),
         });
         Reply::of(OpenOut { fh, ..OpenOut::default() })
@@ -58,27 +59,24 @@ impl SharedDirectory {
             is_boundary: false,
         };
         let room = request.room(size.min(MOST_ENTRIES));
-        // An entry with attributes is at least four times as long as the host's.
-        let read = room / if attributes { 4 } else { 1 };
-        let mut buffer = vec![MaybeUninit::uninit(); read.max(LONGEST_ENTRY)];
         let mut entries = Vec::with_capacity(room);
-        let _position = directory.position.lock().unwrap_or_else(PoisonError::into_inner);
-        seek(parent.descriptor, SeekFrom::Start(offset))?;
-        let mut listed = RawDir::new(parent.descriptor, &mut buffer);
-        while let Some(entry) = listed.next() {
-            let entry = match entry {
+        let mut listing = directory.listing.lock().unwrap_or_else(PoisonError::into_inner);
+        listing.go_to(parent.descriptor, offset)?;
+        loop {
+            let entry = match listing.next(parent.descriptor) {
                 // The guest has got to know those before it, and asks for this one again.
                 Err(_) if !entries.is_empty() => break,
                 entry => entry?,
             };
-            let length = length(entry.file_name(), attributes);
-            if entries.len() + length > room {
+            let Some(entry) = entry else { break };
+            if entries.len() + length(&entry.name, attributes) > room {
                 break;
             }
             if attributes {
-                entries.extend(self.entry_of_listed(parent, entry.file_name()).as_bytes());
+                entries.extend(self.entry_of_listed(parent, &entry.name).as_bytes());
             }
-            self.append(&mut entries, &entry, directory.device);
+            self.append(&mut entries, entry, directory.device);
+            listing.pass();
         }
         Ok(Reply::Bytes(entries))
     }
@@ -92,18 +90,59 @@ impl SharedDirectory {
     }
 
     /// Appends a fuse_dirent.
-    fn append(&self, entries: &mut Vec<u8>, entry: &RawDirEntry<'_>, device: u64) {
-        let name = entry.file_name().to_bytes();
+    fn append(&self, entries: &mut Vec<u8>, entry: &ListedEntry, device: u64) {
+        let name = entry.name.to_bytes();
         let header = Dirent {
-            ino: self.inodes.number(device, entry.ino()),
-            off: entry.next_entry_cookie(),
+            ino: self.inodes.number(device, entry.ino),
+            off: entry.next,
             namelen: name.len() as u32,
             // A d_type is the file type's part of the mode.
-            kind: entry.file_type().as_raw_mode() >> 12,
+            kind: entry.kind.as_raw_mode() >> 12,
         };
         entries.extend(header.as_bytes());
         entries.extend(name);
         entries.resize(entries.len().next_multiple_of(8), 0);
+    }
+}
+
+impl Listing {
+    /// Goes to an offset. Where the listing is there already, it does not seek: the host's 9p, for one, goes on
+    /// after what it has read ahead, and would leave entries out.
+    fn go_to(&mut self, directory: BorrowedFd<'_>, offset: u64) -> Result<(), Errno> {
+        if self.offset != offset {
+            self.waiting.clear();
+            seek(directory, SeekFrom::Start(offset))?;
+            self.offset = offset;
+        }
+        Ok(())
+    }
+
+    /// The next entry; none at the end.
+    fn next(&mut self, directory: BorrowedFd<'_>) -> Result<Option<&ListedEntry>, Errno> {
+        if self.waiting.is_empty() {
+            let mut buffer = [MaybeUninit::uninit(); READ_BYTES];
+            let mut read = RawDir::new(directory, &mut buffer);
+            while let Some(entry) = read.next() {
+                let entry = entry?;
+                self.waiting.push_back(ListedEntry {
+                    name: entry.file_name().to_owned(),
+                    ino: entry.ino(),
+                    kind: entry.file_type(),
+                    next: entry.next_entry_cookie(),
+                });
+                if read.is_buffer_empty() {
+                    break;
+                }
+            }
+        }
+        Ok(self.waiting.front())
+    }
+
+    /// Leaves the next entry behind.
+    fn pass(&mut self) {
+        if let Some(entry) = self.waiting.pop_front() {
+            self.offset = entry.next;
+        }
     }
 }
 

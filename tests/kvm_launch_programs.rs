@@ -69,13 +69,13 @@ const PROJECT_PRINTS: &str = " M hello.c\nhello\n3\n M hello.c\n?? hello\n2\n";
 /// MOAT_TEST_OUTPUT_MIB sets how many MiB go through each of standard output and error.
 #[test]
 fn programs_work_on_every_kernel() {
-    let mib = rounds("MOAT_TEST_OUTPUT_MIB", 16);
+    let mib = rounds("MOAT_TEST_OUTPUT_MIB", 4);
     let tar = here(TAR);
     for (index, name) in KERNELS.into_iter().enumerate() {
         let project = TempDir::new().unwrap();
         make_project(project.path());
-        // A compiler takes an emulated host long.
-        let has_project = index % 2 == 0;
+        // On one kernel: a compiler takes an emulated host more than a minute.
+        let has_project = index == 0;
         let then = if has_project { PROJECT } else { "true" };
         let script = format!(
             "set -e; export GIT_AUTHOR_NAME=moat GIT_AUTHOR_EMAIL=moat@localhost \

@@ -17,9 +17,9 @@ impl Report {
         let _ = writeln!(summary, "|---|{}", "---|".repeat(self.kernels.len()));
         for scenario in self.scenarios() {
             let cells = self.kernels.iter().map(|kernel| {
-                let record =
-                    kernel.scenarios.iter().find(|record| record.scenario.id == scenario.id);
-                let cell = record.map(|record| record.verdict(&self.lacking).to_string());
+                let cell = kernel
+                    .record_of(scenario)
+                    .map(|record| record.verdict(&self.lacking).to_string());
                 format!(" {} |", cell.unwrap_or_default())
             });
             let title = escape(scenario.title);

@@ -22,14 +22,15 @@ struct Page {
 struct Row {
     id: &'static str,
     title: &'static str,
-    cells: Vec<Cell>,
+    /// None where the kernel was not asked this scenario.
+    cells: Vec<Option<Cell>>,
 }
 
 /// A scenario on a kernel.
 #[derive(Serialize)]
 struct Cell {
-    /// Of the element with the details; none if this kernel was not asked this scenario.
-    anchor: Option<String>,
+    /// Of the element with the details.
+    anchor: String,
     kernel: String,
     verdict: String,
     class: &'static str,
@@ -82,19 +83,7 @@ impl Report {
 
     fn row(&self, scenario: &'static Scenario) -> Row {
         let cells = self.kernels.iter().zip(1..).map(|(kernel, number)| {
-            let record = kernel.scenarios.iter().find(|record| record.scenario.id == scenario.id);
-            match record {
-                Some(record) => cell(kernel, number, record, &self.lacking),
-                None => Cell {
-                    anchor: None,
-                    kernel: kernel.title(),
-                    verdict: String::new(),
-                    class: "",
-                    seconds: 0.0,
-                    reason: None,
-                    observations: Vec::new(),
-                },
-            }
+            Some(cell(kernel, number, kernel.record_of(scenario)?, &self.lacking))
         });
         Row { id: scenario.id, title: scenario.title, cells: cells.collect() }
     }
@@ -108,7 +97,7 @@ fn cell(
 ) -> Cell {
     let verdict = record.verdict(lacking);
     Cell {
-        anchor: Some(format!("{}-{number}", record.scenario.id)),
+        anchor: format!("{}-{number}", record.scenario.id),
         kernel: kernel.title(),
         verdict: verdict.to_string(),
         class: match verdict {

@@ -1,14 +1,9 @@
 //! A report as JSON: what was observed, and how it is judged. Only the former is read back.
 
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Comparison, GuestRecord, KernelRecord, LostGuest, Report, ScenarioRecord, Totals, Unfinished,
-    Verdict,
-};
-use crate::framework::{Judgement, Mitigation, Observation, Profile};
+use super::{Comparison, KernelRecord, Report, ScenarioRecord, Totals, Unfinished, Verdict};
+use crate::framework::{Judgement, Mitigation, Observation};
 
 #[derive(Serialize)]
 struct JudgedReport<'a> {
@@ -21,20 +16,9 @@ struct JudgedReport<'a> {
 
 #[derive(Serialize)]
 struct JudgedKernel<'a> {
-    vmm: &'a str,
-    iommu: &'a str,
-    image: &'a Path,
-    release: &'a str,
-    started_unix_milliseconds: u64,
-    guests: Vec<TimedGuest>,
+    #[serde(flatten)]
+    kernel: &'a KernelRecord,
     scenarios: Vec<JudgedScenario<'a>>,
-    lost_guests: &'a [LostGuest],
-}
-
-#[derive(Serialize)]
-struct TimedGuest {
-    profile: Profile,
-    boot_milliseconds: u128,
 }
 
 #[derive(Serialize)]
@@ -81,33 +65,8 @@ impl Report {
 }
 
 fn judge<'a>(kernel: &'a KernelRecord, lacking: &[Mitigation]) -> JudgedKernel<'a> {
-    let KernelRecord {
-        vmm,
-        iommu,
-        image,
-        release,
-        started_unix_milliseconds,
-        guests,
-        scenarios,
-        lost_guests,
-    } = kernel;
-    let started_unix_milliseconds = *started_unix_milliseconds;
-    let time = |guest: &GuestRecord| TimedGuest {
-        profile: guest.profile,
-        boot_milliseconds: guest.boot.as_millis(),
-    };
-    let guests = guests.iter().map(time).collect();
-    let scenarios = scenarios.iter().map(|scenario| judge_scenario(scenario, lacking)).collect();
-    JudgedKernel {
-        vmm,
-        iommu,
-        image,
-        release,
-        started_unix_milliseconds,
-        guests,
-        scenarios,
-        lost_guests,
-    }
+    let scenarios = kernel.scenarios.iter().map(|scenario| judge_scenario(scenario, lacking));
+    JudgedKernel { kernel, scenarios: scenarios.collect() }
 }
 
 fn judge_scenario<'a>(record: &'a ScenarioRecord, lacking: &[Mitigation]) -> JudgedScenario<'a> {

@@ -38,9 +38,10 @@ impl Report {
 
     /// The scenarios that were run on some kernel, in the order of the catalogue.
     fn scenarios(&self) -> impl Iterator<Item = &'static Scenario> {
-        let records = || self.kernels.iter().flat_map(|kernel| &kernel.scenarios);
-        let was_run = move |id| records().any(|record| record.scenario.id == id);
-        catalogue().iter().copied().filter(move |scenario| was_run(scenario.id))
+        let was_run = |scenario: &&'static Scenario| {
+            self.kernels.iter().any(|kernel| kernel.record_of(scenario).is_some())
+        };
+        catalogue().iter().copied().filter(was_run)
     }
 
     /// Compares the monitors that ran the same kernels: each one with the first.

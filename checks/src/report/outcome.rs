@@ -19,11 +19,7 @@ pub enum Outcome {
 impl ScenarioRecord {
     /// What became of it, on a kernel that is expected to lack these mitigations.
     pub fn outcome(&self, lacking: &[Mitigation]) -> Outcome {
-        let reason = || match &self.unfinished {
-            Some(Unfinished::Skipped(why) | Unfinished::NotAsked(why)) => why.clone(),
-            Some(Unfinished::Failed(why)) => format!("it did not come to its end: {why}"),
-            None => self.reason(lacking).unwrap_or_default(),
-        };
+        let why = self.why(lacking).unwrap_or_default();
         let of = |wanted: fn(&Judgement) -> bool| {
             let lines = self.observations.iter().filter(|it| wanted(&it.judge(lacking)));
             lines.map(|it| line(it, lacking)).collect::<Vec<_>>().join("\n")
@@ -31,10 +27,14 @@ impl ScenarioRecord {
         match self.verdict(lacking) {
             Verdict::Passed => Outcome::Passed,
             Verdict::KnownGap => Outcome::Skipped(of(|it| it.kind == Kind::KnownGap)),
-            Verdict::Skipped => Outcome::Skipped(reason()),
-            Verdict::NotAsked => Outcome::Error(format!("its guest did not boot: {}", reason())),
+            Verdict::Skipped => Outcome::Skipped(why),
+            Verdict::NotAsked => Outcome::Error(format!("its guest did not boot: {why}")),
             Verdict::Failed => {
-                let failures = [of(|judgement| !judgement.holds), reason()];
+                let why = match &self.unfinished {
+                    Some(Unfinished::Failed(_)) => format!("it did not come to its end: {why}"),
+                    _ => why,
+                };
+                let failures = [of(|judgement| !judgement.holds), why];
                 let failures = failures.into_iter().filter(|text| !text.is_empty());
                 Outcome::Failed(failures.collect::<Vec<_>>().join("\n"))
             }

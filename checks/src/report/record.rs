@@ -2,15 +2,15 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use crate::{
     framework::{Observation, Profile, Scenario},
     suites,
 };
 
-/// What was observed on one kernel, run by one monitor.
-#[derive(Debug, Deserialize)]
+/// What was observed on one kernel, run by one monitor. Its scenarios are written as they are judged.
+#[derive(Debug, Serialize, Deserialize)]
 pub struct KernelRecord {
     /// The monitor.
     pub vmm: String,
@@ -25,6 +25,7 @@ pub struct KernelRecord {
     /// The guests that booted, in their order.
     pub guests: Vec<GuestRecord>,
     /// The scenarios, in the order of the catalogue.
+    #[serde(skip_serializing)]
     pub scenarios: Vec<ScenarioRecord>,
     /// Guests in which something went wrong.
     pub lost_guests: Vec<LostGuest>,
@@ -53,12 +54,16 @@ impl ScenarioRecord {
 }
 
 /// A guest that booted.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct GuestRecord {
     /// How it was started.
     pub profile: Profile,
     /// How long it took until its agent answered.
-    #[serde(rename = "boot_milliseconds", deserialize_with = "milliseconds")]
+    #[serde(
+        rename = "boot_milliseconds",
+        serialize_with = "to_milliseconds",
+        deserialize_with = "milliseconds"
+    )]
     pub boot: Duration,
 }
 
@@ -86,6 +91,11 @@ pub struct LostGuest {
 }
 
 impl KernelRecord {
+    /// What was observed for a scenario; none if the kernel was not asked it.
+    pub fn record_of(&self, scenario: &Scenario) -> Option<&ScenarioRecord> {
+        self.scenarios.iter().find(|record| record.scenario.id == scenario.id)
+    }
+
     /// The guests in which something was observed.
     pub fn profiles(&self) -> impl Iterator<Item = Profile> {
         let observations = self.scenarios.iter().flat_map(|scenario| &scenario.observations);
@@ -104,4 +114,8 @@ fn known_scenario<'de, D: Deserializer<'de>>(
 
 fn milliseconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     u64::deserialize(deserializer).map(Duration::from_millis)
+}
+
+fn to_milliseconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u128(duration.as_millis())
 }

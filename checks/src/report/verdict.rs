@@ -38,13 +38,22 @@ impl ScenarioRecord {
 
     /// Why it has not passed, where the observations themselves do not show it.
     pub fn reason(&self, lacking: &[Mitigation]) -> Option<String> {
+        let why = self.why(lacking)?;
+        let what = match &self.unfinished {
+            Some(Unfinished::Skipped(_)) => "skipped",
+            Some(Unfinished::NotAsked(_)) => "not asked",
+            Some(Unfinished::Failed(_)) | None => "FAILED",
+        };
+        Some(format!("{what}: {why}"))
+    }
+
+    /// The reason alone.
+    pub(super) fn why(&self, lacking: &[Mitigation]) -> Option<String> {
         match &self.unfinished {
-            Some(Unfinished::Skipped(why)) => Some(format!("skipped: {why}")),
-            Some(Unfinished::Failed(why)) => Some(format!("FAILED: {why}")),
-            Some(Unfinished::NotAsked(why)) => Some(format!("not asked: {why}")),
-            None => self
-                .missing(lacking)
-                .map(|missing| format!("FAILED: it was run without a {missing}")),
+            Some(
+                Unfinished::Skipped(why) | Unfinished::Failed(why) | Unfinished::NotAsked(why),
+            ) => Some(why.clone()),
+            None => self.missing(lacking).map(|missing| format!("it was run without a {missing}")),
         }
     }
 

@@ -1,26 +1,22 @@
 //! What is in a directory.
 
 use std::ffi::CStr;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{FileType, OFlags, RawDir, SeekFrom, seek};
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
 use crate::descriptors::Descriptor;
-use crate::handles::{Handle, ListedEntry, Listing, OpenDirectory};
+use crate::handles::{Handle, OpenDirectory};
+use crate::listing::ListedEntry;
 use crate::lookup::Parent;
 use crate::server::{Reply, Request, SharedDirectory};
 use crate::wire::{Dirent, EntryOut, OpenIn, OpenOut, ReadIn};
 
 /// Bytes of entries in one reply at most.
 const MOST_ENTRIES: u32 = 64 << 10;
-/// How much is read from the host at once: at least its longest entry, and little, for what does not fit into
-/// a reply waits in memory.
-const READ_BYTES: usize = 1 << 10;
-
 impl SharedDirectory {
     pub(crate) fn open_directory(&self, request: &mut Request<'_>) -> Result<Reply, Errno> {
         let OpenIn { .. } = request.take()?;
@@ -102,47 +98,6 @@ impl SharedDirectory {
         entries.extend(header.as_bytes());
         entries.extend(name);
         entries.resize(entries.len().next_multiple_of(8), 0);
-    }
-}
-
-impl Listing {
-    /// Goes to an offset. Where the listing is there already, it does not seek: the host's 9p, for one, goes on
-    /// after what it has read ahead, and would leave entries out.
-    fn go_to(&mut self, directory: BorrowedFd<'_>, offset: u64) -> Result<(), Errno> {
-        if self.offset != offset {
-            self.waiting.clear();
-            seek(directory, SeekFrom::Start(offset))?;
-            self.offset = offset;
-        }
-        Ok(())
-    }
-
-    /// The next entry; none at the end.
-    fn next(&mut self, directory: BorrowedFd<'_>) -> Result<Option<&ListedEntry>, Errno> {
-        if self.waiting.is_empty() {
-            let mut buffer = [MaybeUninit::uninit(); READ_BYTES];
-            let mut read = RawDir::new(directory, &mut buffer);
-            while let Some(entry) = read.next() {
-                let entry = entry?;
-                self.waiting.push_back(ListedEntry {
-                    name: entry.file_name().to_owned(),
-                    ino: entry.ino(),
-                    kind: entry.file_type(),
-                    next: entry.next_entry_cookie(),
-                });
-                if read.is_buffer_empty() {
-                    break;
-                }
-            }
-        }
-        Ok(self.waiting.front())
-    }
-
-    /// Leaves the next entry behind.
-    fn pass(&mut self) {
-        if let Some(entry) = self.waiting.pop_front() {
-            self.offset = entry.next;
-        }
     }
 }
 

@@ -1,13 +1,12 @@
 //! The files and directories that the guest has open.
 
-use std::collections::{HashMap, VecDeque};
-use std::ffi::CString;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use crate::descriptors::Descriptor;
+use crate::listing::Listing;
 
 /// An open file or directory.
 #[derive(Debug)]
@@ -25,25 +24,6 @@ pub struct OpenDirectory {
     pub device: u64,
     pub is_boundary: bool,
     pub listing: Mutex<Listing>,
-}
-
-/// How far a directory has been listed.
-#[derive(Debug, Default)]
-pub struct Listing {
-    /// Of the next entry.
-    pub offset: u64,
-    /// Read from the host, and not passed on yet.
-    pub waiting: VecDeque<ListedEntry>,
-}
-
-/// An entry of a directory.
-#[derive(Debug)]
-pub struct ListedEntry {
-    pub name: CString,
-    pub ino: u64,
-    pub kind: FileType,
-    /// The offset of the one after it.
-    pub next: u64,
 }
 
 #[derive(Debug, Default)]

@@ -59,6 +59,7 @@ mod extended_attributes;
 mod files;
 mod handles;
 mod inodes;
+mod listing;
 mod lookup;
 mod message;
 mod server;

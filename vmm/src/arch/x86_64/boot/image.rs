@@ -1,7 +1,7 @@
 //! Identifies kernel images before anything is loaded, so that the error for a wrong file says what it is.
 
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{Read, Seek};
 use std::ops::Range;
 use std::path::Path;
 
@@ -40,6 +40,8 @@ pub struct Image {
     /// The ranges of guest addresses that it needs: the segments of an ELF file; where a bzImage is loaded, and
     /// unpacks itself.
     ranges: Vec<Range<u64>>,
+    /// Where in its file a bzImage has its version (`kernel_version` of its header), if it has one.
+    pub version_offset: Option<u64>,
 }
 
 impl Image {
@@ -69,13 +71,13 @@ pub fn inspect(path: &Path, file: &File) -> Result<Image, BootError> {
     start.rewind().map_err(read_error)?;
     start.take(HEAD_BYTES as u64).read_to_end(&mut head).map_err(read_error)?;
     let format = classify(&head).map_err(not_a_kernel)?;
-    let ranges = match format {
+    let (ranges, version_offset) = match format {
         ImageFormat::BzImage => {
-            vec![check_bzimage(&head, file_size).map_err(not_a_kernel)?]
+            (vec![check_bzimage(&head, file_size).map_err(not_a_kernel)?], version_offset(&head))
         }
-        ImageFormat::Elf => elf_segments(&ReadCache::new(file)).map_err(not_a_kernel)?,
+        ImageFormat::Elf => (elf_segments(&ReadCache::new(file)).map_err(not_a_kernel)?, None),
     };
-    Ok(Image { format, ranges })
+    Ok(Image { format, ranges, version_offset })
 }
 
 /// Bytes at the start of a bzImage that contain all headers that are read.
@@ -136,14 +138,11 @@ fn check_bzimage(head: &[u8], file_size: u64) -> Result<Range<u64>, String> {
     Ok(start..start.saturating_add(kernel_size.max(header.init_size.into())))
 }
 
-/// Where the version of a bzImage is in its file (`kernel_version` in that header); none if it has none.
-pub fn version_offset(mut file: &File) -> io::Result<Option<u64>> {
+/// `kernel_version` counts from the second sector (boot.rst), and is 0 if there is no version.
+fn version_offset(head: &[u8]) -> Option<u64> {
     const VERSION_BASE: u64 = 0x200;
-    let mut head = [0; HEAD_BYTES];
-    file.rewind()?;
-    file.read_exact(&mut head)?;
-    let version = setup_header(&head).map_or(0, |header| header.kernel_version);
-    Ok((version > 0).then(|| VERSION_BASE + u64::from(version)))
+    let version = setup_header(head)?.kernel_version;
+    (version > 0).then(|| VERSION_BASE + u64::from(version))
 }
 
 fn setup_header(head: &[u8]) -> Option<bootparam::setup_header> {

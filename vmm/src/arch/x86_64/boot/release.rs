@@ -15,9 +15,11 @@ const MAX_BYTES: usize = 64;
 pub fn kernel_release(path: &Path) -> Result<String, BootError> {
     let read_error = |source| BootError::read(path, source);
     let file = files::open_regular(path).map_err(read_error)?;
-    let release = match image::inspect(path, &file)?.format {
-        ImageFormat::BzImage => in_bzimage(&file),
-        ImageFormat::Elf => in_vmlinux(&file),
+    let image = image::inspect(path, &file)?;
+    let release = match (image.format, image.version_offset) {
+        (ImageFormat::BzImage, Some(offset)) => word_at(&file, offset),
+        (ImageFormat::BzImage, None) => Ok(None),
+        (ImageFormat::Elf, _) => in_vmlinux(&file),
     };
     let not_named = || BootError::NotAKernel {
         path: path.into(),
@@ -26,11 +28,7 @@ pub fn kernel_release(path: &Path) -> Result<String, BootError> {
     release.map_err(read_error)?.ok_or_else(not_named)
 }
 
-/// `kernel_version` of the header says where it is.
-fn in_bzimage(mut file: &File) -> io::Result<Option<String>> {
-    let Some(offset) = image::version_offset(file)? else {
-        return Ok(None);
-    };
+fn word_at(mut file: &File, offset: u64) -> io::Result<Option<String>> {
     file.seek(SeekFrom::Start(offset))?;
     let mut text = Vec::new();
     file.take(MAX_BYTES as u64 + 1).read_to_end(&mut text)?;

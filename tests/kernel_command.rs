@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::{FlockOperation, flock};
 use support::command::moat;
+use support::launch::assert_fails;
 use support::linux::kernel;
 use tempfile::TempDir;
 
@@ -44,20 +45,6 @@ impl Cache {
         fs::write(unpacked.join("release"), release).unwrap();
         symlink(Path::new("unpacked").join(release), self.kernels().join(name)).unwrap();
     }
-}
-
-/// Runs a command that must exit with `status` and print each of these on standard error. Returns what it printed
-/// there.
-#[track_caller]
-fn assert_fails(command: &mut Command, status: i32, reasons: &[&str]) -> String {
-    let output = command.output().unwrap();
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(status), "{message}");
-    assert_eq!(output.stdout, b"");
-    for reason in reasons {
-        assert!(message.contains(reason), "{message:?} should say {reason:?}");
-    }
-    message
 }
 
 fn stdout(command: &mut Command) -> String {

@@ -10,23 +10,9 @@ use std::sync::LazyLock;
 
 use rustix::system::uname;
 use support::command::moat;
+use support::launch::{directory_of, run_kernel, run_on, text};
 use support::linux::kernel;
 use tempfile::TempDir;
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// The directory of a kernel that scripts/guest-kernel has made.
-fn directory_of(name: &str) -> PathBuf {
-    kernel(name).image().parent().unwrap().to_owned()
-}
-
-fn run_on(kernel: impl AsRef<Path>, arguments: &[&str]) -> Command {
-    let mut command = moat(&["run", "--kernel"]);
-    command.arg(kernel.as_ref()).args(arguments);
-    command
-}
 
 /// A static program that prints its arguments, its user, the kernel's release and the file /etc/data, says
 /// something on standard error, and exits with 7.
@@ -72,14 +58,14 @@ fn a_program_runs_on_named_files() {
     let data = format!("{}/data:/etc/data", directory.path().display());
     let program = format!("{}:/usr/bin/program", *PROGRAM);
     let arguments = ["--user", "65534", "--env", "PATH=/usr/bin", "--file", &program];
-    let mut command = run_on(directory_of("protected"), &arguments);
+    let mut command = run_on("protected", &arguments);
     command.args(["--file", &data, "--", "program", "a", "b"]);
     let Output { status, stdout, stderr } = command.output().unwrap();
     assert_eq!(status.code(), Some(7), "{}", text(&stderr));
     let release = kernel("protected").release().to_owned();
     assert_eq!(text(&stdout), format!("a b 65534 {release} of the host"));
     assert_eq!(text(&stderr), "problem");
-    let mut command = run_on(directory_of("protected"), &["--file", &program, "--", "/bin/sh"]);
+    let mut command = run_on("protected", &["--file", &program, "--", "/bin/sh"]);
     assert_eq!(command.output().unwrap().status.code(), Some(127));
 }
 
@@ -88,7 +74,8 @@ fn a_kernel_is_a_vmlinux_or_a_bzimage_with_its_modules() {
     let protected = directory_of("protected");
     let modules = protected.join("modules");
     for image in ["vmlinux", "bzImage"] {
-        let mut command = run_on(protected.join(image), &["--modules", modules.to_str().unwrap()]);
+        let mut command =
+            run_kernel(protected.join(image), &["--modules", modules.to_str().unwrap()]);
         assert_runs(&mut command, kernel("protected").release());
     }
 }
@@ -104,7 +91,7 @@ fn a_kernel_runs_where_it_was_built() {
     };
     let release = fs::read_to_string(objects.join("include/config/kernel.release")).unwrap();
     // The driver of virtio on PCI is a module that needs others.
-    let mut command = run_on(objects, &["--transport", "pci"]);
+    let mut command = run_kernel(objects, &["--transport", "pci"]);
     assert_runs(&mut command, release.trim_end());
 }
 
@@ -115,7 +102,7 @@ fn a_kernel_of_debian_is_named() {
     fs::create_dir_all(&kernels).unwrap();
     let name = "debian-6.12-cloud";
     symlink(directory_of(name).canonicalize().unwrap(), kernels.join(name)).unwrap();
-    let mut command = run_on(name, &["--", "uname", "-r"]);
+    let mut command = run_kernel(name, &["--", "uname", "-r"]);
     let output = command.env("XDG_CACHE_HOME", cache.path()).output().unwrap();
     assert_eq!(text(&output.stderr), "");
     assert_eq!(text(&output.stdout).trim_end(), kernel(name).release());

@@ -196,7 +196,7 @@ fn what_goes_wrong_on_the_host_is_an_error_in_the_guest() {
     let mut command = Command::new("unshare");
     command.arg("--mount").args((!geteuid().is_root()).then_some("--map-root-user"));
     command.args(["sh", "-c", mount]).arg(path("small")).arg(env!("CARGO_BIN_EXE_moat"));
-    command.args(["run", "--kernel", &directory_of("protected")]);
+    command.args(["run", "--kernel"]).arg(directory_of("protected"));
     for name in ["small", "shared"] {
         command.arg("--share").arg(format!("{}:/{name},rw", path(name).display()));
     }

@@ -1,5 +1,6 @@
 //! The `moat` command as it runs programs in guests.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::command::moat;
@@ -9,16 +10,21 @@ use super::linux::kernel;
 pub const KERNELS: [&str; 5] =
     ["debian-6.1", "debian-6.1-cloud", "debian-6.12", "debian-6.12-cloud", "protected"];
 
-/// A kernel as a user names it.
-pub fn directory_of(name: &str) -> String {
-    kernel(name).image().parent().unwrap().to_str().unwrap().to_owned()
+/// The directory of a kernel that scripts/guest-kernel has made.
+pub fn directory_of(name: &str) -> PathBuf {
+    kernel(name).image().parent().unwrap().to_owned()
 }
 
-/// `moat run` of a kernel, with these arguments.
-pub fn run_on(name: &str, arguments: &[&str]) -> Command {
+/// `moat run` of what `--kernel` names, with these arguments.
+pub fn run_kernel(kernel: impl AsRef<Path>, arguments: &[&str]) -> Command {
     let mut command = moat(&["run", "--kernel"]);
-    command.arg(directory_of(name)).args(arguments);
+    command.arg(kernel.as_ref()).args(arguments);
     command
+}
+
+/// `moat run` of a kernel that scripts/guest-kernel has made.
+pub fn run_on(name: &str, arguments: &[&str]) -> Command {
+    run_kernel(directory_of(name), arguments)
 }
 
 /// The same for the kernel that boots fastest.
@@ -35,13 +41,16 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Runs a command that must exit with `status` and print each of `reasons` on standard error.
+/// Runs a command that must exit with `status` and print each of `reasons` on standard error, and nothing on
+/// standard output. Returns what it printed.
 #[track_caller]
-pub fn assert_fails(command: &mut Command, status: i32, reasons: &[&str]) {
+pub fn assert_fails(command: &mut Command, status: i32, reasons: &[&str]) -> String {
     let output = command.output().unwrap();
     let message = text(&output.stderr);
     assert_eq!(output.status.code(), Some(status), "{message}");
+    assert_eq!(text(&output.stdout), "");
     for reason in reasons {
         assert!(message.contains(reason), "{message:?} should say {reason:?}");
     }
+    message
 }
